@@ -51,7 +51,7 @@ def hash_file(path: Path) -> str:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write `text` so that readers see the old or the new content, even after a kill."""
+    """Write `text`; readers see the old or the new content, even after a kill."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with partial.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -110,7 +110,7 @@ class Stages:
     def find(
         self, name: str, *, config: Mapping[str, Any], inputs: Mapping[str, str]
     ) -> Stage | None:
-        """Find a stage without writing; None if `find_or_build` would build the stage."""
+        """Find a stage; None if `find_or_build` would build the stage."""
         _, path = self._resolve_stage(name, config, inputs)
         if name in self._remake or not path.is_dir() or _find_damaged(path) is not None:
             return None

@@ -1,6 +1,4 @@
-"""One thread a test process: the tests share their cores with each other, and what they
-assert does not depend on it.
-"""
+"""One thread per test process, because the tests run in parallel; slow tests first."""
 
 import os
 
@@ -21,13 +19,11 @@ LONG = (
     "test_notebooks",
     "faults",
 )
-"""Files that take long begin first, so that no process is left alone with one at the
-end.
-"""
+"""Files with slow tests, which start first so that the processes end together."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sort the long ones to the front."""
+    """Sort slow tests to the front."""
     items.sort(
         key=lambda item: next(
             (place for place, name in enumerate(LONG) if name in item.nodeid), len(LONG)

@@ -1,4 +1,4 @@
-"""Weights of loss terms that change while a training goes on."""
+"""Schedules of the weights of loss terms."""
 
 import math
 from collections.abc import Callable
@@ -46,19 +46,19 @@ def test_a_ramp_that_ends_before_it_begins_is_refused() -> None:
         Ramp(first=0.0, last=1.0, begin=0.5, end=0.2, curve="linear")
 
 
-def test_a_term_counts_its_weight_times_what_its_schedule_says_at_that_moment() -> None:
-    chosen = terms(weight=4.0)
+def test_a_term_is_weighted_by_its_weight_times_its_schedule() -> None:
+    loss = terms(weight=4.0)
     ramp = Ramp(first=0.5, last=0.0, begin=0.2, end=0.6, curve="linear")
-    scheduled = DistillationLoss(chosen.chosen, chosen.weights, {"soft_target": ramp})
+    scheduled = DistillationLoss(loss.chosen, loss.weights, {"soft_target": ramp})
     images = batch()
-    own, teacher = answers(student(), images)
+    outputs, teacher = answers(student(), images)
     for progress, weight in ((0.0, 2.0), (0.4, 1.0), (0.7, 0.0)):
         images.progress = progress
-        total, values = scheduled(own, teacher, images)
+        total, values = scheduled(outputs, teacher, images)
         torch.testing.assert_close(total, values["cross_entropy"] + weight * values["soft_target"])
 
 
-def test_a_training_follows_the_schedule_and_its_curves_say_the_weight_of_each_step(
+def test_a_training_follows_the_schedule_and_logs_the_weight_of_each_step(
     tmp_path: Path,
 ) -> None:
     words = [
@@ -74,8 +74,8 @@ def test_a_training_follows_the_schedule_and_its_curves_say_the_weight_of_each_s
         "trainer.accumulate_grad_batches=2",
         "trainer.log_every=1",
     ]
-    made = trained(teacher_folder(tmp_path / "teacher"), tmp_path, *words, *steps)
-    rows = [row for row in made.curves if "train/loss" in row]
+    run = trained(teacher_folder(tmp_path / "teacher"), tmp_path, *words, *steps)
+    rows = [row for row in run.curves if "train/loss" in row]
     total = rows[-1]["step"]
     assert len(rows) == 8
     assert total == 4
@@ -88,7 +88,7 @@ def test_a_training_follows_the_schedule_and_its_curves_say_the_weight_of_each_s
         assert "train/cross_entropy_weight" not in row
 
 
-def test_a_schedule_is_any_of_schedulers_choices_with_settings_of_its_own() -> None:
+def test_any_choice_of_scheduler_is_a_schedule_of_a_term() -> None:
     for name, at_half in (
         ("constant", 1.0),
         ("linear", 0.5),
@@ -104,6 +104,6 @@ def test_a_schedule_is_any_of_schedulers_choices_with_settings_of_its_own() -> N
         config = compose_config(
             "distill", [f"loss.soft_target.schedule={name}", *settled, "loss.soft_target.weight=2"]
         )
-        chosen = build_spec(config).recipe.build_loss()
-        assert chosen.compute_weight("soft_target", 0.5) == pytest.approx(2 * at_half)
-        assert chosen.compute_weight("cross_entropy", 0.5) == 1.0
+        loss = build_spec(config).recipe.build_loss()
+        assert loss.compute_weight("soft_target", 0.5) == pytest.approx(2 * at_half)
+        assert loss.compute_weight("cross_entropy", 0.5) == 1.0

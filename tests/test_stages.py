@@ -1,6 +1,4 @@
-"""What takes long is done once: by one process, from where the last attempt was, and
-kept.
-"""
+"""The cache of long-running steps: reuse, resumption, and several processes."""
 
 import json
 import multiprocessing
@@ -81,7 +79,7 @@ def test_a_fingerprint_depends_on_the_content_and_not_on_the_order_of_keys(value
     assert hash_value(json.loads(json.dumps(value))) == hash_value(value)
 
 
-def test_a_build_that_fails_leaves_no_stage_and_the_next_one_goes_on_with_what_is_there(
+def test_a_failed_build_leaves_no_stage_and_the_next_build_resumes_it(
     tmp_path: Path,
 ) -> None:
     def half(folder: Path) -> None:
@@ -102,22 +100,23 @@ def test_a_build_that_fails_leaves_no_stage_and_the_next_one_goes_on_with_what_i
 @pytest.mark.parametrize(
     "damage", [b"", b"on", b"ome", None], ids=["empty", "cut off", "changed", "gone"]
 )
-def test_a_stage_with_a_damaged_file_is_made_anew_and_that_is_said(
+def test_a_stage_with_a_damaged_file_is_rebuilt_with_a_message(
     tmp_path: Path, damage: bytes | None
 ) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     result = make(Stages(tmp_path), writes("one")).path / "result"
     result.unlink() if damage is None else result.write_bytes(damage)
-    again = make(Stages(tmp_path, say=said.append), writes("one"))
+    again = make(Stages(tmp_path, say=messages.append), writes("one"))
     assert again.is_new
     assert result.read_text() == "one"
-    assert said == [
-        f"{again.path.name}: result is missing or changed since the stage was built; the stage is rebuilt"
+    assert messages == [
+        f"{again.path.name}: result is missing or changed since the stage was built; the stage"
+        " is rebuilt"
     ]
     assert not make(Stages(tmp_path), refuses).is_new
 
 
-def test_of_a_very_large_file_the_size_alone_is_compared(
+def test_a_very_large_file_is_verified_by_size_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kd_app.stages._MAX_HASHED_BYTES", 2)
@@ -139,12 +138,12 @@ def test_seconds_add_up_over_attempts(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError):
         make(Stages(tmp_path), takes(0.2, fails=True))
-    made = make(Stages(tmp_path), takes(0.1, fails=False))
-    assert 0.3 <= made.seconds < 5
-    assert make(Stages(tmp_path), refuses).seconds == pytest.approx(made.seconds)
+    stage = make(Stages(tmp_path), takes(0.1, fails=False))
+    assert 0.3 <= stage.seconds < 5
+    assert make(Stages(tmp_path), refuses).seconds == pytest.approx(stage.seconds)
 
 
-def test_remaking_happens_once_in_a_run_and_leaves_other_stages_alone(tmp_path: Path) -> None:
+def test_a_stage_is_remade_once_in_a_run_and_other_stages_are_not(tmp_path: Path) -> None:
     for name in ("teacher", "student"):
         make(Stages(tmp_path), writes("old"), name=name)
     stages = Stages(tmp_path, remake=["student"])
@@ -154,7 +153,7 @@ def test_remaking_happens_once_in_a_run_and_leaves_other_stages_alone(tmp_path: 
     assert (make(Stages(tmp_path), refuses, name="student").path / "result").read_text() == "new"
 
 
-def test_remaking_forgets_an_unfinished_attempt_too(tmp_path: Path) -> None:
+def test_remaking_also_removes_an_unfinished_attempt(tmp_path: Path) -> None:
     def half(folder: Path) -> None:
         (folder / "half").touch()
         raise KeyboardInterrupt
@@ -168,7 +167,7 @@ def test_remaking_forgets_an_unfinished_attempt_too(tmp_path: Path) -> None:
 
 
 @given(st.text(max_size=30))
-def test_an_atomic_write_gives_back_what_was_written_and_leaves_nothing_else(
+def test_an_atomic_write_leaves_only_the_written_file(
     tmp_path_factory: pytest.TempPathFactory, text: str
 ) -> None:
     folder = tmp_path_factory.mktemp("atomic")
@@ -190,8 +189,8 @@ def test_a_files_sha256_is_that_of_its_bytes(tmp_path: Path) -> None:
 
 
 def _child(root: Path, number: int, slow: float) -> None:
-    """Make the stage; each attempt leaves a line in ``attempts``, and whoever had to
-    wait one in ``waited``.
+    """Build the stage; every attempt adds a line to ``attempts``, and every wait a line
+    to ``waited``.
     """
 
     def build(folder: Path) -> None:
@@ -223,7 +222,7 @@ def until(path: Path) -> None:
         time.sleep(0.01)
 
 
-def test_of_processes_that_want_the_same_stage_one_makes_it_and_the_others_find_it(
+def test_one_process_builds_a_stage_and_the_others_wait_for_it(
     tmp_path: Path,
 ) -> None:
     children = [child(tmp_path, number, slow=1.0) for number in range(3)]
@@ -232,15 +231,17 @@ def test_of_processes_that_want_the_same_stage_one_makes_it_and_the_others_find_
         assert each.exitcode == 0
     maker = (tmp_path / "attempts").read_text().strip()
     assert maker in ("0", "1", "2")
-    found = {str(number): (tmp_path / f"found{number}").read_text() for number in range(3)}
-    assert found == {number: f"{number == maker} ['by{maker}']" for number in found}
+    outcomes = {str(number): (tmp_path / f"found{number}").read_text() for number in range(3)}
+    assert outcomes == {number: f"{number == maker} ['by{maker}']" for number in outcomes}
     waited = (
         (tmp_path / "waited").read_text().splitlines() if (tmp_path / "waited").exists() else []
     )
-    assert all("another process is building this stage" in line and line[0] != maker for line in waited)
+    assert all(
+        "another process is building this stage" in line and line[0] != maker for line in waited
+    )
 
 
-def test_after_a_kill_in_mid_build_the_lock_is_free_and_what_was_written_is_there(
+def test_after_a_kill_during_a_build_the_lock_is_free_and_the_files_remain(
     tmp_path: Path,
 ) -> None:
     first = child(tmp_path, 0, slow=60)

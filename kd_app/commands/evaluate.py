@@ -1,4 +1,4 @@
-"""``kd-evaluate``: measure the models of a finished run again, or evaluate a cascade."""
+"""``kd-evaluate``: measure the models of a finished run again, or a cascade."""
 
 from typing import Any, NoReturn
 

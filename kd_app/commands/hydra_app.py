@@ -69,7 +69,7 @@ def run_with_hydra(
 
 
 def _compose_sweep_config(primary: str, configs: list[DictConfig]) -> dict[str, Any]:
-    """The config of the last trial, or of the command if no trial ran in this process."""
+    """The config of the last trial, or of the command if no trial ran here."""
     if configs:
         return to_plain_dict(configs[-1])
     return compose_config(primary, _drop_sweeps(sys.argv[1:]))
@@ -80,7 +80,7 @@ def _end_sweep(
     after_sweep: Callable[[dict[str, Any]], None] | None,
     config: Callable[[], dict[str, Any]],
 ) -> None:
-    """Remove Hydra's files and empty folders, and run `after_sweep` if any trial ran."""
+    """Remove Hydra's files and empty folders; run `after_sweep` if any trial ran."""
     out = Path(next(each.removeprefix("out=") for each in sys.argv[1:] if each.startswith("out=")))
     (out / "multirun.yaml").unlink(missing_ok=True)
     for folder in [*out.glob("[0-9]*"), out]:

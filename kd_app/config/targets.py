@@ -55,7 +55,7 @@ def check_targets(config: Any, allow: Sequence[str]) -> None:
 
 
 def resolve_target(group: str, target: str) -> Any:
-    """Import the object of a ``_target_``; raise `RequestError` if it does not exist."""
+    """Import the object of a ``_target_``; raise `RequestError` for a wrong name."""
     try:
         return resolve_name(target)
     except (ImportError, ValueError, AttributeError) as error:

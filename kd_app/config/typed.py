@@ -1,4 +1,4 @@
-"""Parts that validate their configuration: the signature of ``__init__`` is the schema."""
+"""Parts that validate their settings: the signature of ``__init__`` is the schema."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence

@@ -98,7 +98,7 @@ class Search:
         return self.settings.trials
 
     def iterate_batches(self) -> Iterator[list[tuple[int, Params]]]:
-        """Yield batches of consecutive unfinished trials, as numbers with parameters."""
+        """Yield batches of consecutive unfinished trials: numbers and parameters."""
         number = 0
         while number < self.size:
             batch: list[tuple[int, Params]] = []

@@ -49,7 +49,7 @@ def read_trial_results(folder: Path) -> Results | None:
 
 
 def read_curve(folder: Path) -> dict[int, float]:
-    """The student's validation accuracy by epoch, from the curves of a finished trial."""
+    """The student's validation accuracy by epoch, in a finished trial."""
     path = folder / CURVES
     if not path.is_file():
         return {}

@@ -1,4 +1,4 @@
-"""Callbacks of a training: checkpoints, weight averaging, non-finite steps, progress."""
+"""Training callbacks: checkpoints, weight averaging, non-finite steps, progress."""
 
 import math
 import os
@@ -189,7 +189,7 @@ class SkipNonFiniteSteps(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Copy the running statistics, which a non-finite forward pass would corrupt."""
+        """Copy the running statistics, which a non-finite step would corrupt."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
             student: torch.nn.Module = pl_module.student  # type: ignore[assignment]
             self._buffers = [(buffer, buffer.clone()) for buffer in student.buffers()]

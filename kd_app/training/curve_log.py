@@ -47,7 +47,7 @@ class CurveLogger(Logger):
 
 
 def drop_points_after(path: Path, step: int) -> None:
-    """Drop the points after `step`, which a training that resumes at `step` logs again."""
+    """Drop the points after `step`, which the resumed training logs again."""
     rows = (row for row in read_curves(path) if row["step"] <= step)
     write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
 

@@ -206,7 +206,7 @@ def _tidy(folder: Path) -> None:
 def build(
     job: TrainingJob, created: LoadedModel, data: RunData, settings: TrainerSettings
 ) -> Distillation:
-    """Build the LightningModule of one training, with the adapters of the loss terms."""
+    """Build the LightningModule of one training, with the terms' adapters."""
     terms = job.recipe.build_loss()
     source = job.teacher if terms.needs_teacher else None
     decay = source.ema_decay if source else None
@@ -273,7 +273,7 @@ def _build_adapters(
     data: RunData,
     seed: int,
 ) -> None:
-    """Build the adapters of `terms` from the outputs of both models for a few images."""
+    """Build the adapters of `terms` from both models' outputs for a few images."""
     if teacher is None:
         return
     batch: Batch = next(iter(data.build_evaluation_loader("train", created.pixels, batch_size=8)))

@@ -48,7 +48,7 @@ class DistillationLoss(nn.Module):
 
     @property
     def reads(self) -> frozenset[str]:
-        """The fields that the terms read; always includes the logits, for the metrics."""
+        """The fields that the terms read, and the logits, for the metrics."""
         return frozenset({"logits"}).union(*(term.reads for term in self.chosen.values()))
 
     @property
@@ -103,7 +103,7 @@ class DistillationLoss(nn.Module):
             term.build(student, _select_teacher(self.members.get(name), teacher))
 
     def wrap_student(self, student: nn.Module) -> nn.Module:
-        """The student, combined with the adapters that are exported with the student."""
+        """The student, with the adapters that are exported with the student."""
         for term in self.chosen.values():
             student = term.wrap_student(student)
         return student

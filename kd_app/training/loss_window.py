@@ -42,7 +42,7 @@ class LossWindow:
         return not self._rows or bool(torch.stack(self._rows).isfinite().all())
 
     def find_first_nonfinite(self) -> NonFinite:
-        """Find the first non-finite term; the values of later batches follow from it."""
+        """Find the first non-finite term; values of later batches are consequences."""
         positions = (~torch.stack(self._rows)[:, 1:].isfinite()).nonzero().tolist()
         batch, term = next(iter(positions), (0, 0))
         images = [index for index in self._images[batch].tolist() if index >= 0]

@@ -94,10 +94,10 @@ class Optimizer(Typed):
 
 
 class TrainedModules(nn.ModuleDict):
-    """Modules that share one optimizer, with the parameters that weight decay excludes."""
+    """Modules that share one optimizer and the exclusions from weight decay."""
 
     def no_weight_decay(self) -> set[str]:
-        """The names in ``no_weight_decay()`` of all submodules; timm calls this method."""
+        """The names in ``no_weight_decay()`` of all submodules, for timm."""
         return {
             ".".join(filter(None, (key, path, name)))
             for key, module in self.items()

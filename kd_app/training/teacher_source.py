@@ -51,7 +51,7 @@ class LiveTeacher(TeacherSource):
         self.teacher = teacher
 
     def compute_outputs(self, batch: Batch) -> Outputs:
-        """The outputs for the batch's images, or for partner images if there are any."""
+        """The outputs for the batch's images, or for its partner images."""
         outputs: Outputs = self.teacher(batch.image if batch.other is None else batch.other)
         return outputs
 

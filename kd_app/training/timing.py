@@ -1,4 +1,4 @@
-"""Estimates of the duration of an epoch: number of steps, and seconds of a few steps."""
+"""The duration of an epoch: number of steps, and seconds of a few steps."""
 
 import json
 import math

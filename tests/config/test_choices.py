@@ -1,7 +1,8 @@
-"""Every experiment and every way to debug runs from end to end, small."""
+"""Every experiment, recipe and debug choice runs from end to end, on little data."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -29,14 +30,14 @@ def _cwd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", list_choices("experiment"))
 def test_every_experiment_runs_for_two_batches(name: str) -> None:
     done(f"experiment={name}", "debug=fdr", "logger=[csv]", "out=run", "stages=stages")
-    found = results(Path("run"))
-    assert found["status"] == "finished"
+    record = results(Path("run"))
+    assert record["status"] == "finished"
     assert (
-        found["config"]["loss"].keys()
+        record["config"]["loss"].keys()
         == compose_config("distill", [f"experiment={name}"])["loss"].keys()
     )
     points = list(read_curves(stage(Path("run"), "student") / "curves.jsonl"))
-    for term in found["config"]["loss"]:
+    for term in record["config"]["loss"]:
         values = [point[f"train/{term}"] for point in points if f"train/{term}" in point]
         assert len(values) == 2
         assert all(value > 0 for value in values)
@@ -45,33 +46,33 @@ def test_every_experiment_runs_for_two_batches(name: str) -> None:
 @pytest.mark.parametrize("name", list_choices("recipe"))
 def test_every_recipe_runs_for_two_batches(name: str) -> None:
     done(f"recipe={name}", "debug=fdr", *SMALL)
-    found = results(Path("run"))
-    assert found["status"] == "finished"
-    assert set(found["config"]["loss"]) == (
+    record = results(Path("run"))
+    assert record["status"] == "finished"
+    assert set(record["config"]["loss"]) == (
         {"soft_target"} if name == "patient" else {"cross_entropy", "soft_target"}
     )
 
 
-def test_recipes_go_from_does_it_run_to_a_patient_teacher_without_labels() -> None:
-    made = {
+def test_recipes_range_from_a_smoke_test_to_a_patient_teacher_without_labels() -> None:
+    configs = {
         name: compose_config("distill", [f"recipe={name}"])
         for name in ("smoke", "quick", "standard", "patient")
     }
-    assert sorted(made) == list_choices("recipe")
-    epochs = [made[name]["trainer"]["max_epochs"] for name in made]
+    assert sorted(configs) == list_choices("recipe")
+    epochs = [configs[name]["trainer"]["max_epochs"] for name in configs]
     assert epochs == sorted(set(epochs))
-    assert made["standard"] == compose_config("distill", [])
-    patient = build_spec(made["patient"])
+    assert configs["standard"] == compose_config("distill", [])
+    patient = build_spec(configs["patient"])
     assert not any(term.uses_labels for term in patient.recipe.build_loss().chosen.values())
-    assert made["patient"]["loss"]["soft_target"]["temperature"] == 1.0
+    assert configs["patient"]["loss"]["soft_target"]["temperature"] == 1.0
     assert isinstance(patient.data, ImageData)
     assert patient.data.mix is not None
-    assert patient.data.mix.mixup == 1.0  # a share that is uniform from 0 to 1
+    assert patient.data.mix.mixup == 1.0  # a uniform share from 0 to 1
     assert patient.teacher_recipe is not None
-    assert patient.teacher_recipe.max_epochs == made["standard"]["trainer"]["max_epochs"]
+    assert patient.teacher_recipe.max_epochs == configs["standard"]["trainer"]["max_epochs"]
 
 
-def test_words_win_over_a_recipe() -> None:
+def test_overrides_take_precedence_over_a_recipe() -> None:
     config = compose_config(
         "distill",
         [
@@ -89,14 +90,14 @@ def test_words_win_over_a_recipe() -> None:
 
 
 @pytest.mark.parametrize("name", list_choices("debug"))
-def test_every_way_to_debug_runs(name: str) -> None:
+def test_every_debug_choice_runs(name: str) -> None:
     few = {
         "overfit": ("trainer.max_epochs=8",),
         "default": ("trainer.limit_train_batches=3",),
         "profiler": ("trainer.limit_train_batches=3",),
     }
-    ended = call(f"debug={name}", *few.get(name, ()), *SMALL)
-    assert ended.code == 0, ended.err
+    result = call(f"debug={name}", *few.get(name, ()), *SMALL)
+    assert result.code == 0, result.err
     assert results(Path("run"))["status"] == "finished"
 
 
@@ -113,10 +114,10 @@ def test_overfitting_learns_its_two_batches() -> None:
     assert losses[-1] < 0.7 * losses[0]
 
 
-def test_two_batches_are_two_batches_of_everything() -> None:
+def test_debug_fdr_limits_every_split_to_two_batches() -> None:
     done("debug=fdr", *SMALL, "data.batch_size=16")
-    found = results(Path("run"))
-    assert found["validation"]["num_images"] == found["test"]["num_images"] == 32
+    record = results(Path("run"))
+    assert record["validation"]["num_images"] == record["test"]["num_images"] == 32
     rows = [
         json.loads(line)
         for line in (
@@ -128,7 +129,7 @@ def test_two_batches_are_two_batches_of_everything() -> None:
     assert max(row["step"] for row in rows) == 2
 
 
-def test_a_slurm_trial_is_one_task_that_is_sent_again_when_its_time_is_over() -> None:
+def test_a_slurm_trial_is_one_task_that_is_requeued_at_the_time_limit() -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose(
             "distill",
@@ -158,10 +159,10 @@ def test_every_search_proposes_settings_that_compose(name: str) -> None:
             [f"{key}={value}" for key, value in sweeper.space.items()]
         )
     )
-    first = {
-        key: kind.choices[0] if isinstance(kind, CategoricalDistribution) else kind.low  # type: ignore[attr-defined]
-        for key, kind in space.items()
-    }
+    first: dict[str, Any] = {}
+    for key, kind in space.items():
+        is_categorical = isinstance(kind, CategoricalDistribution)
+        first[key] = kind.choices[0] if is_categorical else kind.low  # type: ignore[attr-defined]
     build_spec(
         compose_config(
             "distill",

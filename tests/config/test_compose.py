@@ -1,6 +1,4 @@
-"""Every YAML under conf/ composes and makes what it names; a new file is tested by
-being there.
-"""
+"""Every YAML file in conf/ composes, and its parts can be built."""
 
 import re
 from collections.abc import Callable
@@ -26,10 +24,17 @@ from kd_app.jobs.export import Export
 from kd_app.run.spec import build_spec
 from kd_app.tracking import Backend
 
-PRIMARY = {"distill": (), "check": (), "evaluate": ("run=a", "out=b"), "report": ("runs=[a]",), "compress": ("run=a",), "export": ("run=a",),
-           "predict": ("model=a", "images=b", "out=c")}  # fmt: skip
+PRIMARY = {
+    "distill": (),
+    "check": (),
+    "evaluate": ("run=a", "out=b"),
+    "report": ("runs=[a]",),
+    "compress": ("run=a",),
+    "export": ("run=a",),
+    "predict": ("model=a", "images=b", "out=c"),
+}
 PARTS = {"controls/_labels", "data/_images", "data/_photos"}
-"""Settings that several choices share."""
+"""Base files of several choices."""
 FILES = sorted(
     path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*/[!_]*.yaml")
 )
@@ -38,8 +43,7 @@ CHOICES = [
     for file in FILES
     if not file.startswith(("hydra/", "hparams_search/", "formats/", "comparison/"))
 ]
-"""What a run is made of; how trials are made, what it is exported to and how it is
-compressed have tests of their own.
+"""The choices of a run. Choices of searches, exports and compression have other tests.
 """
 DEFAULTS = yaml.safe_load((CONF / "distill.yaml").read_text(encoding="utf-8"))["defaults"]
 MANY = {
@@ -49,9 +53,12 @@ MANY = {
     for group, chosen in default.items()
     if isinstance(chosen, list)
 }
-NEEDS = {"teacher/none": ("loss=[cross_entropy]",), "loss/cross_entropy": ("teacher=none",),
-         "teacher/several": ("teacher.members.a.name=resnet8", "teacher.members.b.name=resnet14")}  # fmt: skip
-"""What a choice can't do without."""
+NEEDS = {
+    "teacher/none": ("loss=[cross_entropy]",),
+    "loss/cross_entropy": ("teacher=none",),
+    "teacher/several": ("teacher.members.a.name=resnet8", "teacher.members.b.name=resnet14"),
+}
+"""Overrides that a choice needs."""
 
 
 def chosen(choice: str) -> list[str]:
@@ -76,16 +83,16 @@ def test_all_of_conf_is_covered() -> None:
 
 
 @pytest.mark.parametrize("primary", PRIMARY)
-def test_every_primary_configuration_composes_without_hydras_own_part(primary: str) -> None:
+def test_every_primary_configuration_composes_without_hydras_settings(primary: str) -> None:
     config = compose_config(primary, PRIMARY[primary])
     assert "hydra" not in config
     assert "defaults" not in config
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_every_choice_composes_and_its_parts_can_be_made(choice: str) -> None:
+def test_every_choice_composes_and_its_parts_can_be_built(choice: str) -> None:
     config = compose_config("distill", chosen(choice))
-    assert held(content(choice), at(config, choice))
+    assert contains(content(choice), at(config, choice))
     for node in config["logger"].values():
         make(node, Backend)
     if choice.startswith("trainer/"):  # a machine need not have every device
@@ -95,15 +102,15 @@ def test_every_choice_composes_and_its_parts_can_be_made(choice: str) -> None:
 
 
 @pytest.mark.parametrize("name", list_choices("formats"))
-def test_every_format_composes_and_can_be_made(name: str) -> None:
+def test_every_format_composes_and_can_be_built(name: str) -> None:
     config = compose_config("export", ["run=a", f"formats=[{name}]"])
-    assert held(content(f"formats/{name}"), config["formats"])
+    assert contains(content(f"formats/{name}"), config["formats"])
     assert Export(**config).formats[name].name == name
 
 
 @pytest.mark.parametrize("name", list_choices("comparison"))
 def test_every_comparison_of_compressed_students_composes(name: str) -> None:
-    assert held(
+    assert contains(
         content(f"comparison/{name}"), compose_config("compress", ["run=a", f"comparison={name}"])
     )
 
@@ -118,11 +125,11 @@ def at(config: dict[str, Any], choice: str) -> dict[str, Any]:
     )
 
 
-def held(part: Any, whole: Any) -> bool:
+def contains(part: Any, whole: Any) -> bool:
     """Whether all that `part` says stands in `whole`, interpolations aside."""
     if isinstance(part, dict):
         return isinstance(whole, dict) and all(
-            held(value, whole.get(key))
+            contains(value, whole.get(key))
             for key, value in part.items()
             if key not in ("defaults", "hydra")
         )
@@ -134,7 +141,7 @@ def test_every_data_may_be_evaluated_on(name: str) -> None:
     assert compose_config("evaluate", ["run=a", "out=b", f"data={name}"])["data"]["name"] == name
 
 
-def test_data_share_their_settings_and_each_choice_adds_its_own() -> None:
+def test_data_choices_share_settings_and_each_adds_specific_ones() -> None:
     shared = content("data/_images")
     own = {key for key, value in shared.items() if value == "???"}
     assert own == {"source", "view", "batch_size", "name", "presets"}
@@ -155,7 +162,7 @@ def test_controls_on_labels_share_one_loss() -> None:
 
 
 @pytest.mark.parametrize("primary", PRIMARY)
-def test_hydra_writes_nothing_and_stays_where_it_is(primary: str) -> None:
+def test_hydra_writes_no_files_and_does_not_change_the_folder(primary: str) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         hydra = compose(primary, list(PRIMARY[primary]), return_hydra_config=True).hydra
     assert hydra.output_subdir is None
@@ -166,12 +173,12 @@ def test_hydra_writes_nothing_and_stays_where_it_is(primary: str) -> None:
 
 
 @pytest.mark.parametrize("choice", FILES)
-def test_every_file_says_what_it_is_or_is_plain(choice: str) -> None:
+def test_every_file_has_a_description_or_is_short(choice: str) -> None:
     text = (CONF / f"{choice}.yaml").read_text(encoding="utf-8")
     assert text.startswith("#") or len(text.splitlines()) <= 3
 
 
-def test_words_later_on_the_line_win_and_experiments_lose_to_both() -> None:
+def test_later_overrides_win_and_all_overrides_win_over_experiments() -> None:
     assert compose_config("distill", ["seed=1", "seed=2"])["seed"] == 2
     assert (
         compose_config("distill", ["experiment=attention", "student.name=resnet8"])["student"][
@@ -189,7 +196,7 @@ def test_words_later_on_the_line_win_and_experiments_lose_to_both() -> None:
     )
 
 
-def test_what_data_suggest_is_taken_where_nobody_says_otherwise() -> None:
+def test_presets_of_the_data_are_the_defaults_of_other_settings() -> None:
     config = compose_config("distill", ["data=fashion_mnist"])
     assert (
         config["teacher"]["name"],
@@ -244,7 +251,7 @@ def test_null_is_null_and_none_is_a_text() -> None:
     assert compose_config("distill", ["out=None"])["out"] == "None"
 
 
-def test_known_keys_are_those_of_the_choices_made() -> None:
+def test_known_keys_include_those_of_the_selected_choices() -> None:
     assert {
         "loss.soft_target.temperature",
         "teacher.optimizer.lr",
@@ -256,7 +263,7 @@ def test_known_keys_are_those_of_the_choices_made() -> None:
 
 
 def refusal(body: Callable[[], Any]) -> str:
-    """What was wrong; nothing where all was right."""
+    """The message of a `RequestError`; empty without one."""
     try:
         body()
     except RequestError as error:
@@ -267,13 +274,13 @@ def refusal(body: Callable[[], Any]) -> str:
 @settings(max_examples=30, deadline=None)
 @given(st.text(alphabet="abcdefgst_.=,[]{}'\"$+~@/:0123456789 -", max_size=20))
 def test_no_word_gets_past_as_anything_but_a_configuration_or_a_refusal(word: str) -> None:
-    said = refusal(lambda: compose_config("distill", [word]))
-    assert len(said.splitlines()) < 2
+    message = refusal(lambda: compose_config("distill", [word]))
+    assert len(message.splitlines()) < 2
 
 
-def test_an_error_that_nobody_knows_is_told_as_it_is_in_one_line() -> None:
+def test_an_unknown_error_is_reported_unchanged_in_one_line() -> None:
     assert explain_error(ValueError("first\n second"), "distill", []) == "first second"
 
 
-def test_conf_lies_where_it_is_looked_for() -> None:
+def test_conf_is_found() -> None:
     assert Path(CONF, "distill.yaml").is_file()

@@ -1,4 +1,4 @@
-"""The closest right word."""
+"""Suggestions for wrong names."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,5 +38,5 @@ def test_few_choices_are_listed_in_order_and_many_are_counted() -> None:
 
 
 @given(st.text(min_size=1), st.lists(st.text(min_size=1)))
-def test_a_choice_that_is_right_is_its_own_closest(word: str, others: list[str]) -> None:
+def test_a_valid_choice_is_closest_to_itself(word: str, others: list[str]) -> None:
     assert suggest_closest(word, [*others, word]) == f"Did you mean {word!r}? "

@@ -9,7 +9,7 @@ from kd_app.config.redact import redact, relativize
 
 
 @pytest.mark.parametrize(
-    ("told", "kept"),
+    ("expected", "last_part"),
     [
         ("/home/me/photos", "photos"),
         ("/home/me/my photos/", "my photos"),
@@ -19,8 +19,8 @@ from kd_app.config.redact import redact, relativize
         ("https://me:hunter2@example.org/home/x", "https://example.org/home/x"),
     ],
 )
-def test_of_a_machine_path_only_the_last_part_stays(told: str, kept: str) -> None:
-    assert redact(told) == kept
+def test_a_machine_path_is_reduced_to_the_last_part(expected: str, last_part: str) -> None:
+    assert redact(expected) == last_part
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_of_a_machine_path_only_the_last_part_stays(told: str, kept: str) -> Non
         "../photos",
     ],
 )
-def test_texts_that_only_look_like_paths_stay(text: str) -> None:
+def test_texts_that_only_look_like_paths_are_not_redacted(text: str) -> None:
     assert redact(text) == text
 
 
@@ -44,17 +44,17 @@ def test_texts_that_only_look_like_paths_stay(text: str) -> None:
     "key",
     ["token", "hub_token", "api_key", "wandb.apikey", "PASSWORD", "aws_secret", "credentials"],
 )
-def test_keys_named_like_a_secret_go(key: str) -> None:
+def test_keys_named_like_a_secret_are_removed(key: str) -> None:
     assert redact({"kwargs": {key: "x", "num_tokens": 4}}) == {"kwargs": {"num_tokens": 4}}
 
 
-def test_values_of_secret_variables_go_wherever_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_of_secret_variables_are_removed_from_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HUB_TOKEN", "abcdefgh1234")
     assert redact(["x?auth=abcdefgh1234"]) == ["x?auth=***"]
 
 
 @pytest.mark.parametrize(
-    ("names", "told"),
+    ("names", "expected"),
     [
         (["/home/me/photos/cat/1.png", "/home/me/photos/dog/1.png"], ["cat/1.png", "dog/1.png"]),
         (["/home/me/1.png"], ["1.png"]),
@@ -64,13 +64,13 @@ def test_values_of_secret_variables_go_wherever_they_stand(monkeypatch: pytest.M
         ([], []),
     ],
 )
-def test_names_of_files_are_told_as_seen_from_the_folder_that_all_are_in(
-    names: list[str], told: list[str]
+def test_file_names_are_relative_to_the_common_folder(
+    names: list[str], expected: list[str]
 ) -> None:
-    assert relativize(names) == told
+    assert relativize(names) == expected
 
 
-def test_names_of_files_from_the_home_folder_and_elsewhere_do_not_name_who_is_at_home(
+def test_file_names_do_not_contain_the_user_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("HOME", "/home/me")
@@ -90,7 +90,7 @@ _PLAIN = st.recursive(
 
 @given(_PLAIN)
 @settings(max_examples=50, deadline=None)
-def test_no_text_names_the_home_folder_afterwards_and_cleaning_twice_changes_nothing(
+def test_redacted_texts_do_not_contain_the_home_folder_and_redacting_is_idempotent(
     value: Any,
 ) -> None:
     once = redact(value)

@@ -1,5 +1,5 @@
-"""A configuration from somebody else names parts of ours, or what its reader allows,
-and nothing else is imported or called.
+"""A configuration may name only parts of kd_app and allowed packages; nothing else is
+imported or called.
 """
 
 import sys
@@ -42,7 +42,7 @@ def config(target: str) -> dict[str, Any]:
         "lightning.pytorch.callbacks.model_checkpoint.os.system",
     ],
 )
-def test_what_is_no_part_of_ours_is_refused_with_the_place_and_the_way_out(target: str) -> None:
+def test_a_target_outside_kd_app_is_refused_with_its_key_and_the_fix(target: str) -> None:
     with pytest.raises(
         RequestError,
         match=r"loss\.other\._target_=.* names code that is not part of kd_app.*'allow=\[",
@@ -51,7 +51,7 @@ def test_what_is_no_part_of_ours_is_refused_with_the_place_and_the_way_out(targe
 
 
 @pytest.mark.parametrize("place", ["data.view", "teacher.kwargs.0", "callbacks.x.y.z"])
-def test_it_is_found_however_deep_it_lies(place: str) -> None:
+def test_nested_targets_are_checked(place: str) -> None:
     node: Any = {"_target_": "os.system"}
     for key in reversed(place.split(".")):
         node = [node] if key == "0" else {key: node}
@@ -72,13 +72,11 @@ def test_it_is_found_however_deep_it_lies(place: str) -> None:
         ("mine.deep.Net", ["other", "mine.deep"]),
     ],
 )
-def test_ours_and_what_is_allowed_may_be_named(target: str, allow: list[str]) -> None:
+def test_parts_of_kd_app_and_allowed_packages_pass(target: str, allow: list[str]) -> None:
     check_targets(config(target), allow)
 
 
-def test_what_is_refused_is_not_even_imported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_refused_target_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mark = tmp_path / "mark"
     (tmp_path / "stranger.py").write_text(f"open({str(mark)!r}, 'w')\n", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)

@@ -1,6 +1,4 @@
-"""The signature is the schema: types, ranges and unknown keys, each told in one
-sentence.
-"""
+"""The signature is the schema: one sentence for each wrong type, range or key."""
 
 from typing import Annotated, Any, Literal
 
@@ -47,14 +45,14 @@ def refused(kind: type[Typed], **values: Any) -> str:
     return str(raised.value)
 
 
-def test_what_fits_is_taken_and_made_the_type_that_it_is_to_be() -> None:
+def test_valid_values_are_converted_to_their_types() -> None:
     part = Part(size="3", rate=1, split={"validation": 0.1, "test": 0.5})  # type: ignore[arg-type]
     assert part.size == 3
     assert part.split == Shares(0.1, 0.5)
     assert Part(size=1, rate=None).rate is None
 
 
-def test_a_value_of_another_type_or_range_is_named_with_what_is_expected() -> None:
+def test_a_wrong_value_is_reported_with_the_expected_one() -> None:
     assert refused(Part, size=0, rate=1) == "Part: size=0 does not fit: expected greater than 0."
     assert (
         refused(Named, mode="boil", trays=[1])
@@ -62,21 +60,21 @@ def test_a_value_of_another_type_or_range_is_named_with_what_is_expected() -> No
     )
 
 
-def test_a_value_that_may_be_of_several_types_is_told_once() -> None:
+def test_a_wrong_value_of_a_union_type_is_reported_once() -> None:
     assert refused(Part, size=1, rate=0) == "Part: rate=0 does not fit: expected greater than 0."
-    said = refused(Part, size=1, rate="fast")
-    assert said.count("rate='fast'") == 1
-    assert "constrained" not in said
+    message = refused(Part, size=1, rate="fast")
+    assert message.count("rate='fast'") == 1
+    assert "constrained" not in message
 
 
-def test_the_place_of_a_value_is_told_by_its_keys_and_numbers() -> None:
+def test_the_location_of_a_value_consists_of_keys_and_indices() -> None:
     assert refused(Part, size=1, rate=1, split={"validation": 2, "test": 0.5}).startswith(
         "Part: split.validation=2 does not fit"
     )
     assert refused(Named, mode="bake", trays=[1, 0]).startswith("the oven: trays.1=0 does not fit")
 
 
-def test_an_unknown_setting_is_named_with_the_closest_one_and_all_there_are() -> None:
+def test_an_unknown_setting_is_reported_with_the_closest_one_and_all_known_ones() -> None:
     assert (
         refused(Part, size=1, rate=1, siz=2)
         == "Part has no setting 'siz'. Did you mean 'size'? Known: size, rate, split."
@@ -87,15 +85,15 @@ def test_an_unknown_setting_is_named_with_the_closest_one_and_all_there_are() ->
     )
 
 
-def test_a_missing_setting_and_everything_else_that_is_wrong_is_told_at_once() -> None:
+def test_all_wrong_and_missing_settings_are_reported_at_once() -> None:
     assert refused(Part, rate=1) == "Part needs a value for 'size'."
-    said = refused(Part, size=-1, rate=-1, foo=1)
-    assert "size=-1" in said
-    assert "rate=-1" in said
-    assert "'foo'" in said
+    message = refused(Part, size=-1, rate=-1, foo=1)
+    assert "size=-1" in message
+    assert "rate=-1" in message
+    assert "'foo'" in message
 
 
-def test_the_text_none_is_told_from_null() -> None:
+def test_the_text_none_is_not_null() -> None:
     assert refused(Part, size="None", rate=1).endswith(
         "None is read as text; write null for no value."
     )
@@ -112,13 +110,13 @@ def test_the_text_none_is_told_from_null() -> None:
         st.dictionaries(st.text(), st.integers()),
     )
 )
-def test_whatever_comes_is_taken_or_refused_by_name(value: Any) -> None:
-    part, said = None, ""
+def test_any_value_is_accepted_or_refused_by_name(value: Any) -> None:
+    part, message = None, ""
     try:
         part = Part(size=value, rate=1)
     except RequestError as error:
-        said = str(error)
-    assert said.startswith("Part: size=") if part is None else part.size > 0
+        message = str(error)
+    assert message.startswith("Part: size=") if part is None else part.size > 0
 
 
 class Child(Part):
@@ -131,7 +129,7 @@ class Grandchild(Part):
         self.depth = depth
 
 
-def test_a_subclass_without_a_signature_has_its_parents_and_one_with_has_its_own() -> None:
+def test_a_subclass_uses_the_inherited_signature_unless_it_defines_one() -> None:
     assert Child(size=1, rate=1).size == 1
     assert refused(Child, size=0, rate=1).startswith("Part: size=0")
     assert Grandchild(size=1, depth=2).depth == 2

@@ -31,7 +31,7 @@ def parsed(*words: str) -> list[Any]:
         ("x=choice([a,b],[a,c])", CategoricalDistribution(["[a,b]", "[a,c]"])),
     ],
 )
-def test_hydras_words_say_what_is_searched(word: str, expected: BaseDistribution) -> None:
+def test_overrides_are_parsed_as_distributions(word: str, expected: BaseDistribution) -> None:
     assert parse_space(parsed(word)) == {"x": expected}
 
 
@@ -43,7 +43,7 @@ def test_hydras_words_say_what_is_searched(word: str, expected: BaseDistribution
         ("x=interval(8,1)", "is not a search range"),
     ],
 )
-def test_what_is_no_range_is_refused(word: str, message: str) -> None:
+def test_an_override_without_a_range_is_refused(word: str, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         parse_space(parsed(word))
     with pytest.raises(RequestError, match="The search space is empty"):

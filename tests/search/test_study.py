@@ -1,4 +1,4 @@
-"""A search proposes by what its trials came to, from their folders alone."""
+"""A search proposes trials from the results in the trials' folders."""
 
 import json
 from pathlib import Path
@@ -55,8 +55,8 @@ def finish(
 def run(
     out: Path, space: dict[str, BaseDistribution] = SPACE, *, until: int = 1000, **changed: Any
 ) -> list[Params]:
-    """Do what the search proposes; it is killed when trial `until` is to begin. What it
-    had proposed so far.
+    """Run the proposed trials until the search is killed before trial `until`; return
+    the proposals.
     """
     search = Search(out, settings(**changed), space)
     for batch in search.iterate_batches():
@@ -67,7 +67,7 @@ def run(
     return search.proposed
 
 
-def test_a_search_finds_what_is_good(tmp_path: Path) -> None:
+def test_a_search_finds_good_settings(tmp_path: Path) -> None:
     tpe = run(tmp_path / "tpe", trials=30)
     assert len(tpe) == 30
     assert max(map(score, tpe)) > 0.97
@@ -76,9 +76,7 @@ def test_a_search_finds_what_is_good(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "grid"])
-def test_a_search_that_was_killed_ends_with_the_trials_of_one_that_was_not(
-    sampler: str, tmp_path: Path
-) -> None:
+def test_a_killed_search_resumes_with_the_same_trials(sampler: str, tmp_path: Path) -> None:
     space: dict[str, BaseDistribution] = {**SPACE, "x": IntDistribution(0, 5)}
     whole = run(tmp_path / "whole", space, sampler=sampler)
     for until in (0, 3, 4, 11):
@@ -87,7 +85,7 @@ def test_a_search_that_was_killed_ends_with_the_trials_of_one_that_was_not(
     assert len(whole) == 12
 
 
-def test_what_is_done_is_not_proposed_again_and_more_trials_may_be_asked_for(
+def test_finished_trials_are_not_repeated_and_the_number_of_trials_may_grow(
     tmp_path: Path,
 ) -> None:
     run(tmp_path, trials=3)
@@ -133,14 +131,14 @@ def test_another_search_in_the_same_folder_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"search": 1}'])
-def test_a_spoiled_record_is_refused_and_left_alone(text: str, tmp_path: Path) -> None:
+def test_a_damaged_record_is_refused_and_not_changed(text: str, tmp_path: Path) -> None:
     (tmp_path / FILE).write_text(text, encoding="utf-8")
     with pytest.raises(RequestError, match=r"search\.json' can't be read.*move that file away"):
         Search(tmp_path, settings(), SPACE)
     assert (tmp_path / FILE).read_text(encoding="utf-8") == text
 
 
-def test_two_objectives_are_searched_together_and_the_front_is_named(tmp_path: Path) -> None:
+def test_two_objectives_give_a_pareto_front(tmp_path: Path) -> None:
     objectives = {"validation.student.top1": "maximize", "models.student.macs": "minimize"}
     search = Search(tmp_path, settings(objectives=objectives, trials=4), SPACE)
     for batch, (top1, macs) in zip(
@@ -148,21 +146,21 @@ def test_two_objectives_are_searched_together_and_the_front_is_named(tmp_path: P
     ):
         finish(tmp_path, batch[0][0], top1, macs=macs)
     assert suggest_next(tmp_path) == [
-        "Trials that no other trial beats in all of validation.student.top1, models.student.macs: 0,"
-        " 2, 3."
+        "Trials that no other trial beats in all of validation.student.top1,"
+        " models.student.macs: 0, 2, 3."
     ]
 
 
-def test_the_end_says_what_mattered_and_where_to_look_next(tmp_path: Path) -> None:
+def test_suggestions_name_the_most_important_setting_and_wider_ranges(tmp_path: Path) -> None:
     space: dict[str, BaseDistribution] = {
         "x": FloatDistribution(3.0, 10.0),
         "y": FloatDistribution(0.0, 1.0),
         "method": CategoricalDistribution(["a", "b"]),
     }
     run(tmp_path, space, trials=25, sampler="random")
-    said = " ".join(suggest_next(tmp_path))
-    assert "is at the lower end of 3 to 10: also search below this range." in said
-    assert "The most important setting in these 25 trials is x" in said
+    text = " ".join(suggest_next(tmp_path))
+    assert "is at the lower end of 3 to 10: also search below this range." in text
+    assert "The most important setting in these 25 trials is x" in text
     assert suggest_next(tmp_path / "nowhere") == []
 
 

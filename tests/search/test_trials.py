@@ -1,4 +1,4 @@
-"""Optuna is needed for a search alone, and its absence is a wrong request."""
+"""Only a search needs Optuna; a search without Optuna is a wrong request."""
 
 import subprocess
 import sys

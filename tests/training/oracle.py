@@ -1,5 +1,5 @@
-"""Labels of which half are wrong, and a teacher that knows better: what it says of an
-image can't be had from the image's label.
+"""Half of the labels are wrong, and a teacher knows the true classes, so that the
+teacher's outputs have information that the labels lack.
 """
 
 from typing import cast
@@ -13,7 +13,7 @@ from kd_app.data.digits import Digits
 
 
 class Mislabeled(Digits):
-    """The digits, half of them with a label that says nothing."""
+    """The digits, half of them with random labels."""
 
     def load(self) -> Arrays:
         pixels, target, split = super().load()
@@ -30,9 +30,7 @@ def true_labels() -> np.ndarray:
 
 
 class Oracle(nn.Module):
-    """Knows every digit by heart: the class of the image that correlates most with what
-    it is shown.
-    """
+    """A perfect classifier: the class of the most correlated known digit."""
 
     known: Tensor
     label: Tensor
@@ -55,7 +53,7 @@ def _standard(image: Tensor) -> Tensor:
 
 
 class Perceptron(nn.Module):
-    """Large enough to learn wrong labels by heart."""
+    """Large enough to memorize wrong labels."""
 
     def __init__(self) -> None:
         super().__init__()

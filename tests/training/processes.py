@@ -1,5 +1,5 @@
-"""Runs in processes of their own that start within a moment: forked from one that has
-imported everything, and ended by real signals.
+"""Runs in new processes that start fast: a fork server has imported everything. Real
+signals end the processes.
 """
 
 import os
@@ -28,14 +28,14 @@ Moment = tuple[str, int]
 
 
 def start(body: Callable[..., Any], *arguments: Any) -> BaseProcess:
-    """`body(*arguments)` in a new process, which can have children of its own."""
+    """Run `body(*arguments)` in a new process, which can have child processes."""
     process = _CONTEXT.Process(target=body, args=arguments)
     process.start()
     return process
 
 
 def ended(process: BaseProcess, seconds: float = 120) -> int:
-    """Its exit code; minus the signal's number where one killed it."""
+    """Wait for the exit code; minus the number of a signal that killed `process`."""
     process.join(seconds)
     if process.exitcode is None:
         process.kill()
@@ -50,10 +50,11 @@ def begun(
     sign: int = signal.SIGKILL,
     listens: bool = False,
 ) -> BaseProcess:
-    """``kd-distill <overrides>`` in a new process, the first of a group of its own,
-    that gets the signal `sign` just before each of `moments`. With `listens` it ends
-    with code 144 on SIGUSR2, as a job of submitit does that is sent again. Speed is
-    measured for a moment only.
+    """Start ``kd-distill <overrides>`` in a new process and process group.
+
+    The process gets the signal `sign` just before each of `moments`. With `listens` the
+    process exits with 144 on SIGUSR2, like a requeued job of submitit. The measurement
+    of the speed is very short.
     """
     return start(_distill, tuple(overrides), log, moments, sign, listens)
 
@@ -65,13 +66,13 @@ def distilled(
     sign: int = signal.SIGKILL,
     listens: bool = False,
 ) -> int:
-    """The exit code of such a process. What it says is appended to `log`."""
+    """Run such a process and return the exit code; the output is appended to `log`."""
     process = begun(overrides, log, *moments, sign=sign, listens=listens)
     code = ended(process)
+    # DataLoader workers notice the end of their parent only within 5 s, and would hold
+    # the lock of the stage until then
     with suppress(ProcessLookupError, PermissionError):
-        os.killpg(
-            process.pid or 0, signal.SIGKILL
-        )  # its DataLoader workers, which would notice its death within 5 s, and hold its lock so long
+        os.killpg(process.pid or 0, signal.SIGKILL)
     return code
 
 
@@ -94,9 +95,7 @@ def _distill(
 
 
 def commanded(words: Sequence[str], log: str) -> BaseProcess:
-    """``kd-distill <words>`` from its own main, sweeps and searches too, in such a
-    process.
-    """
+    """Start ``kd-distill <words>`` with its main function, for sweeps and searches."""
     return start(_command, tuple(words), log)
 
 
@@ -109,9 +108,7 @@ def _command(words: Sequence[str], log: str) -> None:
 
 
 def _alone(log: str) -> None:
-    """The first process of a group of its own, as if nobody had forked it; what it says
-    is appended to `log`.
-    """
+    """Make this process the leader of a new group; append the output to `log`."""
     os.setsid()
     set_start_method("fork", force=True)
     with open(log, "a", encoding="utf-8") as file:
@@ -136,9 +133,9 @@ def _strike(name: str, count: int, sign: int) -> None:
 
 
 def wait_for(folder: Path, pattern: str, seconds: float = 60) -> Path:
-    """The first path in `folder` of this pattern, as soon as it is there."""
+    """Wait for the first path in `folder` that matches `pattern`."""
     deadline = time.monotonic() + seconds
-    while not (found := next(folder.glob(pattern), None)):
+    while not (path := next(folder.glob(pattern), None)):
         assert time.monotonic() < deadline, f"no {folder}/{pattern} after {seconds} s"
         time.sleep(0.02)
-    return found
+    return path

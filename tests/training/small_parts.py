@@ -1,4 +1,4 @@
-"""A net, terms and a data module of nobody's in particular, for trainings of a moment."""
+"""A small net, loss terms and a data module for very short trainings."""
 
 from collections.abc import Callable
 from dataclasses import fields
@@ -37,7 +37,9 @@ class Net(nn.Module):
         self.head = nn.Linear(width, num_classes)
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.head(self.drop(self.norm(self.conv(image)).relu().mean(dim=(2, 3))))  # type: ignore[no-any-return]
+        embedding = self.norm(self.conv(image)).relu().mean(dim=(2, 3))
+        logits: Tensor = self.head(self.drop(embedding))
+        return logits
 
 
 def seeded(make: Callable[[], nn.Module], seed: int = 0) -> Any:
@@ -47,8 +49,8 @@ def seeded(make: Callable[[], nn.Module], seed: int = 0) -> Any:
 
 
 class OwnData(pl.LightningDataModule):
-    """Somebody's own images, (image, target), float and ready: squares whose brightness
-    is their class.
+    """An external data module with normalized float images: squares whose brightness is
+    the class.
     """
 
     def __init__(self, batch_size: int = 8, images: int = 40, shuffle: bool = True) -> None:
@@ -74,7 +76,7 @@ class OwnData(pl.LightningDataModule):
 
 
 class Given(LossTerm):
-    """What a function says of student, teacher and batch."""
+    """A term defined by a function of student, teacher and batch."""
 
     level: ClassVar[Level] = "output"
 
@@ -89,14 +91,12 @@ class Given(LossTerm):
 
 def terms(weight: float = 2.0, **more: LossTerm) -> DistillationLoss:
     """Cross-entropy, soft targets times `weight`, and `more`."""
-    chosen = {
+    loss = {
         "cross_entropy": CrossEntropy(smoothing=0.0, class_weights=None),
         "soft_target": SoftTarget(temperature=4.0, standardize=False),
         **more,
     }
-    return DistillationLoss(
-        chosen, {name: weight if name == "soft_target" else 1.0 for name in chosen}
-    )
+    return DistillationLoss(loss, {name: weight if name == "soft_target" else 1.0 for name in loss})
 
 
 def optimizer(**changed: Any) -> Optimizer:
@@ -119,27 +119,27 @@ def frozen(model: nn.Module, reads: frozenset[str] = frozenset({"logits"})) -> F
 def distillation(
     student: nn.Module | None = None, teacher: nn.Module | None = None, **changed: Any
 ) -> Distillation:
-    """A module of `Net`s that learns from a net with other weights; step options are
-    given by their names.
+    """A module with a student and a teacher of class `Net`; `changed` overrides
+    arguments and step options.
     """
-    chosen: DistillationLoss = changed.pop("terms", None) or terms()
-    held = LiveTeacher(frozen(teacher or seeded(lambda: Net(width=12), 1), chosen.teacher_reads))
+    loss: DistillationLoss = changed.pop("terms", None) or terms()
+    source = LiveTeacher(frozen(teacher or seeded(lambda: Net(width=12), 1), loss.teacher_reads))
     names = [each.name for each in fields(StepOptions) if each.name in changed]
     options = {"log_every": 1, **{name: changed.pop(name) for name in names}}
     schedule: Schedule = changed.pop("schedule", None) or Constant(warmup=0.0)
-    made = {
-        "teacher": held,
+    settings = {
+        "teacher": source,
         "num_classes": CLASSES,
         "optimizer": optimizer(),
         "schedule": schedule,
         "options": StepOptions(**options),
         **changed,
     }
-    return Distillation(student or seeded(Net), loss=chosen, **made)
+    return Distillation(student or seeded(Net), loss=loss, **settings)
 
 
 class Rows(pl.loggers.Logger):
-    """A logger that remembers."""
+    """A logger that stores the rows."""
 
     name = "rows"
     version = "0"
@@ -156,7 +156,7 @@ class Rows(pl.loggers.Logger):
 
 
 def plain_trainer(logger: Any = False, **more: Any) -> pl.Trainer:
-    """Lightning's own, as anybody would make it."""
+    """A plain Lightning Trainer."""
     quiet = {
         "enable_progress_bar": False,
         "enable_model_summary": False,

@@ -42,15 +42,15 @@ class Distance(LossTerm):
 
 
 class Cut(Distance):
-    """A term whose author forgot that ``detach`` ends the graph."""
+    """A faulty term: ``detach`` cuts the graph."""
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         return super().forward(student, teacher, batch).detach()
 
 
 class Adapted(LossTerm):
-    """Compares adapted embeddings; `reaches` says whether the student gets a gradient,
-    or the adapter alone.
+    """Compare adapted embeddings; with `reaches` the student gets a gradient, else only
+    the adapter.
     """
 
     level: ClassVar[Level] = "feature"
@@ -80,7 +80,7 @@ class Adapted(LossTerm):
 
 
 class Flat(Distance):
-    """Joined to the graph, but its gradient is zero everywhere."""
+    """A faulty term: connected to the graph, but with zero gradient."""
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         assert student.logits is not None
@@ -101,8 +101,8 @@ def student() -> nn.Linear:
 
 
 def answers(model: nn.Linear, images: Batch) -> tuple[Outputs, Outputs]:
-    """The student's outputs with a graph, the teacher's without."""
-    own = Outputs(logits=model(images.image), embedding=torch.tanh(model(images.image)))
-    return own, Outputs(
+    """The outputs of the student, with a graph, and of the teacher, without."""
+    outputs = Outputs(logits=model(images.image), embedding=torch.tanh(model(images.image)))
+    return outputs, Outputs(
         logits=seeded(len(images), 3, seed=1), embedding=seeded(len(images), 5, seed=2)
     )

@@ -1,4 +1,6 @@
-"""Callbacks of a training: best weights, due checkpoints, skipped steps, progress lines."""
+"""Callbacks of a training: best weights, due checkpoints, skipped steps, progress
+lines.
+"""
 
 import signal
 from pathlib import Path
@@ -53,8 +55,9 @@ def end_batch(callback: ResumableCheckpoint, trainer: Any, batch_idx: int = 0) -
 def validate(callback: ResumableCheckpoint, top1: float, nll: float, epoch: int) -> None:
     metrics = {"validation/top1": top1, "validation/nll": nll}
     trainer: Any = FakeTrainer(callback_metrics=metrics, current_epoch=epoch)
-    callback.on_validation_epoch_start(trainer, SimpleNamespace(student=Net()))  # type: ignore[arg-type]
-    callback.on_validation_end(trainer, None)  # type: ignore[arg-type]
+    module: Any = SimpleNamespace(student=Net())
+    callback.on_validation_epoch_start(trainer, module)
+    callback.on_validation_end(trainer, module)
 
 
 def test_the_best_epoch_has_the_highest_top1_and_of_equals_the_lowest_nll(tmp_path: Path) -> None:

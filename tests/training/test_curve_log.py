@@ -26,7 +26,7 @@ def test_every_point_is_written_and_passed_on(tmp_path: Path) -> None:
     points = log(tmp_path, 1, 2)
     assert points == [({"train/loss": 0.5}, 1), ({"train/loss": 1.0}, 2)]
     assert read_points(tmp_path) == points
-    assert list(read_curves(tmp_path / FILE))[0] == {"step": 1, "train/loss": 0.5}
+    assert next(read_curves(tmp_path / FILE)) == {"step": 1, "train/loss": 0.5}
 
 
 @pytest.mark.parametrize("step", [-1, 1, 5])

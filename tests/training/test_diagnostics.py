@@ -1,4 +1,6 @@
-"""Diagnostics of single loss terms: faults in the first steps, and shares of the gradient."""
+"""Diagnostics of single loss terms: faults in the first steps, and shares of the
+gradient.
+"""
 
 import pytest
 import torch
@@ -17,26 +19,26 @@ from kd_app.training.fit import silence_lightning
 from kd_app.training.loss import DistillationLoss
 from tests.training.small_parts import Net, distillation, seeded
 from tests.training.small_terms import Adapted, Cut, Distance, Flat, Labels, answers, batch, student
-from tests.training.test_module import fitted
+from tests.training.test_module import fit_rows
 
 
-def checked(
+def run_checks(
     loss: DistillationLoss, model: nn.Linear | None = None, *, agree: bool = False
 ) -> Tensor:
-    """One step's loss after the check."""
+    """Check the terms of one step and return the loss."""
     model, images = model or student(), batch()
-    own, teacher = answers(model, images)
+    outputs, teacher = answers(model, images)
     if agree:
-        assert own.logits is not None
-        teacher.logits = own.logits.detach()
-    loss.build(own, teacher)
-    total, values = loss(own, teacher, images)
+        assert outputs.logits is not None
+        teacher.logits = outputs.logits.detach()
+    loss.build(outputs, teacher)
+    total, values = loss(outputs, teacher, images)
     check_terms(loss, values, model, images)
     assert isinstance(total, Tensor)
     return total
 
 
-def test_terms_that_teach_pass_and_the_graph_is_still_there() -> None:
+def test_valid_terms_pass_and_the_graph_is_kept() -> None:
     model = student()
     loss = DistillationLoss(
         {
@@ -46,7 +48,7 @@ def test_terms_that_teach_pass_and_the_graph_is_still_there() -> None:
         },
         {"labels": 1.0, "distance": 1.0, "adapted": 1.0},
     )
-    total = checked(loss, model)
+    total = run_checks(loss, model)
     assert model.weight.grad is None
     total.backward()
     assert model.weight.grad is not None
@@ -61,12 +63,12 @@ def test_a_term_that_is_not_finite_ends_the_run_by_name(
         {"fine": Distance(factor=1.0), "broken": term(factor=value)}, {"fine": 1.0, "broken": 1.0}
     )
     with pytest.raises(RunError, match=r"The loss term broken is -?(nan|inf)"):
-        checked(loss)
+        run_checks(loss)
 
 
 def test_a_distillation_term_that_is_exactly_zero_ends_the_run_by_name() -> None:
     with pytest.raises(RunError, match="soft_target is exactly zero"):
-        checked(
+        run_checks(
             DistillationLoss(
                 {"soft_target": SoftTarget(temperature=1.0, standardize=False)},
                 {"soft_target": 1.0},
@@ -76,7 +78,7 @@ def test_a_distillation_term_that_is_exactly_zero_ends_the_run_by_name() -> None
 
 
 def test_a_label_term_may_be_zero() -> None:
-    checked(
+    run_checks(
         DistillationLoss(
             {"labels": Labels(factor=0.0), "distance": Distance(factor=1.0)},
             {"labels": 1.0, "distance": 1.0},
@@ -93,15 +95,15 @@ def test_a_distillation_term_without_gradient_for_the_student_ends_the_run_by_na
     term: LossTerm,
 ) -> None:
     with pytest.raises(RunError, match="The loss term idle has no gradient for the student"):
-        checked(
+        run_checks(
             DistillationLoss(
                 {"distance": Distance(factor=1.0), "idle": term}, {"distance": 1.0, "idle": 1.0}
             )
         )
 
 
-def test_a_term_of_weight_zero_is_only_watched() -> None:
-    checked(
+def test_a_term_of_weight_zero_is_not_checked() -> None:
+    run_checks(
         DistillationLoss(
             {"distance": Distance(factor=1.0), "watched": Cut(factor=1.0)},
             {"distance": 1.0, "watched": 0.0},
@@ -112,10 +114,10 @@ def test_a_term_of_weight_zero_is_only_watched() -> None:
 def test_a_frozen_part_of_the_student_is_no_missing_gradient() -> None:
     model = student()
     model.weight.requires_grad_(False)
-    checked(DistillationLoss({"distance": Distance(factor=1.0)}, {"distance": 1.0}), model)
+    run_checks(DistillationLoss({"distance": Distance(factor=1.0)}, {"distance": 1.0}), model)
 
 
-def test_every_fault_is_found_with_its_kind() -> None:
+def test_every_fault_is_reported_with_its_kind() -> None:
     terms: dict[str, LossTerm] = {
         "fine": Distance(factor=1.0),
         "wild": Labels(factor=float("nan")),
@@ -151,9 +153,9 @@ def soft() -> SoftTarget:
     return SoftTarget(temperature=4.0, standardize=False)
 
 
-def test_shares_sum_to_1_and_two_terms_that_are_the_same_have_half_each() -> None:
+def test_shares_sum_to_1_and_two_equal_terms_have_half_each() -> None:
     model, images = student(), batch()
-    own, teacher = answers(model, images)
+    outputs, teacher = answers(model, images)
     for chosen, weights in (
         ({"one": soft(), "other": soft()}, {"one": 1.0, "other": 1.0}),
         (
@@ -167,10 +169,10 @@ def test_shares_sum_to_1_and_two_terms_that_are_the_same_have_half_each() -> Non
         ),
     ):
         loss = DistillationLoss(chosen, weights)
-        loss.build(own, teacher)
-        _, values = loss(own, teacher, images)
-        found = compute_gradient_shares(loss, values, model, 0.0)
-        shares = {name: found[f"{name}_share"] for name in chosen}
+        loss.build(outputs, teacher)
+        _, values = loss(outputs, teacher, images)
+        measured = compute_gradient_shares(loss, values, model, 0.0)
+        shares = {name: measured[f"{name}_share"] for name in chosen}
         assert sum(shares.values()) == pytest.approx(1.0)
         assert (
             shares == pytest.approx({"one": 0.5, "other": 0.5})
@@ -180,14 +182,14 @@ def test_shares_sum_to_1_and_two_terms_that_are_the_same_have_half_each() -> Non
         assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_a_cosine_says_whether_a_term_pulls_where_the_labels_pull() -> None:
+def test_the_cosine_compares_a_term_with_the_labels() -> None:
     model, images = student(), batch()
-    own, teacher = answers(model, images)
+    outputs, teacher = answers(model, images)
     loss = DistillationLoss(
         {"labels": Labels(factor=1.0), "distance": Distance(factor=1.0)},
         {"labels": 2.0, "distance": 1.0},
     )
-    _, values = loss(own, teacher, images)
+    _, values = loss(outputs, teacher, images)
     label, distance = (
         torch.cat(
             [
@@ -199,28 +201,26 @@ def test_a_cosine_says_whether_a_term_pulls_where_the_labels_pull() -> None:
         )
         for name in ("labels", "distance")
     )
-    found = compute_gradient_shares(loss, values, model, 0.0)
-    assert found["distance_cosine"] == pytest.approx(
+    measured = compute_gradient_shares(loss, values, model, 0.0)
+    assert measured["distance_cosine"] == pytest.approx(
         float(label @ distance / label.norm() / distance.norm()), rel=1e-5
     )
-    assert found["distance_share"] == pytest.approx(
+    assert measured["distance_share"] == pytest.approx(
         float(distance.norm() / (2 * label.norm() + distance.norm())), rel=1e-5
     )
-    assert "labels_cosine" not in found
+    assert "labels_cosine" not in measured
 
 
-def test_a_training_tells_them_every_so_many_steps_and_ends_with_the_same_weights_bit_by_bit() -> (
-    None
-):
+def test_a_training_logs_shares_and_ends_with_bit_identical_weights() -> None:
     ends = []
     for every, steps in ((None, []), (2, [1, 3, 5])):
         module = distillation(student=seeded(lambda: Net(drop=0.5)), gradient_share=every)
         torch.manual_seed(0)
         with silence_lightning():
-            told = fitted(module, max_epochs=2, accumulate_grad_batches=2)
-        looked = [row for row in told if "train/soft_target_share" in row]
-        assert [row["step"] for row in looked] == steps
-        for row in looked:
+            rows = fit_rows(module, max_epochs=2, accumulate_grad_batches=2)
+        share_rows = [row for row in rows if "train/soft_target_share" in row]
+        assert [row["step"] for row in share_rows] == steps
+        for row in share_rows:
             assert row["train/soft_target_share"] + row[
                 "train/cross_entropy_share"
             ] == pytest.approx(1.0)

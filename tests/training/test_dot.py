@@ -1,4 +1,4 @@
-"""DOT: separate momenta for what the labels and what the teacher say."""
+"""DOT: separate momenta for the gradients of labels and teacher."""
 
 from functools import partial
 from pathlib import Path
@@ -20,24 +20,29 @@ from tests.training.small_parts import OwnData, distillation, plain_trainer, ter
 
 
 def losses(p: Tensor, step: int) -> tuple[Tensor, Tensor]:
-    """What the labels and what the teacher say of parameters at a step, with gradients
-    that depend on both.
+    """A label loss and a teacher loss, with gradients that depend on parameters and
+    step.
     """
     return (p * (step + 1)).square().sum(), (p - torch.linspace(-1, 1, len(p))).abs().pow(1.5).sum()
 
 
-def walked(
-    made: Any, p: nn.Parameter, *, steps: int = 5, apart: bool = True, clip: float | None = None
+def run_steps(
+    optimizer: Any,
+    p: nn.Parameter,
+    *,
+    steps: int = 5,
+    apart: bool = True,
+    clip: float | None = None,
 ) -> Tensor:
     for step in range(steps):
-        made.zero_grad()
+        optimizer.zero_grad()
         ours, theirs = losses(p, step)
         if apart:
-            made.split_gradients(ours)
+            optimizer.split_gradients(ours)
         (ours + theirs).backward()
         if clip is not None:
-            made.clip_gradients(clip)
-        made.step()
+            optimizer.clip_gradients(clip)
+        optimizer.step()
     return p.detach()
 
 
@@ -46,10 +51,10 @@ def parameter() -> nn.Parameter:
 
 
 @pytest.mark.parametrize("clip", [None, 0.5])
-def test_it_moves_as_the_paper_says(clip: float | None) -> None:
+def test_two_momenta_follow_the_formula_of_the_paper(clip: float | None) -> None:
     rate, momentum, delta, decay = 0.01, 0.9, 0.075, 0.1
     group = {"params": [parameter()], "weight_decay": decay}
-    found = walked(
+    result = run_steps(
         TwoMomenta([group], lr=rate, momentum=momentum, delta=delta),
         group["params"][0],  # type: ignore[index]
         clip=clip,
@@ -66,61 +71,63 @@ def test_it_moves_as_the_paper_says(clip: float | None) -> None:
         labels = (momentum - delta) * labels + scale * ours + decay * p
         teacher = (momentum + delta) * teacher + scale * theirs
         p = p - rate * (labels + teacher)
-    torch.testing.assert_close(found, p)
+    torch.testing.assert_close(result, p)
 
 
 @pytest.mark.parametrize(("delta", "apart"), [(0.0, True), (0.09, False)])
-def test_with_equal_momenta_or_one_gradient_it_is_sgd(delta: float, apart: bool) -> None:
+def test_equal_momenta_or_one_gradient_give_sgd(delta: float, apart: bool) -> None:
     one, other = parameter(), parameter()
-    found = walked(
+    result = run_steps(
         TwoMomenta([{"params": [one], "weight_decay": 0.1}], lr=0.01, momentum=0.9, delta=delta),
         one,
         apart=apart,
     )
     plain = torch.optim.SGD([other], lr=0.01, momentum=0.9, weight_decay=0.1)
-    torch.testing.assert_close(found, walked(plain, other, apart=False))
+    torch.testing.assert_close(result, run_steps(plain, other, apart=False))
 
 
-class Made:
-    """In the place of the settings of an optimizer."""
+class FakeSettings:
+    """Optimizer settings that build `TwoMomenta`."""
 
     def __init__(self, delta: float) -> None:
         self.delta = delta
 
     def make(self, model: nn.Module, **more: Any) -> torch.optim.Optimizer:
-        made = TwoMomenta(model.parameters(), lr=0.1, momentum=0.5, delta=self.delta)
-        made.param_groups[0]["initial_lr"] = 0.1
-        return made
+        optimizer = TwoMomenta(model.parameters(), lr=0.1, momentum=0.5, delta=self.delta)
+        optimizer.param_groups[0]["initial_lr"] = 0.1
+        return optimizer
 
 
-def ended(delta: float, chosen: DistillationLoss | None = None, **more: Any) -> dict[str, Tensor]:
-    module: Distillation = distillation(terms=chosen, optimizer=Made(delta))
+def train_weights(
+    delta: float, chosen: DistillationLoss | None = None, **more: Any
+) -> dict[str, Tensor]:
+    module: Distillation = distillation(terms=chosen, optimizer=FakeSettings(delta))
     with silence_lightning():
         plain_trainer(max_epochs=2, **more).fit(module, datamodule=OwnData(shuffle=False))
     return dict(module.student.state_dict())
 
 
-def _given(made: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    return made
+def _return_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    return optimizer
 
 
 def test_in_a_training_the_labels_momentum_is_the_smaller_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A teacher's term of weight 0 leaves the labels alone, so that their momentum is
-    seen; and the other way round.
+    """With a weight of 0 for the teacher's term, only the label momentum acts; and the
+    other way round.
     """
     labels, teacher = terms(weight=0.0), terms(weight=1.0)
     teacher.weights["cross_entropy"] = 0.0
     for chosen, momentum in ((labels, 0.3), (teacher, 0.7)):
         alone = DistillationLoss(chosen.chosen, chosen.weights)
-        module = distillation(terms=alone, optimizer=Made(0.0))
+        module = distillation(terms=alone, optimizer=FakeSettings(0.0))
         plain = torch.optim.SGD(module.student.parameters(), lr=0.1, momentum=momentum)
         plain.param_groups[0]["initial_lr"] = 0.1
-        monkeypatch.setattr(module, "configure_optimizers", partial(_given, plain))
+        monkeypatch.setattr(module, "configure_optimizers", partial(_return_optimizer, plain))
         with silence_lightning():
             plain_trainer(max_epochs=2).fit(module, datamodule=OwnData(shuffle=False))
-        same(ended(0.2, chosen), dict(module.student.state_dict()))
+        same(train_weights(0.2, chosen), dict(module.student.state_dict()))
 
 
 def test_clipping_accumulation_and_bfloat16_leave_equal_momenta_what_sgd_does(
@@ -131,19 +138,19 @@ def test_clipping_accumulation_and_bfloat16_leave_equal_momenta_what_sgd_does(
         {"gradient_clip_val": 0.05},
         {"precision": "bf16-mixed"},
     ):
-        module = distillation(optimizer=Made(0.0))
+        module = distillation(optimizer=FakeSettings(0.0))
         plain = torch.optim.SGD(module.student.parameters(), lr=0.1, momentum=0.5)
         plain.param_groups[0]["initial_lr"] = 0.1
-        monkeypatch.setattr(module, "configure_optimizers", partial(_given, plain))
+        monkeypatch.setattr(module, "configure_optimizers", partial(_return_optimizer, plain))
         with silence_lightning():
             plain_trainer(max_epochs=2, **more).fit(module, datamodule=OwnData(shuffle=False))
         same(
-            ended(0.0, **more),
+            train_weights(0.0, **more),
             dict(module.student.state_dict()),
             atol=1e-3 if "precision" in more else 1e-6,
         )
         assert not all(
-            torch.equal(tensor, ended(0.2, **more)[name])
+            torch.equal(tensor, train_weights(0.2, **more)[name])
             for name, tensor in module.student.state_dict().items()
         )
 
@@ -153,7 +160,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor], atol: float = 1e-6) -
         torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=atol)
 
 
-def test_a_run_trains_with_it_and_goes_on_bit_by_bit(tmp_path: Path) -> None:
+def test_a_resumed_run_with_dot_is_bit_identical(tmp_path: Path) -> None:
     teacher = teacher_folder(tmp_path / "teacher")
     words = [
         "optimizer=dot",
@@ -168,14 +175,14 @@ def test_a_run_trains_with_it_and_goes_on_bit_by_bit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["optimizer.delta=0.2"], "optimizer.delta=0.2 gives the momenta 0.7 and 1.1"),
         (["optimizer.delta=1"], "delta=1 does not fit"),
     ],
 )
-def test_what_it_can_not_do_is_refused(words: list[str], said: str) -> None:
-    with pytest.raises(RequestError, match=said):
+def test_wrong_settings_of_dot_are_refused(words: list[str], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
         build_spec(compose_config("distill", ["optimizer=dot", *words]))
 
 
@@ -183,5 +190,5 @@ def test_a_scaled_loss_and_several_processes_are_refused() -> None:
     settings = build_spec(compose_config("distill", ["optimizer=dot"])).recipe.make_optimizer()
     with pytest.raises(RequestError, match=r"in one process, but 2 processes are configured"):
         settings.check_place(2, "32-true")
-    with pytest.raises(RequestError, match="loss scaling of trainer.precision=16-mixed"):
+    with pytest.raises(RequestError, match=r"loss scaling of trainer\.precision=16-mixed"):
         settings.check_place(1, "16-mixed")

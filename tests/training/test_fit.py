@@ -1,4 +1,4 @@
-"""One training from its parts to the folder that it leaves."""
+"""One training, from its parts to the written folder."""
 
 import json
 from collections.abc import Sequence
@@ -36,9 +36,7 @@ def kwargs_of(role: str, kwargs: dict[str, Any]) -> list[str]:
 
 
 class Notes:
-    """What passed by during a training: the student's weights after each step, and
-    those that were validated.
-    """
+    """Record the student's weights after each step and at each validation."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.steps: list[dict[str, Tensor]] = []
@@ -74,15 +72,15 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor], **tolerance: Any) -> 
         torch.testing.assert_close(other[name], tensor, **tolerance, msg=name)
 
 
-def test_the_epoch_that_validates_best_ships_and_the_test_set_is_not_looked_at(
+def test_the_best_validated_epoch_is_saved_and_the_test_set_is_not_read(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fault 8 of other toolkits: the best epoch is chosen on the test set."""
-    seen: list[str] = []
+    splits: list[str] = []
     plain = ImageData.list_rows
 
     def rows(data: ImageData, split: Any) -> Any:
-        seen.append(split)
+        splits.append(split)
         return plain(data, split)
 
     monkeypatch.setattr(ImageData, "list_rows", rows)
@@ -96,23 +94,23 @@ def test_the_epoch_that_validates_best_ships_and_the_test_set_is_not_looked_at(
             f"kd_app.metrics.classification.{name}.compute",
             lambda _, scores=scores: torch.tensor(next(scores)),
         )
-    found = trained(teacher, tmp_path, *SMALL, "trainer.max_epochs=5")
+    run = trained(teacher, tmp_path, *SMALL, "trainer.max_epochs=5")
     same(
         notes.validated[2],
-        load_file(found.folder / "model" / "model.safetensors"),
+        load_file(run.folder / "model" / "model.safetensors"),
         rtol=0.0,
         atol=0.0,
     )
-    assert found.member.record["best"] == {"top1": pytest.approx(0.9), "nll": 1.5, "epoch": 2}
-    assert {"train", "validation"} <= set(seen)
-    assert seen.count("test") <= 1  # is there an image in it?
+    assert run.member.record["best"] == {"top1": pytest.approx(0.9), "nll": 1.5, "epoch": 2}
+    assert {"train", "validation"} <= set(splits)
+    assert splits.count("test") <= 1  # is there an image in it?
 
 
-def test_the_average_of_the_weights_is_what_is_validated_and_ships(
+def test_the_averaged_weights_are_validated_and_saved(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     notes = Notes(monkeypatch)
-    found = trained(
+    run = trained(
         teacher,
         tmp_path,
         *SMALL,
@@ -138,8 +136,8 @@ def test_the_average_of_the_weights_is_what_is_validated_and_ships(
             rtol=1e-4,
             atol=1e-5,
         )
-    best = int(found.member.record["best"]["epoch"])
-    shipped = load_file(found.folder / "model" / "model.safetensors")
+    best = int(run.member.record["best"]["epoch"])
+    shipped = load_file(run.folder / "model" / "model.safetensors")
     same(notes.validated[best], shipped, rtol=0.0, atol=0.0)
 
 
@@ -149,19 +147,19 @@ def test_a_decay_out_of_range_is_refused(decay: float) -> None:
         EMA(decay=decay)
 
 
-def test_a_checkpoint_holds_student_and_adapters_and_nothing_of_the_teacher(
+def test_a_checkpoint_contains_student_and_adapters_but_no_teacher(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fault 10 of other toolkits: teacher weights in every checkpoint."""
-    kept: list[dict[str, Any]] = []
+    checkpoints: list[dict[str, Any]] = []
     plain = ResumableCheckpoint._save
 
     def save(keep: ResumableCheckpoint, trainer: pl.Trainer) -> None:
         plain(keep, trainer)
-        kept.append(torch.load(keep.folder / "last.ckpt", weights_only=True))
+        checkpoints.append(torch.load(keep.folder / "last.ckpt", weights_only=True))
 
     monkeypatch.setattr(ResumableCheckpoint, "_save", save)
-    found = trained(
+    run = trained(
         teacher,
         tmp_path,
         *SMALL,
@@ -169,9 +167,9 @@ def test_a_checkpoint_holds_student_and_adapters_and_nothing_of_the_teacher(
         "trainer.checkpoint_minutes=1e-9",
         "+callbacks=ema",
     )
-    assert len(kept) == 3 * 5  # of 5 steps an epoch the last is saved at the epoch's end
-    student = {f"student.{name}" for name in found.member.loaded.model.state_dict()}
-    for content in kept:
+    assert len(checkpoints) == 3 * 5  # of 5 steps an epoch the last is saved at the epoch's end
+    student = {f"student.{name}" for name in run.member.loaded.model.state_dict()}
+    for content in checkpoints:
         assert {
             name
             for name in content["state_dict"]
@@ -179,11 +177,11 @@ def test_a_checkpoint_holds_student_and_adapters_and_nothing_of_the_teacher(
         } == student
         assert set(content["state_dict"]) - student
     assert not any(
-        "terms" in name for name in load_file(found.folder / "model" / "model.safetensors")
+        "terms" in name for name in load_file(run.folder / "model" / "model.safetensors")
     )
 
 
-def test_a_state_is_kept_after_every_so_many_steps(
+def test_a_checkpoint_is_saved_every_few_steps(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[int] = []
@@ -195,18 +193,16 @@ def test_a_state_is_kept_after_every_so_many_steps(
     assert steps == [2, 4, 6, 8, 12, 14]  # step 10 ends an epoch, which keeps a state of its own
 
 
-def test_a_training_leaves_what_ships_its_record_and_its_curves(
-    teacher: Path, tmp_path: Path
-) -> None:
-    found = trained(teacher, tmp_path, *SMALL, "trainer.log_every=2")
-    assert sorted(path.name for path in found.folder.iterdir()) == [
+def test_a_training_leaves_a_model_a_record_and_curves(teacher: Path, tmp_path: Path) -> None:
+    run = trained(teacher, tmp_path, *SMALL, "trainer.log_every=2")
+    assert sorted(path.name for path in run.folder.iterdir()) == [
         "curves.jsonl",
         "model",
         "stage.json",
         "training.json",
     ]
-    assert found.heard == found.curves
-    trains = [row for row in found.curves if "train/loss" in row]
+    assert run.heard == run.curves
+    trains = [row for row in run.curves if "train/loss" in row]
     assert [row["step"] for row in trains] == [2, 4, 5, 7, 9, 10, 12, 14, 15]
     assert {name for row in trains for name in row} == {
         "step",
@@ -216,34 +212,36 @@ def test_a_training_leaves_what_ships_its_record_and_its_curves(
         "train/soft_target",
         "train/lr",
     }
-    assert [row["step"] for row in found.curves if "validation/top1" in row] == [5, 10, 15]
+    assert [row["step"] for row in run.curves if "validation/top1" in row] == [5, 10, 15]
     assert {"validation/agreement", "validation/kl_to_teacher", "validation/ece"} <= {
-        name for row in found.curves for name in row
+        name for row in run.curves for name in row
     }
-    record = json.loads((found.folder / "training.json").read_text())
+    record = json.loads((run.folder / "training.json").read_text())
     assert record["best"]["top1"] == pytest.approx(
-        max(row.get("validation/top1", 0.0) for row in found.curves)
+        max(row.get("validation/top1", 0.0) for row in run.curves)
     )
     assert record["images_per_second"] > 0
     assert record["weights"]["source"] == "random"
     assert record["precision"] == "32-true"
 
 
-def test_agreement_in_the_curves_is_that_of_the_two_models(teacher: Path, tmp_path: Path) -> None:
-    found = trained(teacher, tmp_path, *SMALL, "trainer.max_epochs=1")
+def test_the_logged_agreement_is_that_of_the_two_models(teacher: Path, tmp_path: Path) -> None:
+    run = trained(teacher, tmp_path, *SMALL, "trainer.max_epochs=1")
     model = create(request(checkpoint=teacher), GRAY, 10, seed=0).model
     answers = []
-    for each, pixels in ((found.member.loaded.model, found.member.loaded.pixels), (model, GRAY)):
+    for each, pixels in ((run.member.loaded.model, run.member.loaded.pixels), (model, GRAY)):
         answers.append(
             predict(
                 each,
-                found.data.build_evaluation_loader("validation", pixels),
+                run.data.build_evaluation_loader("validation", pixels),
                 pixels,
                 device=torch.device("cpu"),
             ).logits.argmax(1)
         )
-    (told,) = (row["validation/agreement"] for row in found.curves if "validation/agreement" in row)
-    assert told == pytest.approx(float((answers[0] == answers[1]).mean()))
+    (agreement,) = (
+        row["validation/agreement"] for row in run.curves if "validation/agreement" in row
+    )
+    assert agreement == pytest.approx(float((answers[0] == answers[1]).mean()))
 
 
 # -- pairs
@@ -279,22 +277,22 @@ BRIEF = (
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-def test_feature_terms_need_no_wiring_between_unlike_models_of_unlike_sizes(
+def test_feature_terms_connect_different_models_of_different_sizes(
     pair: str, tmp_path: Path
 ) -> None:
     name, pixels, kwargs, student = PAIRS[pair]
     folder = teacher_folder(tmp_path / "teacher", name, pixels=pixels, **kwargs)
-    found = trained(
+    run = trained(
         folder, tmp_path, *student, "loss=[cross_entropy,feature_hint,attention_transfer]", *BRIEF
     )
-    rows = [row for row in found.curves if "train/loss" in row]
+    rows = [row for row in run.curves if "train/loss" in row]
     assert all(
         0 < row[f"train/{term}"] < 1e6
         for row in rows
         for term in ("feature_hint", "attention_transfer")
     )
     assert rows[-1]["train/feature_hint"] < rows[0]["train/feature_hint"]
-    assert any("validation/agreement" in row for row in found.curves)
+    assert any("validation/agreement" in row for row in run.curves)
 
 
 @pytest.mark.parametrize("block", [-1, -3])
@@ -311,11 +309,11 @@ def test_attention_relations_are_those_of_the_teachers_chosen_block(
         f"loss.attention_relation.teacher_block={block}",
         "loss.attention_relation.relation_heads=4",
     ]
-    found = trained(folder, tmp_path, *student, *term, *BRIEF)
-    assert found.curves[0]["train/attention_relation"] > 0
+    run = trained(folder, tmp_path, *student, *term, *BRIEF)
+    assert run.curves[0]["train/attention_relation"] > 0
 
 
-def test_a_block_that_the_teacher_has_not_is_refused_by_its_number(tmp_path: Path) -> None:
+def test_a_missing_block_of_the_teacher_is_refused_by_number(tmp_path: Path) -> None:
     folder = teacher_folder(tmp_path / "teacher", "vit_tiny_patch16_224", **VIT, img_size=8)
     student = [
         "student.name=vit_tiny_patch16_224",
@@ -339,7 +337,7 @@ def test_a_block_that_the_teacher_has_not_is_refused_by_its_number(tmp_path: Pat
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true", "bf16-mixed"])
-def test_every_precision_trains_with_adapters_and_leaves_the_teacher_as_it_was(
+def test_every_precision_trains_with_adapters_and_does_not_change_the_teacher(
     precision: str, teacher: Path, tmp_path: Path
 ) -> None:
     terms = [
@@ -347,15 +345,15 @@ def test_every_precision_trains_with_adapters_and_leaves_the_teacher_as_it_was(
         f"trainer.precision={precision}",
         "student.name=resnet8",
     ]
-    found = trained(
+    run = trained(
         teacher, tmp_path, *BRIEF, *terms, "trainer.gradient_clip_val=1.0", "+callbacks=ema"
     )
-    assert found.curves[0]["train/feature_hint"] > 0
-    assert found.member.record["precision"] == precision
-    assert {tensor.dtype for tensor in found.member.loaded.model.parameters()} == {torch.float32}
+    assert run.curves[0]["train/feature_hint"] > 0
+    assert run.member.record["precision"] == precision
+    assert {tensor.dtype for tensor in run.member.loaded.model.parameters()} == {torch.float32}
 
 
-def test_points_of_an_attempt_that_saved_nothing_are_forgotten(tmp_path: Path) -> None:
+def test_points_of_an_attempt_without_a_checkpoint_are_dropped(tmp_path: Path) -> None:
     (tmp_path / "curves.jsonl").write_text('{"step": 5, "train/loss": 1.0}\n')
     assert prepare_resume(tmp_path) is None
     assert list(read_curves(tmp_path / "curves.jsonl")) == []
@@ -372,7 +370,7 @@ def test_a_run_error_leaves_an_attempt_and_no_stage(teacher: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_compiled_student_trains_with_terms_that_look_inside_it_and_ships_like_any_other(
+def test_a_compiled_student_trains_with_feature_terms_and_is_saved_like_any_other(
     teacher: Path, tmp_path: Path
 ) -> None:
     terms = [

@@ -1,4 +1,4 @@
-"""A training as a value: what its identity holds, and that another process reads it."""
+"""A training as a value: its identity, and its transfer to another process."""
 
 import json
 from collections.abc import Callable
@@ -85,7 +85,7 @@ def trainer() -> TrainerSettings:
     return cast(TrainerSettings, namespace)
 
 
-def test_the_identity_holds_all_that_decides_the_weights_and_no_more(
+def test_the_identity_contains_exactly_what_determines_the_weights(
     trainer: TrainerSettings, tmp_path: Path
 ) -> None:
     identity = job(teacher=teacher(tmp_path)).describe_identity(data(), trainer)
@@ -118,7 +118,7 @@ def test_the_hash_of_an_identity_is_the_one_that_earlier_versions_computed(
     "changes",
     [{"name": "labels_only"}, {"license": "mit"}, {"teacher": None}, {"fresh_views": True}],
 )
-def test_who_asks_does_not_change_the_identity(
+def test_name_license_and_purpose_do_not_change_the_identity(
     changes: dict[str, Any], trainer: TrainerSettings
 ) -> None:
     assert job(**changes).describe_identity(data(), trainer) == job().describe_identity(
@@ -126,7 +126,7 @@ def test_who_asks_does_not_change_the_identity(
     )
 
 
-def test_what_the_teacher_is_shown_and_where_its_logits_are_from_is_in_the_identity(
+def test_partner_images_and_cached_logits_are_in_the_identity(
     trainer: TrainerSettings, tmp_path: Path
 ) -> None:
     source = teacher(tmp_path)
@@ -139,23 +139,23 @@ def test_what_the_teacher_is_shown_and_where_its_logits_are_from_is_in_the_ident
 
 
 @pytest.mark.parametrize("fresh_views", [False, True])
-def test_the_identity_of_the_data_is_the_teachers_where_the_views_are_fresh(
+def test_the_identity_of_fresh_views_is_that_of_the_teachers_data(
     fresh_views: bool, trainer: TrainerSettings
 ) -> None:
-    served = data(identity=lambda *, for_teacher: {"for_teacher": for_teacher})
-    identity = job(fresh_views=fresh_views).describe_identity(served, trainer)
+    run_data = data(identity=lambda *, for_teacher: {"for_teacher": for_teacher})
+    identity = job(fresh_views=fresh_views).describe_identity(run_data, trainer)
     assert identity["data"] == {"for_teacher": fresh_views}
 
 
 def test_the_inputs_are_the_hashes_of_data_start_and_teacher(tmp_path: Path) -> None:
     source = teacher(tmp_path)
-    alone, taught = job().hash_inputs(data()), job(teacher=source).hash_inputs(data())
+    alone, distilled = job().hash_inputs(data()), job(teacher=source).hash_inputs(data())
     assert set(alone) == {"data", "start"}
-    assert taught == {**alone, "teacher": source.created.weights.sha256}
+    assert distilled == {**alone, "teacher": source.created.weights.sha256}
     assert job(recipe=replace(RECIPE, seed=6)).hash_inputs(data())["start"] != alone["start"]
 
 
-def test_another_process_reads_the_very_same_job(trainer: TrainerSettings, tmp_path: Path) -> None:
+def test_another_process_restores_the_same_job(trainer: TrainerSettings, tmp_path: Path) -> None:
     folders = {"folder": tmp_path, "cached_logits": tmp_path / "c", "validation_logits": None}
     whole = job(
         teacher=teacher(tmp_path / "t", **folders), partner_images=True, license="mit", input=GRAY
@@ -177,7 +177,7 @@ def test_a_job_without_a_teacher_has_none_in_another_process() -> None:
 
 
 @pytest.mark.parametrize("name", ["Net", "make_net"])
-def test_a_users_factory_is_found_again_by_the_name_that_the_configuration_gives(
+def test_a_user_provided_factory_is_loaded_by_its_configured_name(
     name: str, tmp_path: Path
 ) -> None:
     places = {"Net": "tests.training.small_parts.Net", "make_net": f"{__name__}.make_net"}
@@ -186,17 +186,17 @@ def test_a_users_factory_is_found_again_by_the_name_that_the_configuration_gives
     assert again.name == known.name
     if name == "Net":
         pixels = InputSpec(1, 6, 6, (0.0,), (1.0,))
-        made: list[Any] = [create(each, pixels, 3, seed=0).model for each in (known, again)]
-        assert all(isinstance(each, Net) for each in made)
-        assert torch.equal(made[0].conv.weight, made[1].conv.weight)
+        models: list[Any] = [create(each, pixels, 3, seed=0).model for each in (known, again)]
+        assert all(isinstance(each, Net) for each in models)
+        assert torch.equal(models[0].conv.weight, models[1].conv.weight)
 
 
-def test_a_module_that_was_handed_over_can_not_go_to_another_process() -> None:
+def test_a_module_passed_from_python_can_not_be_sent_to_another_process() -> None:
     with pytest.raises(AssertionError, match="lives in one process"):
         build_model_spec("student", {}, Net()).to_json()
 
 
-def test_composite_teachers_are_read_again(tmp_path: Path) -> None:
+def test_composite_teachers_are_restored(tmp_path: Path) -> None:
     first = model(None, role="teacher", checkpoint=teacher_folder(tmp_path / "a"))
     second = model(None, role="teacher", checkpoint=teacher_folder(tmp_path / "b", "resnet14"))
     rows = "teacher,class\n" + "".join(f"{digit},{digit}\n" for digit in DIGITS)
@@ -211,14 +211,14 @@ def test_composite_teachers_are_read_again(tmp_path: Path) -> None:
     assert hashes[0] == hashes[1]
 
 
-def test_the_students_own_average_is_read_again_with_its_decay() -> None:
+def test_an_ema_teacher_is_restored_with_its_decay() -> None:
     again = parse_model(json.loads(json.dumps(EmaTeacher(model(), 0.9).to_json())))
     assert isinstance(again, EmaTeacher)
     assert (again.decay, again.student.name) == (0.9, "resnet8")
     assert JobTeacher(again, create(again, GRAY, 10, seed=0)).ema_decay == 0.9
 
 
-def test_a_recipe_knows_what_its_loss_reads_and_weighs_without_being_trained() -> None:
+def test_a_recipe_describes_its_loss_without_training() -> None:
     assert RECIPE.needs_teacher
     assert not replace(RECIPE, loss={"cross_entropy": CROSS_ENTROPY}).needs_teacher
     assert RECIPE.loss_reads == {name: frozenset({"logits"}) for name in RECIPE.loss}
@@ -226,7 +226,7 @@ def test_a_recipe_knows_what_its_loss_reads_and_weighs_without_being_trained() -
     assert Recipe(**RECIPE.to_json()) == RECIPE
 
 
-def test_asking_a_recipe_twice_builds_its_loss_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_properties_of_a_recipe_build_its_loss_once(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, builds = replace(RECIPE), Mock(side_effect=Recipe.build_loss)
     monkeypatch.setattr(Recipe, "build_loss", lambda self: builds(self))  # noqa: PLW0108 (a method)
     assert recipe.needs_teacher

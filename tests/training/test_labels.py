@@ -1,6 +1,4 @@
-"""Trainings of which only a part of the images has a label: who sees which images, and
-for how many steps.
-"""
+"""Trainings with partly labeled images: the images and steps of each model."""
 
 from pathlib import Path
 from typing import Any
@@ -39,40 +37,40 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return teacher_folder(tmp_path_factory.mktemp("teacher"))
 
 
-def shop(folder: Path, *words: str) -> Workspace:
+def build_workspace(folder: Path, *words: str) -> Workspace:
     config = compose_config("distill", [f"stages={folder}", "logger=[]", *FEW, *words])
-    made = Workspace(build_spec(config), Stages(folder), Console(silent=True), tracker=None)
-    made.prepare_data()
-    return made
+    workspace = Workspace(build_spec(config), Stages(folder), Console(silent=True), tracker=None)
+    workspace.prepare_data()
+    return workspace
 
 
 @pytest.fixture
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
-    """Those that are trained on, as they come."""
-    seen: list[Batch] = []
+    """The training batches, in order."""
+    rows: list[Batch] = []
     plain = Distillation.training_step
 
     def step(module: Distillation, batch: Any, batch_idx: int) -> Any:
-        seen.append(batch)
+        rows.append(batch)
         return plain(module, batch, batch_idx)
 
     monkeypatch.setattr(Distillation, "training_step", step)
-    return seen
+    return rows
 
 
-def test_the_student_sees_all_images_and_the_control_the_labeled_ones_alone_in_as_many_steps(
+def test_the_student_trains_on_all_images_and_the_control_on_labeled_ones_in_as_many_steps(
     teacher: Path, tmp_path: Path, batches: list[Batch]
 ) -> None:
-    made = shop(tmp_path, f"teacher.checkpoint={teacher}")
-    assert isinstance(made.data, ImageData)
-    labeled = set(made.data.index.labeled_rows.tolist())
+    workspace = build_workspace(tmp_path, f"teacher.checkpoint={teacher}")
+    assert isinstance(workspace.data, ImageData)
+    labeled = set(workspace.data.index.labeled_rows.tolist())
     assert len(labeled) == 129
-    known = made.load_pretrained_teacher()
+    known = workspace.load_pretrained_teacher()
     assert known is not None
-    train(made, build_student_job(made, known))
+    train(workspace, build_student_job(workspace, known))
     student = list(batches)
     batches.clear()
-    train(made, build_control_job(made, "labels_only", known))
+    train(workspace, build_control_job(workspace, "labels_only", known))
     assert len(batches) == len(student) == 2 * (1295 // 64)
     assert set(torch.cat([batch.index for batch in batches]).tolist()) == labeled
     assert len(set(torch.cat([batch.index for batch in student]).tolist())) > 1200
@@ -83,23 +81,23 @@ def test_the_student_sees_all_images_and_the_control_the_labeled_ones_alone_in_a
     assert all(batch.labeled is not None and bool(batch.labeled.all()) for batch in batches)
 
 
-def test_a_teacher_that_is_trained_here_sees_the_labeled_images_alone(
+def test_a_teacher_of_the_run_trains_on_labeled_images_only(
     tmp_path: Path, batches: list[Batch]
 ) -> None:
-    made = shop(tmp_path, "teacher.name=resnet8", "trainer.max_epochs=1")
-    train(made, build_teacher_job(made))
-    assert isinstance(made.data, ImageData)
+    workspace = build_workspace(tmp_path, "teacher.name=resnet8", "trainer.max_epochs=1")
+    train(workspace, build_teacher_job(workspace))
+    assert isinstance(workspace.data, ImageData)
     assert set(torch.cat([batch.index for batch in batches]).tolist()) <= set(
-        made.data.index.labeled_rows.tolist()
+        workspace.data.index.labeled_rows.tolist()
     )
     assert len(batches) == 1295 // 64
 
 
-def test_the_plan_says_how_many_are_labeled_and_who_sees_them(
-    teacher: Path, tmp_path: Path
-) -> None:
+def test_the_plan_lists_the_labeled_images_and_their_use(teacher: Path, tmp_path: Path) -> None:
     lines = describe_models(
-        shop(tmp_path, f"teacher.checkpoint={teacher}", "data.views=4", "teacher.outputs=cached"),
+        build_workspace(
+            tmp_path, f"teacher.checkpoint={teacher}", "data.views=4", "teacher.outputs=cached"
+        ),
         ready=True,
     )
     data, _, control, student = lines
@@ -111,7 +109,7 @@ def test_the_plan_says_how_many_are_labeled_and_who_sees_them(
     assert "with a label" not in student
 
 
-def test_a_whole_run_says_in_its_results_how_many_are_labeled(
+def test_the_results_contain_the_number_of_labeled_images(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -123,17 +121,17 @@ def test_a_whole_run_says_in_its_results_how_many_are_labeled(
         "data.label_fraction=0.01",
         "loss=[nkd,soft_target]",
     ]
-    said = (
-        "10 of 1,295 training images keep their label (data.label_fraction=0.01); the others are used"
-        " without"
+    note = (
+        "10 of 1,295 images to train on keep their label (data.label_fraction=0.01); the others"
+        " are seen without"
     )
-    assert said in call(*words, command="kd-check").out
-    ended = call(*words)
-    assert (ended.code, ended.err) == (0, "")
-    assert said in (tmp_path / "run" / "results.json").read_text(encoding="utf-8")
+    assert note in call(*words, command="kd-check").out
+    result = call(*words)
+    assert (result.code, result.err) == (0, "")
+    assert note in (tmp_path / "run" / "results.json").read_text(encoding="utf-8")
 
 
-def test_images_without_labels_teach_by_the_teacher_alone_and_the_plan_and_the_check_say_so(
+def test_plan_and_check_list_unlabeled_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -153,9 +151,11 @@ def test_images_without_labels_teach_by_the_teacher_alone_and_the_plan_and_the_c
         "debug=fdr",
         "logger=[csv]",
     ]
-    ended = call(*words, "data.batch_size=16", "data.views=2", "teacher.outputs=cached", "out=run")
-    assert (ended.code, ended.err) == (0, "")
-    assert "28 of the training images have a label, plus 20 unlabeled images" in ended.out
+    result = call(*words, "data.batch_size=16", "data.views=2", "teacher.outputs=cached", "out=run")
+    assert (result.code, result.err) == (0, "")
+    assert (
+        "28 of the images to train on have a label and 20 more beside them have none" in result.out
+    )
     assert results(tmp_path / "run")["data"]["sizes"]["unlabeled"] == 20
     stored = stage(tmp_path / "run", "answers-teacher-views")
     assert np.load(stored / "logits.npy", mmap_mode="r").shape == (2, 48, 2)

@@ -1,4 +1,4 @@
-"""The weighted sum of the loss loss."""
+"""The weighted sum of the loss terms."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def test_the_loss_is_the_sum_of_weight_times_term_and_each_term_has_its_name(
     )
 
 
-def test_hintons_loss_is_what_the_paper_says() -> None:
+def test_hintons_loss_follows_the_formula_of_the_paper() -> None:
     loss = DistillationLoss(
         {
             "cross_entropy": CrossEntropy(smoothing=0.0, class_weights=None),
@@ -48,13 +48,13 @@ def test_hintons_loss_is_what_the_paper_says() -> None:
         {"cross_entropy": 0.1, "soft_target": 0.9},
     )
     model, images = student(), batch()
-    own, teacher = answers(model, images)
-    assert own.logits is not None
+    outputs, teacher = answers(model, images)
+    assert outputs.logits is not None
     assert teacher.logits is not None
-    p, q = (torch.softmax(logits / 4, dim=1) for logits in (teacher.logits, own.logits))
-    labels = -torch.log_softmax(own.logits, dim=1)[torch.arange(6), images.target].mean()
+    p, q = (torch.softmax(logits / 4, dim=1) for logits in (teacher.logits, outputs.logits))
+    labels = -torch.log_softmax(outputs.logits, dim=1)[torch.arange(6), images.target].mean()
     expected = 0.1 * labels + 0.9 * 16 * (p * (p.log() - q.log())).sum(dim=1).mean()
-    torch.testing.assert_close(loss(own, teacher, images)[0], expected)
+    torch.testing.assert_close(loss(outputs, teacher, images)[0], expected)
 
 
 def test_at_least_one_term_is_needed() -> None:
@@ -62,7 +62,7 @@ def test_at_least_one_term_is_needed() -> None:
         DistillationLoss({}, {})
 
 
-def test_the_models_are_read_only_for_what_the_terms_read() -> None:
+def test_only_the_fields_that_terms_read_are_requested() -> None:
     labels, distance, adapted = Labels(factor=1.0), Distance(factor=1.0), Adapted(reaches=True)
     supervised = DistillationLoss({"labels": labels}, {"labels": 1.0})
     assert (set(supervised.reads), set(supervised.teacher_reads)) == ({"logits"}, set())
@@ -76,9 +76,9 @@ def test_the_models_are_read_only_for_what_the_terms_read() -> None:
 def test_adapters_are_trained_and_saved_with_the_loss() -> None:
     loss = DistillationLoss({"adapted": Adapted(reaches=True)}, {"adapted": 1.0})
     assert list(loss.parameters()) == []
-    own, teacher = answers(student(), batch())
-    loss.build(own, teacher)
-    loss(own, teacher, batch())[0].backward()
+    outputs, teacher = answers(student(), batch())
+    loss.build(outputs, teacher)
+    loss(outputs, teacher, batch())[0].backward()
     assert list(loss.state_dict()) == [
         "terms.adapted.adapter.weight",
         "terms.adapted.adapter.bias",
@@ -89,9 +89,9 @@ def test_adapters_are_trained_and_saved_with_the_loss() -> None:
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
-def test_half_precision_answers_are_compared_in_full_precision(kind: torch.dtype) -> None:
-    """Fault 11 of other toolkits: gradients that are not finite at a low temperature or
-    in half precision.
+def test_half_precision_outputs_are_compared_in_full_precision(kind: torch.dtype) -> None:
+    """Fault 11 of other toolkits: non-finite gradients at a low temperature or in half
+    precision.
     """
     logits = (30 * seeded(6, 3)).to(kind).requires_grad_()
     loss = DistillationLoss(
@@ -111,11 +111,11 @@ def test_half_precision_answers_are_compared_in_full_precision(kind: torch.dtype
 def test_under_autocast_no_adapter_computes_in_half_precision() -> None:
     loss = DistillationLoss({"adapted": Adapted(reaches=True)}, {"adapted": 1.0})
     model, images = student(), batch()
-    own, teacher = answers(model, images)
-    loss.build(own, teacher)
-    plain = loss(own, teacher, images)[0]
+    outputs, teacher = answers(model, images)
+    loss.build(outputs, teacher)
+    plain = loss(outputs, teacher, images)[0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(loss(own, teacher, images)[0], plain)
+        assert torch.equal(loss(outputs, teacher, images)[0], plain)
 
 
 def test_double_precision_stays() -> None:
@@ -135,12 +135,12 @@ def test_the_label_loss_is_the_weighted_sum_of_the_terms_without_a_teacher() -> 
         "distance": Distance(factor=1.0),
     }
     loss = DistillationLoss(terms, {"labels": 2.0, "more": 4.0, "distance": 1.0})
-    own, teacher = answers(student(), batch())
-    _, values = loss(own, teacher, batch())
-    assert own.logits is not None
-    found = loss.compute_label_loss(values, progress=0.5)
-    assert found is not None
-    torch.testing.assert_close(found, 4 * own.logits.mean())
+    outputs, teacher = answers(student(), batch())
+    _, values = loss(outputs, teacher, batch())
+    assert outputs.logits is not None
+    label_loss = loss.compute_label_loss(values, progress=0.5)
+    assert label_loss is not None
+    torch.testing.assert_close(label_loss, 4 * outputs.logits.mean())
 
 
 @pytest.mark.parametrize("term", [Labels(factor=1.0), Distance(factor=1.0)])
@@ -153,7 +153,7 @@ def test_there_is_no_label_loss_where_all_or_no_terms_read_a_teacher(
 
 
 def test_the_label_temperatures_are_those_at_which_terms_soften_class_probabilities() -> None:
-    """CRD's temperature divides cosines; the teacher of TTM is softened by 1 / power."""
+    """CRD's temperature divides cosines; TTM softens the teacher by 1 / power."""
     terms = {
         "labels": CrossEntropy(smoothing=0.0, class_weights=None),
         "crd": CRD(width=4, negatives=2, temperature=0.07, momentum=0.5, most_images=10),

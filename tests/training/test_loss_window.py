@@ -1,4 +1,4 @@
-"""The losses since the last point of the curves."""
+"""The losses since the last logged point."""
 
 import math
 
@@ -8,17 +8,17 @@ from kd_app.training.loss_window import LossWindow
 
 
 def window(*losses: float) -> LossWindow:
-    """Batches of two images whose first term is the loss and whose second is 1."""
-    made = LossWindow(["first", "second"])
+    """Batches of two images; the first term is the loss, the second term is 1."""
+    losses_window = LossWindow(["first", "second"])
     for number, loss in enumerate(losses):
         value = torch.tensor(loss)
-        made.append(
+        losses_window.append(
             value, {"first": value, "second": torch.tensor(1.0)}, torch.tensor([number, -1])
         )
-    return made
+    return losses_window
 
 
-def test_means_leave_out_batches_that_are_not_finite() -> None:
+def test_means_exclude_non_finite_batches() -> None:
     assert window(1.0, 3.0).compute_finite_means() == {"loss": 2.0, "first": 2.0, "second": 1.0}
     assert window(1.0, math.nan).compute_finite_means() == {
         "loss": 1.0,
@@ -28,7 +28,7 @@ def test_means_leave_out_batches_that_are_not_finite() -> None:
     assert window(math.inf).compute_finite_means() == {}
 
 
-def test_the_first_term_that_broke_is_named_with_the_numbered_images_of_its_batch() -> None:
+def test_the_first_non_finite_term_is_reported_with_its_images() -> None:
     broken = window(1.0, math.nan, math.inf, 1.0).find_first_nonfinite()
     assert (broken.term, broken.batches_after, broken.images) == ("first", 2, [1])
 

@@ -1,4 +1,4 @@
-"""The public LightningModule, used by anybody's Trainer on anybody's data."""
+"""The LightningModule in a plain Trainer with an external data module."""
 
 import itertools
 import json
@@ -34,12 +34,12 @@ from tests.training.small_parts import (
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
-    """Lightning's advice about worker processes is no concern of these tests."""
+    """Suppress Lightning's hints about worker processes."""
     with silence_lightning():
         yield
 
 
-def fitted(
+def fit_rows(
     module: pl.LightningModule, data: OwnData | None = None, **more: Any
 ) -> list[dict[str, float]]:
     rows = Rows()
@@ -51,9 +51,9 @@ def curve(rows: list[dict[str, float]], name: str) -> list[float]:
     return [row[name] for row in rows if name in row]
 
 
-def test_a_plain_trainer_distills_on_batches_of_image_and_target() -> None:
+def test_a_plain_trainer_distills_on_image_target_pairs() -> None:
     module = distillation()
-    rows = fitted(module, max_epochs=6)
+    rows = fit_rows(module, max_epochs=6)
     losses = curve(rows, "train/loss")
     assert len(losses) == 30
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
@@ -69,7 +69,7 @@ def test_a_plain_trainer_distills_on_batches_of_image_and_target() -> None:
 
 def test_the_loss_is_the_weighted_sum_of_the_terms_that_are_logged_by_name() -> None:
     for weight in (0.0, 2.0):
-        rows = fitted(distillation(terms=terms(weight)))
+        rows = fit_rows(distillation(terms=terms(weight)))
         for row in rows:
             if "train/loss" in row:
                 assert row["train/loss"] == pytest.approx(
@@ -78,17 +78,17 @@ def test_the_loss_is_the_weighted_sum_of_the_terms_that_are_logged_by_name() -> 
                 assert row["train/soft_target"] > 0
 
 
-def test_without_a_teacher_it_is_supervised_training() -> None:
+def test_without_a_teacher_the_training_is_supervised() -> None:
     labels = terms().chosen["cross_entropy"]
     alone = DistillationLoss({"cross_entropy": labels}, {"cross_entropy": 1.0})
     module = distillation(terms=alone)
     module.teacher = None
-    losses = curve(fitted(module, max_epochs=6), "train/loss")
+    losses = curve(fit_rows(module, max_epochs=6), "train/loss")
     assert losses[-1] < losses[0]
 
 
 class Modes(pl.Callback):
-    """Notes in which mode the student trains and validates."""
+    """Record the mode of the student's modules in training and validation."""
 
     def __init__(self) -> None:
         self.training: list[bool] = []
@@ -110,7 +110,7 @@ def test_the_student_trains_in_train_mode_after_a_validation_too() -> None:
     validation.
     """
     modes = Modes()
-    fitted(distillation(), max_epochs=3, callbacks=[modes])
+    fit_rows(distillation(), max_epochs=3, callbacks=[modes])
     assert all(modes.training)
     assert not any(modes.validating)
     assert (len(modes.training), len(modes.validating)) == (
@@ -123,7 +123,7 @@ def test_the_teacher_is_neither_trained_nor_changed() -> None:
     teacher = seeded(lambda: Net(width=12), 1)
     before = deepcopy(teacher.state_dict())
     module = distillation(student=seeded(lambda: Net(drop=0.5)), teacher=teacher)
-    fitted(module)
+    fit_rows(module)
     assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
     assert {name.split(".")[0] for name, _ in module.named_parameters()} == {"student"}
 
@@ -151,10 +151,10 @@ def _tensors(node: Any) -> Iterator[Tensor]:
         yield from _tensors(inner)
 
 
-# -- terms that teach nothing
+# -- faulty terms
 
 
-def test_a_student_that_is_its_teacher_is_told_which_term_is_zero() -> None:
+def test_a_student_equal_to_its_teacher_gives_an_error_with_the_zero_term() -> None:
     with pytest.raises(
         RunError,
         match=(
@@ -162,12 +162,12 @@ def test_a_student_that_is_its_teacher_is_told_which_term_is_zero() -> None:
             " already agree"
         ),
     ):
-        fitted(distillation(student=seeded(linear), teacher=seeded(linear)))
+        fit_rows(distillation(student=seeded(linear), teacher=seeded(linear)))
 
 
-def test_a_student_that_comes_in_eval_mode_trains_all_the_same() -> None:
+def test_a_student_in_eval_mode_is_set_to_train_mode() -> None:
     modes = Modes()
-    fitted(distillation(student=seeded(Net).eval()), callbacks=[modes])
+    fit_rows(distillation(student=seeded(Net).eval()), callbacks=[modes])
     assert all(modes.training)
 
 
@@ -179,13 +179,15 @@ def test_a_term_without_a_gradient_for_the_student_stops_the_run_by_name() -> No
         with pytest.raises(
             RunError, match="The loss term deaf has no gradient for the student in the first steps"
         ):
-            fitted(distillation(terms=terms(deaf=Given(deaf))))
+            fit_rows(distillation(terms=terms(deaf=Given(deaf))))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_term_that_is_not_finite_stops_the_run_by_name(value: float) -> None:
     with pytest.raises(RunError, match=f"The loss term wild is {value} in the first steps"):
-        fitted(distillation(terms=terms(wild=Given(lambda s, t, b: s.logits.mean().abs() * value))))
+        fit_rows(
+            distillation(terms=terms(wild=Given(lambda s, t, b: s.logits.mean().abs() * value)))
+        )
 
 
 def wild_from(progress: float) -> Given:
@@ -205,12 +207,12 @@ def test_a_term_that_becomes_nan_later_stops_the_run_with_its_name_and_the_image
             r" trainer.on_nan=skip"
         ),
     ):
-        fitted(
+        fit_rows(
             distillation(terms=terms(wild=wild_from(0.65)), log_every=log_every),
             default_root_dir=tmp_path,
         )
-    written = json.loads((tmp_path / "not_finite.json").read_text(encoding="utf-8"))
-    assert written == {
+    record = json.loads((tmp_path / "not_finite.json").read_text(encoding="utf-8"))
+    assert record == {
         "term": "wild",
         "step": 8,
         "epoch": 1,
@@ -226,7 +228,7 @@ def nan_at(*steps: int) -> Given:
 
 
 @pytest.mark.parametrize("log_every", [1, 1000])
-def test_steps_that_are_not_finite_are_left_out_and_counted_where_that_is_asked_for(
+def test_non_finite_steps_are_skipped_and_counted_if_configured(
     log_every: int,
 ) -> None:
     class Weights(pl.Callback):
@@ -242,7 +244,7 @@ def test_steps_that_are_not_finite_are_left_out_and_counted_where_that_is_asked_
 
     skip, weights = SkipNonFiniteSteps(), Weights()
     module = distillation(terms=terms(wild=nan_at(5, 8)), log_every=log_every, skip_nonfinite=True)
-    rows = fitted(module, callbacks=[skip, weights])
+    rows = fit_rows(module, callbacks=[skip, weights])
     assert skip.skipped == 2
     assert all(bool(each.isfinite().all()) for each in weights.after)
     still = [
@@ -260,7 +262,7 @@ def test_a_skipped_step_leaves_the_running_statistics_alone() -> None:
     data = OwnData(shuffle=False)
     data.sets["train"].tensors[0][33] = float("nan")  # in an epoch's fifth batch
     skip = SkipNonFiniteSteps()
-    fitted(
+    fit_rows(
         distillation(student, terms=terms(), skip_nonfinite=True),
         data,
         callbacks=[skip],
@@ -270,9 +272,9 @@ def test_a_skipped_step_leaves_the_running_statistics_alone() -> None:
     assert all(bool(tensor.isfinite().all()) for tensor in student.state_dict().values())
 
 
-def test_an_epoch_of_which_most_is_skipped_ends_the_run() -> None:
+def test_an_epoch_with_mostly_skipped_steps_ends_the_run() -> None:
     with pytest.raises(RunError, match="3 of 5 steps in epoch 2 had a non-finite gradient"):
-        fitted(
+        fit_rows(
             distillation(terms=terms(wild=nan_at(6, 7, 8)), skip_nonfinite=True),
             callbacks=[SkipNonFiniteSteps()],
         )
@@ -286,7 +288,7 @@ def test_a_broken_state_is_never_saved(tmp_path: Path) -> None:
             trainer.save_checkpoint(tmp_path / f"{trainer.global_step}.ckpt")
 
     with pytest.raises(RunError, match="wild is not finite"):
-        fitted(
+        fit_rows(
             distillation(terms=terms(wild=wild_from(0.55)), log_every=1000),
             callbacks=[Saves()],
             default_root_dir=tmp_path,
@@ -297,10 +299,10 @@ def test_a_broken_state_is_never_saved(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.ckpt"))) == 6
 
 
-def test_a_term_that_weighs_nothing_is_only_watched() -> None:
+def test_a_term_of_weight_zero_is_only_logged() -> None:
     watched = terms(zero=Given(lambda s, t, b: 0 * s.logits.sum()))
     watched.weights["zero"] = 0.0
-    assert set(curve(fitted(distillation(terms=watched)), "train/zero")) == {0.0}
+    assert set(curve(fit_rows(distillation(terms=watched)), "train/zero")) == {0.0}
 
 
 # -- steps
@@ -309,12 +311,12 @@ def test_a_term_that_weighs_nothing_is_only_watched() -> None:
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_learning_rate_follows_the_schedule_step_by_step(accumulate: int) -> None:
     schedule, epochs = Cosine(warmup=0.25, final=0.1), 4
-    rows = fitted(
+    rows = fit_rows(
         distillation(schedule=schedule), max_epochs=epochs, accumulate_grad_batches=accumulate
     )
     steps = epochs * -(-5 // accumulate)  # 5 batches an epoch; an epoch's last step may have fewer
-    found = {row["step"]: row["train/lr"] for row in rows if "train/lr" in row}
-    assert found == {
+    rates = {row["step"]: row["train/lr"] for row in rows if "train/lr" in row}
+    assert rates == {
         step: pytest.approx(0.1 * schedule.compute_factor((step - 0.5) / steps))
         for step in range(1, steps + 1)
     }
@@ -324,10 +326,10 @@ def linear() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(36, CLASSES))
 
 
-def test_two_batches_a_step_are_one_batch_twice_as_large() -> None:
+def test_two_accumulated_batches_equal_one_large_batch() -> None:
     modules = [distillation(student=seeded(linear)) for _ in range(2)]
-    fitted(modules[0], OwnData(8, images=32, shuffle=False), accumulate_grad_batches=2)
-    fitted(modules[1], OwnData(16, images=32, shuffle=False))
+    fit_rows(modules[0], OwnData(8, images=32, shuffle=False), accumulate_grad_batches=2)
+    fit_rows(modules[1], OwnData(16, images=32, shuffle=False))
     for one, other in zip(modules[0].parameters(), modules[1].parameters(), strict=True):
         torch.testing.assert_close(one, other)
 
@@ -348,7 +350,7 @@ def test_gradients_are_clipped_with_every_optimizer_in_every_precision(
 
     norms = Norms()
     module = distillation(optimizer=optimizer(name=name), terms=terms(100.0))
-    fitted(module, gradient_clip_val=0.05, precision=precision, callbacks=[norms])
+    fit_rows(module, gradient_clip_val=0.05, precision=precision, callbacks=[norms])
     assert norms.largest > 0.05  # what comes before the clipping
     before = seeded(Net).state_dict()
     if name == "momentum":
@@ -362,18 +364,18 @@ def test_gradients_are_clipped_with_every_optimizer_in_every_precision(
 
 @pytest.mark.parametrize("precision", ["64-true", "bf16-true", "bf16-mixed"])
 def test_the_losses_are_computed_in_float32_at_least(precision: Any) -> None:
-    seen = set()
+    dtypes = set()
 
     def notes(student: Any, teacher: Any, batch: Any) -> Any:
-        seen.add((student.logits.dtype, teacher.logits.dtype))
+        dtypes.add((student.logits.dtype, teacher.logits.dtype))
         return student.logits.square().mean()
 
-    rows = fitted(distillation(terms=terms(noted=Given(notes))), precision=precision)
-    assert seen == {(torch.float64,) * 2 if precision == "64-true" else (torch.float32,) * 2}
+    rows = fit_rows(distillation(terms=terms(noted=Given(notes))), precision=precision)
+    assert dtypes == {(torch.float64,) * 2 if precision == "64-true" else (torch.float32,) * 2}
     assert all(0 <= value <= 1 for value in curve(rows, "validation/top1"))
 
 
-def test_a_step_draws_its_dropout_from_seed_and_position_alone() -> None:
+def test_dropout_depends_on_seed_and_position_only() -> None:
     class Draws(pl.Callback):
         def __init__(self) -> None:
             self.found: list[float] = []
@@ -385,7 +387,7 @@ def test_a_step_draws_its_dropout_from_seed_and_position_alone() -> None:
 
     def weights(seed: int, callbacks: list[Any]) -> list[Tensor]:
         module = distillation(student=seeded(lambda: Net(drop=0.5)), seed=seed)
-        fitted(module, OwnData(shuffle=False), callbacks=callbacks)
+        fit_rows(module, OwnData(shuffle=False), callbacks=callbacks)
         return [p.detach() for p in module.student.parameters()]
 
     first, same, other = weights(1, []), weights(1, [Draws()]), weights(2, [])
@@ -395,4 +397,4 @@ def test_a_step_draws_its_dropout_from_seed_and_position_alone() -> None:
 
 def test_a_training_without_an_end_is_refused() -> None:
     with pytest.raises(RunError, match="The schedule needs the number of epochs"):
-        fitted(distillation(schedule=Linear(warmup=0.0, final=0.0)), max_epochs=-1, max_steps=3)
+        fit_rows(distillation(schedule=Linear(warmup=0.0, final=0.0)), max_epochs=-1, max_steps=3)

@@ -1,6 +1,4 @@
-"""Optimizers by timm's names, and the schedule as a function of the share of training
-that is done.
-"""
+"""timm's optimizers by name, and schedules as functions of the progress."""
 
 import math
 from pathlib import Path
@@ -45,13 +43,13 @@ def net() -> nn.Module:
 def test_timms_optimizers_lower_a_loss(name: str) -> None:
     torch.manual_seed(0)
     model, image = net(), torch.randn(8, 1, 4, 4)
-    made = optimizer(name=name, lr=0.01).make(model, from_random=True, fused=True)
+    built = optimizer(name=name, lr=0.01).make(model, from_random=True, fused=True)
     losses = []
     for _ in range(12):
         loss = nn.functional.cross_entropy(model(image), torch.arange(8) % 2)
-        made.zero_grad()
+        built.zero_grad()
         loss.backward()
-        made.step()
+        built.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
 
@@ -61,12 +59,14 @@ def test_biases_and_norms_have_no_weight_decay_and_every_group_knows_its_top_rat
     name: str,
 ) -> None:
     model = net()
-    made = optimizer(name=name, lr=0.25, weight_decay=0.1).make(model, from_random=True, fused=True)
-    decays = {id(p): group["weight_decay"] for group in made.param_groups for p in group["params"]}
+    built = optimizer(name=name, lr=0.25, weight_decay=0.1).make(
+        model, from_random=True, fused=True
+    )
+    decays = {id(p): group["weight_decay"] for group in built.param_groups for p in group["params"]}
     assert {name: decays[id(p)] for name, p in model.named_parameters()} == {
         name: 0.1 if p.dim() > 1 else 0.0 for name, p in model.named_parameters()
     }
-    assert {group["initial_lr"] for group in made.param_groups} == {0.25}
+    assert {group["initial_lr"] for group in built.param_groups} == {0.25}
 
 
 def test_weight_decay_leaves_the_position_embedding_of_a_vit_alone_as_timm_does() -> None:
@@ -91,15 +91,15 @@ def test_weight_decay_leaves_the_position_embedding_of_a_vit_alone_as_timm_does(
     assert "head.weight" in decayed
 
 
-def test_what_is_frozen_is_left_out_and_the_rest_is_trained_once() -> None:
+def test_frozen_parameters_are_excluded_and_others_included_once() -> None:
     model = net()
     model[0].requires_grad_(False)  # type: ignore[index]
-    made = optimizer().make(model, from_random=True, fused=False)
-    trained = [id(p) for group in made.param_groups for p in group["params"]]
+    built = optimizer().make(model, from_random=True, fused=False)
+    trained = [id(p) for group in built.param_groups for p in group["params"]]
     assert sorted(trained) == sorted(id(p) for p in model.parameters() if p.requires_grad)
 
 
-def attempted(name: str) -> torch.optim.Optimizer | str:
+def try_to_build(name: str) -> torch.optim.Optimizer | str:
     try:
         return optimizer(name=name, lr=0.25).make(net(), from_random=True, fused=False)
     except RequestError as error:
@@ -108,15 +108,15 @@ def attempted(name: str) -> torch.optim.Optimizer | str:
 
 @pytest.mark.parametrize("name", sorted(str(each) for each in timm.optim.list_optimizers()))
 @pytest.mark.filterwarnings("ignore:It is highly recommended to have 'opt_einsum':UserWarning")
-def test_every_name_of_timms_is_made_or_refused_in_a_paragraph(name: str) -> None:
-    found = attempted(name)
-    if isinstance(found, str):
+def test_every_optimizer_of_timm_is_built_or_refused_in_a_paragraph(name: str) -> None:
+    result = try_to_build(name)
+    if isinstance(result, str):
         assert name.startswith(("bnb", "fused")), (
-            found
+            result
         )  # these need a package and a GPU of their own
-        assert f"The optimizer {name} does not accept kwargs" in found
+        assert f"The optimizer {name} does not accept kwargs" in result
     else:
-        assert {group["initial_lr"] for group in found.param_groups} == {0.25}
+        assert {group["initial_lr"] for group in result.param_groups} == {0.25}
 
 
 def test_the_automatic_rate_is_lower_for_weights_that_have_learned_before() -> None:
@@ -130,7 +130,7 @@ def test_the_automatic_rate_is_lower_for_weights_that_have_learned_before() -> N
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_one_kernel_is_used_where_there_is_one_and_it_may(fused: bool) -> None:
+def test_the_fused_kernel_is_used_if_it_exists_and_is_allowed(fused: bool) -> None:
     assert {
         group["fused"]
         for group in optimizer().make(net(), from_random=True, fused=fused).param_groups
@@ -154,8 +154,8 @@ def test_one_kernel_is_used_where_there_is_one_and_it_may(fused: bool) -> None:
 
 
 def test_arguments_reach_the_optimizer() -> None:
-    made = optimizer(kwargs={"betas": [0.5, 0.75]}).make(net(), from_random=True, fused=True)
-    assert {tuple(group["betas"]) for group in made.param_groups} == {(0.5, 0.75)}
+    built = optimizer(kwargs={"betas": [0.5, 0.75]}).make(net(), from_random=True, fused=True)
+    assert {tuple(group["betas"]) for group in built.param_groups} == {(0.5, 0.75)}
 
 
 @pytest.mark.parametrize(
@@ -177,9 +177,7 @@ def test_arguments_reach_the_optimizer() -> None:
         ({"speed": 1}, "Optimizer has no setting 'speed'"),
     ],
 )
-def test_wrong_settings_are_refused_when_it_is_asked_for(
-    wrong: dict[str, Any], message: str
-) -> None:
+def test_wrong_settings_are_refused_early(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         optimizer(**wrong)
 
@@ -191,7 +189,7 @@ def test_asking_for_one_leaves_the_global_random_state_alone() -> None:
 
 
 def test_two_optimizers_share_no_settings() -> None:
-    """Fault 9 of other toolkits: settings kept on the class, shared by two instances."""
+    """Fault 9 of other toolkits: two instances share settings of the class."""
     one, other = optimizer(lr=0.5, kwargs={"eps": 1e-3}), optimizer(lr=0.125)
     assert (one.lr, other.lr, other.kwargs) == (0.5, 0.125, {})
 
@@ -205,7 +203,7 @@ def test_a_factor_lies_between_0_and_1(schedule: Schedule, progress: float) -> N
 
 
 @given(SCHEDULES, SHARE, SHARE)
-def test_it_rises_in_a_straight_line_over_the_warm_up_and_never_rises_after_it(
+def test_a_schedule_rises_linearly_in_the_warm_up_and_never_afterwards(
     schedule: Schedule, one: float, other: float
 ) -> None:
     low, high = sorted((one, other))
@@ -231,12 +229,12 @@ def test_the_formulas(warmup: float, final: float, progress: float) -> None:
 def test_a_step_down_at_each_milestone(
     milestones: list[float], gamma: float, progress: float
 ) -> None:
-    found = MultiStep(warmup=0.0, milestones=milestones, gamma=gamma).compute_factor(progress)
-    assert found == pytest.approx(gamma ** len([each for each in milestones if each <= progress]))
+    result = MultiStep(warmup=0.0, milestones=milestones, gamma=gamma).compute_factor(progress)
+    assert result == pytest.approx(gamma ** len([each for each in milestones if each <= progress]))
 
 
 @pytest.mark.parametrize("file", sorted(path.stem for path in (CONF / "scheduler").glob("*.yaml")))
-def test_every_schedule_in_conf_ends_where_it_says(file: str) -> None:
+def test_every_schedule_in_conf_ends_at_its_final_factor(file: str) -> None:
     settings = yaml.safe_load((CONF / "scheduler" / f"{file}.yaml").read_text())
     kind = {
         "cosine": Cosine,

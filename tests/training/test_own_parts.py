@@ -52,31 +52,31 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, nn.Module, 
 
 def test_three_objects_make_a_run_with_its_proof(finished: Any) -> None:
     run, teacher, *_ = finished
-    told = results(run.path)
-    assert told["status"] == "finished"
-    assert told["data"]["classes"] == [str(number) for number in range(CLASSES)]
-    assert set(told["models"]) == {"teacher", "labels_only", "student"}
-    assert told["models"]["teacher"]["params"] == sum(
+    record = results(run.path)
+    assert record["status"] == "finished"
+    assert record["data"]["classes"] == [str(number) for number in range(CLASSES)]
+    assert set(record["models"]) == {"teacher", "labels_only", "student"}
+    assert record["models"]["teacher"]["params"] == sum(
         parameter.numel() for parameter in teacher.parameters()
     )
-    assert {"retention", "gain", "agreement"} <= set(told["test"]["pair"])
-    assert told["test"]["num_images"] == 40
+    assert {"retention", "gain", "agreement"} <= set(record["test"]["pair"])
+    assert record["test"]["num_images"] == 40
     assert len(run.predictions) == 40
-    assert {told["license"][part] for part in ("teacher", "student_start", "data", "ships")} == {
+    assert {record["license"][part] for part in ("teacher", "student_start", "data", "ships")} == {
         "unknown"
     }
-    assert len(told["license"]["unknown"]) == 3
-    assert {model["license"] for model in told["models"].values()} == {"unknown"}
+    assert len(record["license"]["unknown"]) == 3
+    assert {model["license"] for model in record["models"].values()} == {"unknown"}
 
 
-def test_images_that_nobody_told_how_to_show_are_examples_without_a_picture(finished: Any) -> None:
+def test_external_images_give_examples_without_pictures(finished: Any) -> None:
     run, *_ = finished
     assert len(run.examples) > 5
     assert run.examples["png"].isna().all()
     assert run.results.data.name == "OwnData"
 
 
-def test_what_was_handed_over_is_left_as_it_was(finished: Any) -> None:
+def test_models_passed_from_python_are_not_changed(finished: Any) -> None:
     _, teacher, student, _ = finished
     for module, fresh in (
         (teacher, seeded(lambda: Net(width=12), 1)),
@@ -113,7 +113,7 @@ def test_control_and_student_see_the_images_in_the_same_order(finished: Any) -> 
     assert first[0]["train/cross_entropy"] == first[1]["train/cross_entropy"]
 
 
-def test_what_ships_is_weights_and_what_they_are(finished: Any) -> None:
+def test_the_saved_student_has_weights_and_a_description(finished: Any) -> None:
     run, *_ = finished
     shipped = run.path / "student"
     again = Net(drop=0.3)
@@ -122,7 +122,7 @@ def test_what_ships_is_weights_and_what_they_are(finished: Any) -> None:
     assert (config["architecture"], config["license"]) == ("Net", "unknown")
 
 
-def test_the_same_objects_again_find_the_run_done_and_others_are_refused(
+def test_the_same_objects_find_the_finished_run_and_others_are_refused(
     finished: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, teacher, student, folder = finished
@@ -149,14 +149,14 @@ def test_the_callers_random_numbers_are_not_disturbed(tmp_path: Path) -> None:
     state = torch.get_rng_state()
     alone = ["teacher=none", "loss=[cross_entropy]", "trainer.max_epochs=1"]
     kd_app.distill(*QUICK, *places(tmp_path), *alone, student=Net(drop=0.3), data=OwnData())
-    drawn = torch.get_rng_state()
+    state_after = torch.get_rng_state()
     torch.manual_seed(4)
     Net(drop=0.3)
-    assert torch.equal(drawn, torch.get_rng_state())
-    assert not torch.equal(drawn, state)
+    assert torch.equal(state_after, torch.get_rng_state())
+    assert not torch.equal(state_after, state)
 
 
-def test_without_a_teacher_the_results_speak_of_none(tmp_path: Path) -> None:
+def test_results_of_a_run_without_a_teacher_have_no_teacher(tmp_path: Path) -> None:
     run = kd_app.distill(
         *QUICK,
         *places(tmp_path),
@@ -165,50 +165,50 @@ def test_without_a_teacher_the_results_speak_of_none(tmp_path: Path) -> None:
         student=Net(),
         data=OwnData(),
     )
-    told = results(run.path)
-    assert set(told["models"]) == {"student"}
+    record = results(run.path)
+    assert set(record["models"]) == {"student"}
     assert (
-        told["license"]["teacher"],
-        told["license"]["ships"],
-        told["models"]["student"]["license"],
+        record["license"]["teacher"],
+        record["license"]["ships"],
+        record["models"]["student"]["license"],
     ) == (None, "unknown", "unknown")
     for split in ("validation", "test"):
-        assert (told[split]["teacher"], told[split]["labels_only"], told[split]["pair"]) == (
+        assert (record[split]["teacher"], record[split]["labels_only"], record[split]["pair"]) == (
             None,
             None,
             None,
         )
-        assert told[split]["student"]["top1"] is not None
-    assert told["verdict"] is None
-    assert told["speed"]["teacher"] is None
+        assert record[split]["student"]["top1"] is not None
+    assert record["verdict"] is None
+    assert record["speed"]["teacher"] is None
     assert not (run.path / "teacher").exists()
-    assert [each["name"] for each in told["stages"]] == [
+    assert [each["name"] for each in record["stages"]] == [
         "student",
         "answers-student-validation",
         "answers-student-test",
     ]
 
 
-def test_parts_that_are_named_do_the_same(tmp_path: Path) -> None:
+def test_named_parts_give_the_same_run(tmp_path: Path) -> None:
     named = [
         f"teacher._target_={PARTS}.Net",
         "teacher.kwargs.width=12",
         f"student._target_={PARTS}.Net",
         f"data._target_={PARTS}.OwnData",
     ]
-    said = ["teacher.license=mit", "student.license=own", "data.license=cc-by-4.0"]
+    licenses = ["teacher.license=mit", "student.license=own", "data.license=cc-by-4.0"]
     run = kd_app.distill(
-        *QUICK, *places(tmp_path), *named, *said, "data.batch_size=10", "+data.images=50"
+        *QUICK, *places(tmp_path), *named, *licenses, "data.batch_size=10", "+data.images=50"
     )
-    told = results(run.path)
-    assert {role: model["license"] for role, model in told["models"].items()} == {
+    record = results(run.path)
+    assert {role: model["license"] for role, model in record["models"].items()} == {
         "teacher": "mit",  # used as it is
         "labels_only": "cc-by-4.0",
         "student": "cc-by-4.0",
     }
-    assert told["models"]["student"]["name"] == f"{PARTS}:Net"
-    assert told["test"]["num_images"] == 50
-    assert told["data"]["sizes"] == {"train": 50, "validation": 50, "test": 50}
+    assert record["models"]["student"]["name"] == f"{PARTS}:Net"
+    assert record["test"]["num_images"] == 50
+    assert record["data"]["sizes"] == {"train": 50, "validation": 50, "test": 50}
 
 
 @pytest.mark.parametrize(
@@ -232,18 +232,18 @@ def test_parts_that_are_named_do_the_same(tmp_path: Path) -> None:
         ([f"student._target_={PARTS}.Nett"], r"student._target_='.*Nett' can't be found"),
     ],
 )
-def test_parts_that_are_none_are_refused(words: list[str], message: str, tmp_path: Path) -> None:
+def test_invalid_parts_are_refused(words: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=message):
         kd_app.distill(*QUICK, *places(tmp_path), *words)
     assert not list(tmp_path.iterdir())
 
 
-def test_objects_and_several_processes_do_not_go_together(tmp_path: Path) -> None:
+def test_objects_do_not_train_in_several_processes(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="live in this process alone"):
         kd_app.distill("trainer=ddp_sim", *places(tmp_path), "logger=[]", student=Net())
 
 
-def test_no_secret_of_the_environment_gets_into_what_a_run_leaves(
+def test_no_secret_of_the_environment_is_in_the_files_of_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY"):
@@ -255,9 +255,9 @@ def test_no_secret_of_the_environment_gets_into_what_a_run_leaves(
     assert not [path for path in files if b"s3cr3t-of-" in path.read_bytes()]
 
 
-def test_a_killed_training_on_shuffled_data_of_ones_own_ends_bit_identical(tmp_path: Path) -> None:
-    """It has no position in mid-epoch, so it goes on from the last whole epoch, in the
-    order that this epoch had.
+def test_a_killed_training_on_external_shuffled_data_is_bit_identical(tmp_path: Path) -> None:
+    """The data module has no position within an epoch, so the training resumes at the
+    last full epoch, in the order of that epoch.
     """
     named = [
         "teacher=none",

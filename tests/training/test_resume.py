@@ -1,6 +1,4 @@
-"""A training that is stopped at any moment goes on, and ends with the very same model,
-bit by bit.
-"""
+"""A training that is stopped at any point resumes and ends bit-identical."""
 
 import random
 import shutil
@@ -28,15 +26,13 @@ KILLS: Sequence[Moment] = (
     (f"{MODULE}.training_step", 7),  # between two batches of one step
     (f"{MODULE}.validation_step", 1),
     (f"{MODULE}.validation_step", 2),
-    (
-        f"{MODULE}.on_train_epoch_end",
-        1,
-    ),  # the last batch and its validation are done, nothing is saved
-    ("os:replace", 5),  # a file is written and not yet in its place
+    # after the last batch and the validation, before the checkpoint
+    (f"{MODULE}.on_train_epoch_end", 1),
+    ("os:replace", 5),  # a file is written, but not renamed
     ("kd_app.training.callbacks:save_file", 1),
     (f"{CHECKPOINT}.on_train_epoch_end", 2),
     (f"{MODULE}.training_step", 13),
-    ("kd_app.training.fit:save_model", 1),  # all is trained, nothing ships
+    ("kd_app.training.fit:save_model", 1),  # the training is finished, but not saved
     ("kd_app.training.fit:_tidy", 1),
     ("kd_app.run.run_output:write_student", 1),
     ("kd_app.reporting.results:write_atomically", 2),
@@ -45,12 +41,12 @@ KILLS: Sequence[Moment] = (
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[list[str], Path, str]]:
-    """(overrides, out, log) of a run in a place of its own; the runs differ in nothing
-    else.
+    """(overrides, out, log) of a run in a new folder; the runs differ only in the
+    folder.
     """
     teacher = teacher_folder(tmp_path_factory.mktemp("teacher"))
 
-    def made(name: str, *more: str) -> tuple[list[str], Path, str]:
+    def build_words(name: str, *more: str) -> tuple[list[str], Path, str]:
         folder = tmp_path_factory.mktemp(name)
         fixed = [
             f"out={folder / 'out'}",
@@ -81,7 +77,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[list[
         ]
         return [*fixed, *hard, *steps, *every, *more], folder / "out", str(folder / "log")
 
-    return made
+    return build_words
 
 
 def curves(out: Path) -> list[dict[str, float]]:
@@ -90,14 +86,14 @@ def curves(out: Path) -> list[dict[str, float]]:
 
 @pytest.fixture(scope="module")
 def undisturbed(words: Callable[..., tuple[list[str], Path, str]]) -> Path:
-    """A run that nobody stopped."""
+    """A run without interruption."""
     overrides, out, log = words("undisturbed")
     assert distilled(overrides, log) == 0, Path(log).read_text()
     return out
 
 
 @pytest.mark.slow
-def test_a_run_that_was_killed_at_many_moments_ends_bit_identical(
+def test_a_run_killed_at_many_points_is_bit_identical(
     words: Callable[..., tuple[list[str], Path, str]], undisturbed: Path
 ) -> None:
     overrides, out, log = words("killed")
@@ -116,19 +112,16 @@ def test_a_run_that_was_killed_at_many_moments_ends_bit_identical(
         pytest.param(signal.SIGINT, 130, id="Ctrl-C", marks=pytest.mark.slow),
     ],
 )
-def test_a_run_that_was_stopped_saves_where_it_is_and_ends_bit_identical(
+def test_a_stopped_run_saves_its_state_and_is_bit_identical(
     words: Callable[..., tuple[list[str], Path, str]], undisturbed: Path, sign: int, code: int
 ) -> None:
     overrides, out, log = words("stopped", "trainer.checkpoint_minutes=60")
     steps = {
-        (
-            f"{MODULE}.training_step",
-            7,
-        ): 4,  # the first batch of the fourth step; it is finished first
+        # in the first batch of step 4, which is finished first
+        (f"{MODULE}.training_step", 7): 4,
         (f"{MODULE}.validation_step", 1): STEPS + 1,
-        (f"{MODULE}.training_step", 19): (
-            2 * (STEPS + 1)
-        ),  # an epoch's last batch; its validation is finished first
+        # in the last batch of an epoch, whose validation is finished first
+        (f"{MODULE}.training_step", 19): 2 * (STEPS + 1),
         (f"{MODULE}.training_step", 2): 2 * (STEPS + 1) + 1,
     }
     for moment, step in steps.items():
@@ -140,7 +133,7 @@ def test_a_run_that_was_stopped_saves_where_it_is_and_ends_bit_identical(
     assert curves(out) == curves(undisturbed)
 
 
-def test_a_run_that_a_cluster_preempts_saves_where_it_is_and_leaves_the_rest_to_whoever_listens(
+def test_a_preempted_run_saves_its_state_and_calls_the_installed_handler(
     words: Callable[..., tuple[list[str], Path, str]], undisturbed: Path
 ) -> None:
     overrides, out, log = words("preempted", "trainer.checkpoint_minutes=60")
@@ -153,7 +146,7 @@ def test_a_run_that_a_cluster_preempts_saves_where_it_is_and_leaves_the_rest_to_
     assert student_sha256(out) == student_sha256(undisturbed)
 
 
-def test_a_run_that_was_copied_goes_on_in_its_new_place(
+def test_a_copied_run_resumes_in_its_new_folder(
     words: Callable[..., tuple[list[str], Path, str]], undisturbed: Path
 ) -> None:
     overrides, out, log = words("here")
@@ -181,7 +174,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(
     assert not list(Path(log).parent.rglob("last.ckpt"))
 
 
-def test_images_that_worker_processes_read_are_the_same_after_a_kill(
+def test_images_of_worker_processes_are_the_same_after_a_kill(
     words: Callable[..., tuple[list[str], Path, str]], tmp_path: Path
 ) -> None:
     images = image_folder(tmp_path / "images", images=60)
@@ -210,7 +203,7 @@ def test_images_that_worker_processes_read_are_the_same_after_a_kill(
 
 
 @pytest.mark.slow
-def test_a_run_that_was_killed_at_twenty_random_moments_ends_bit_identical(
+def test_a_run_killed_at_twenty_random_times_is_bit_identical(
     words: Callable[..., tuple[list[str], Path, str]], undisturbed: Path
 ) -> None:
     overrides, out, log = words("random")

@@ -1,6 +1,4 @@
-"""Cached teacher logits: they train the same student as the teacher itself, and serve no
-other view.
-"""
+"""Cached teacher logits train the same student as the running teacher."""
 
 from pathlib import Path
 from typing import Any
@@ -39,20 +37,20 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the stages of many tests are, each of which would make the same."""
+    """A folder of stages that many tests share."""
     return tmp_path_factory.mktemp("stored")
 
 
-def weights(found: Trained) -> str:
-    return hash_file(found.folder / "model" / "model.safetensors")
+def weights(run: Trained) -> str:
+    return hash_file(run.folder / "model" / "model.safetensors")
 
 
 def files(place: Path) -> list[Path]:
     return sorted((place / "stages").glob("answers-teacher-views-*/logits.npy"))
 
 
-class Asked:
-    """Counts the batches that the teacher answers, and stops it where it is told to."""
+class BatchCounter:
+    """Count the teacher's batches; raise at batch `ends_at`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.batches = 0
@@ -79,7 +77,7 @@ def test_logits_of_predictions_are_sorted_by_image_number() -> None:
     assert TeacherLogits.from_predictions(predictions).logits.flatten().tolist() == [2.0, 5.0, 9.0]
 
 
-def test_stored_answers_make_the_very_same_student_as_the_teacher_itself(
+def test_cached_logits_train_the_same_student_as_the_teacher(
     teacher: Path, place: Path, tmp_path: Path
 ) -> None:
     live = trained(teacher, tmp_path, *VIEWS)
@@ -90,27 +88,27 @@ def test_stored_answers_make_the_very_same_student_as_the_teacher_itself(
     ]
 
 
-def test_another_seed_and_another_share_of_labels_read_the_same_answers_and_do_not_run_the_teacher(
+def test_other_seeds_and_label_fractions_read_the_same_cache(
     teacher: Path, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained(teacher, place, *STORED)
-    asked = Asked(monkeypatch)
-    found = [
+    counter = BatchCounter(monkeypatch)
+    runs = [
         trained(teacher, place, *STORED, *more)
         for more in (["seed=1"], ["data.label_fraction=0.1"], ["data.label_fraction=0.1", "seed=1"])
     ]
-    assert len({weights(each) for each in found}) == 3
+    assert len({weights(each) for each in runs}) == 3
     assert len(files(place)) == 1
-    assert asked.batches == len(found)  # once each, for the shapes of what the terms compare
+    assert counter.batches == len(runs)  # once each, for the shapes of what the terms compare
 
 
 @pytest.mark.parametrize(
     "other", ["data.seed=1", "data.view.padding=0", "data.views=3", "student.image_size=10"]
 )
-def test_answers_to_other_views_are_never_read(
+def test_logits_of_other_views_are_never_read(
     teacher: Path, place: Path, tmp_path: Path, other: str
 ) -> None:
-    """Fault 6 of other toolkits: stored answers are used again under another crop."""
+    """Fault 6 of other toolkits: cached logits are used for another crop."""
     trained(teacher, place, *STORED)
     first = np.load(files(place)[0])
     trained(teacher, tmp_path, *STORED, "trainer.max_epochs=1", other)
@@ -119,9 +117,7 @@ def test_answers_to_other_views_are_never_read(
     assert first.shape != second.shape or not np.allclose(first, second, atol=1e-2)
 
 
-def test_mixed_images_are_answered_as_they_are_seen_and_nothing_else_is(
-    teacher: Path, place: Path, tmp_path: Path
-) -> None:
+def test_mixed_images_have_a_cache_of_their_own(teacher: Path, place: Path, tmp_path: Path) -> None:
     trained(teacher, place, *STORED)
     short = (
         "trainer.max_epochs=2",
@@ -141,7 +137,7 @@ def test_mixed_images_are_answered_as_they_are_seen_and_nothing_else_is(
     }
 
 
-def test_each_view_has_its_own_answer(teacher: Path, place: Path) -> None:
+def test_each_view_has_its_own_logits(teacher: Path, place: Path) -> None:
     trained(teacher, place, *STORED)
     answers = CachedTeacherLogits.load(files(place)[0].parent)
     assert answers.logits.shape == (2, len(answers.index), 10)
@@ -161,26 +157,28 @@ def test_each_view_has_its_own_answer(teacher: Path, place: Path) -> None:
     assert not torch.allclose(one, two, atol=1e-2)
 
 
-def test_a_control_that_pairs_images_reads_the_partners_answer(teacher: Path, place: Path) -> None:
+def test_a_control_with_partner_images_reads_their_logits(teacher: Path, place: Path) -> None:
     trained(teacher, place, *STORED)
     answers = CachedTeacherLogits.load(files(place)[0].parent)
     index, other = (torch.from_numpy(answers.index[rows].copy()) for rows in ([0, 1], [8, 9]))
-    shown = answers.select(Batch(torch.zeros(2), torch.zeros(2), index, view=1, other_index=other))
-    assert torch.equal(shown, torch.from_numpy(answers.logits[1, [8, 9]]))
+    selected = answers.select(
+        Batch(torch.zeros(2), torch.zeros(2), index, view=1, other_index=other)
+    )
+    assert torch.equal(selected, torch.from_numpy(answers.logits[1, [8, 9]]))
 
 
-def test_an_interrupted_attempt_is_gone_on_with(
+def test_an_interrupted_cache_is_resumed(
     teacher: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained(teacher, place, *STORED)
     monkeypatch.setattr(teacher_cache, "_FLUSH_EVERY", 2)
-    asked = Asked(monkeypatch)
-    asked.ends_at = 9  # 6 batches are a view: 8 are secured, one was answered after them
+    counter = BatchCounter(monkeypatch)
+    counter.ends_at = 9  # 6 batches are a view: 8 are secured, one was answered after them
     with pytest.raises(RunError):
         trained(teacher, tmp_path, *STORED)
-    asked.batches, asked.ends_at = 0, None
+    counter.batches, counter.ends_at = 0, None
     trained(teacher, tmp_path, *STORED)
-    assert asked.batches == 12 - 8 + 1
+    assert counter.batches == 12 - 8 + 1
     assert np.array_equal(np.load(files(tmp_path)[0]), np.load(files(place)[0]))
     assert sorted(path.name for path in files(tmp_path)[0].parent.iterdir()) == [
         "index.npy",
@@ -189,21 +187,23 @@ def test_an_interrupted_attempt_is_gone_on_with(
     ]
 
 
-def test_a_disk_without_place_for_them_is_said_before_the_teacher_is_asked(
+def test_a_full_disk_is_reported_before_the_teacher_runs(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         "kd_app.training.teacher_cache.shutil.disk_usage",
         lambda _: type("Usage", (), {"free": 1000})(),
     )
-    asked = Asked(monkeypatch)
+    counter = BatchCounter(monkeypatch)
     with pytest.raises(RunError, match=r"2 views of 1,295 images take .* lower data\.views"):
         trained(teacher, tmp_path, *STORED)
-    assert not asked.batches
+    assert not counter.batches
 
 
 @pytest.mark.slow
-def test_two_ranks_read_what_one_process_stored(teacher: Path, place: Path, tmp_path: Path) -> None:
+def test_two_ranks_read_the_cache_of_one_process(
+    teacher: Path, place: Path, tmp_path: Path
+) -> None:
     two = (
         "trainer=ddp_sim",
         "data.batch_size=128",
@@ -224,30 +224,32 @@ def test_two_ranks_read_what_one_process_stored(teacher: Path, place: Path, tmp_
         torch.testing.assert_close(theirs[name], tensor, rtol=1e-4, atol=1e-5)
 
 
-def test_the_teachers_own_training_has_fresh_views_so_that_runs_with_few_and_many_share_it(
+def test_runs_with_different_numbers_of_views_share_the_teacher(
     tmp_path: Path,
 ) -> None:
-    found = []
+    runs = []
     for words in ([], ["data.views=4"]):
-        made = Workspace(
+        workspace = Workspace(
             build_spec(compose_config("distill", words)),
             Stages(tmp_path),
             Console(silent=True),
             tracker=None,
         )
-        made.prepare_data()
-        found.append(
+        workspace.prepare_data()
+        runs.append(
             {
-                role: draft_role_job(made, role).describe_identity(made.data, made.spec.trainer)
+                role: draft_role_job(workspace, role).describe_identity(
+                    workspace.data, workspace.spec.trainer
+                )
                 for role in ("teacher", "student")
             }
         )
-    assert found[0]["teacher"] == found[1]["teacher"]
-    assert found[0]["student"] != found[1]["student"]
+    assert runs[0]["teacher"] == runs[1]["teacher"]
+    assert runs[0]["student"] != runs[1]["student"]
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["teacher.outputs=cached"], "data.views=null"),
         (
@@ -266,16 +268,16 @@ def test_the_teachers_own_training_has_fresh_views_so_that_runs_with_few_and_man
         (["data.augment.magnitude=31"], "magnitude=31"),
     ],
 )
-def test_what_does_not_go_together_is_refused_by_name(
-    words: list[str], said: str, tmp_path: Path
+def test_incompatible_settings_are_refused_by_name(
+    words: list[str], message: str, tmp_path: Path
 ) -> None:
-    ended = call(f"out={tmp_path / 'out'}", f"stages={tmp_path / 'stages'}", *words)
-    assert (ended.code, ended.out) == (2, "")
-    assert said in ended.err
+    result = call(f"out={tmp_path / 'out'}", f"stages={tmp_path / 'stages'}", *words)
+    assert (result.code, result.out) == (2, "")
+    assert message in result.err
     assert not (tmp_path / "out").exists()
 
 
-def test_settings_of_our_images_are_refused_for_a_data_module_of_somebodys_own() -> None:
+def test_settings_of_kd_apps_images_are_refused_for_an_external_data_module() -> None:
     own = ["allow=[tests]", "data._target_=tests.training.small_parts.OwnData", "data.batch_size=8"]
     for word in (
         "data.label_fraction=0.5",

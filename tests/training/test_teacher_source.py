@@ -1,4 +1,4 @@
-"""Teacher sources: a model that runs, a cache, or an average of the student."""
+"""Teacher sources: a running model, a cache, or an average of the student."""
 
 from copy import deepcopy
 from pathlib import Path
@@ -40,9 +40,9 @@ def test_a_live_teacher_sees_the_students_view_or_the_partner_image() -> None:
 def test_a_cached_teacher_returns_the_logits_of_the_view() -> None:
     logits = np.arange(2 * 4 * 3, dtype=np.float32).reshape(2, 4, 3)
     source = CachedTeacher(CachedTeacherLogits(np.arange(4), logits))
-    found = source.compute_outputs(batch(images(), view=1)).logits
-    assert found is not None
-    assert torch.equal(found, torch.from_numpy(logits[1]))
+    cached = source.compute_outputs(batch(images(), view=1)).logits
+    assert cached is not None
+    assert torch.equal(cached, torch.from_numpy(logits[1]))
     double = source.compute_outputs(batch(images().double())).logits
     assert double is not None
     assert double.dtype == torch.float64
@@ -70,7 +70,7 @@ def test_only_an_average_has_a_training_state_and_restores_it() -> None:
         assert torch.equal(restored.read_training_state()[name], tensor)
 
 
-def test_a_live_teacher_stays_as_it_is_after_a_step() -> None:
+def test_a_live_teacher_does_not_change_after_a_step() -> None:
     model = seeded(Net)
     before = deepcopy(model.state_dict())
     LiveTeacher(frozen(model)).update_after_step(seeded(Net, 1), step=1)
@@ -85,7 +85,7 @@ def test_the_first_steps_check_the_terms_unless_the_teacher_equals_the_student()
 
 
 class Linear(nn.Sequential):
-    """A net without BatchNorm: at first its average says the very same."""
+    """A net without BatchNorm: at first the average has the same outputs."""
 
     def __init__(self) -> None:
         super().__init__(nn.Flatten(), nn.Linear(36, 3))
@@ -126,7 +126,7 @@ def test_after_every_step_the_teacher_moves_toward_the_student(
     assert not any(parameter.requires_grad for parameter in average.parameters())
 
 
-def test_a_run_with_it_goes_on_bit_by_bit(tmp_path: Path) -> None:
+def test_a_resumed_run_with_an_ema_teacher_is_bit_identical(tmp_path: Path) -> None:
     words = [
         "teacher.decay=0.9",
         "student.name=resnet8",
@@ -139,12 +139,12 @@ def test_a_run_with_it_goes_on_bit_by_bit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ("teacher.decay=1", "teacher: decay=1 does not fit"),
         ("teacher.decay=0", "decay=0 does not fit"),
     ],
 )
-def test_a_decay_out_of_range_is_refused(words: str, said: str) -> None:
-    with pytest.raises(RequestError, match=said):
+def test_a_decay_out_of_range_is_refused(words: str, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
         build_spec(compose_config("distill", ["teacher=ema", words]))

@@ -1,4 +1,4 @@
-"""Steps and seconds of an epoch."""
+"""Number of steps and estimated seconds of an epoch."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def settings(*words: str) -> TrainerSettings:
 
 
 def batches(training: int, validation: int) -> Any:
-    """Data of which only the number of batches is known."""
+    """Data with only a number of batches."""
     return SimpleNamespace(
         count_steps_per_epoch=lambda world_size: (training // world_size, validation // world_size)
     )
@@ -55,7 +55,7 @@ def test_processes_share_the_batches_of_an_epoch() -> None:
     assert count_steps_per_epoch(batches(101, 20), two) == EpochSteps(50, 10)
 
 
-def test_a_timer_leaves_out_the_checked_steps_and_the_epoch_that_holds_them() -> None:
+def test_a_timer_excludes_the_checked_steps_and_their_epoch() -> None:
     timer = EpochTimer()
     with silence_lightning():
         trainer = plain_trainer(max_epochs=3, callbacks=[timer], num_sanity_val_steps=0)
@@ -67,25 +67,25 @@ def test_a_timer_leaves_out_the_checked_steps_and_the_epoch_that_holds_them() ->
 
 
 def timer(training: float, validation: float, epoch: float = 0.0) -> EpochTimer:
-    made = EpochTimer()
-    made.training, made.validation, made.epochs = [training], [validation], [epoch]
-    return made
+    result = EpochTimer()
+    result.training, result.validation, result.epochs = [training], [validation], [epoch]
+    return result
 
 
-def test_an_epoch_takes_its_batches_and_the_rest() -> None:
+def test_the_seconds_of_an_epoch_are_those_of_its_batches_and_an_overhead() -> None:
     timed = timer(2.0, 0.5, epoch=30.0)
     assert timed.sum_seconds(EpochSteps(100, 10)) == 205.0
     assert timed.estimate_overhead(EpochSteps(10, 4)) == 30.0 - 22.0
     assert timed.estimate_overhead(EpochSteps(100, 10)) == 0.0
 
 
-def test_trainings_are_timed_in_turn_on_a_few_steps_in_a_folder_that_is_emptied(
+def test_jobs_are_timed_in_turn_on_a_few_steps_and_leave_no_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fitted: list[tuple[float, dict[str, Any], int]] = []
+    fits: list[tuple[float, dict[str, Any], int]] = []
 
     def fit(training: Any, data: Any, brief: Any, folder: Path, **more: Any) -> None:
-        fitted.append((training.seconds, brief.limits, training.recipe.max_epochs))
+        fits.append((training.seconds, brief.limits, training.recipe.max_epochs))
         (folder / "last.ckpt").touch()
         more["callbacks"][0].training.append(training.seconds)
         more["callbacks"][0].validation.append(1.0)
@@ -102,24 +102,24 @@ def test_trainings_are_timed_in_turn_on_a_few_steps_in_a_folder_that_is_emptied(
     }
     seconds = time_steps(trainings, batches(5, 2), settings(), tmp_path)
     assert seconds == {"student": 5 * 3.0 + 2, "control": 5 * 1.0 + 2}
-    assert [taken for taken, _, _ in fitted] == [3.0, 1.0] * 3
+    assert [seconds_of_job for seconds_of_job, _, _ in fits] == [3.0, 1.0] * 3
     limits = {"limit_train_batches": 5, "limit_val_batches": 2, "overfit_batches": None}
-    assert all((found, epochs) == (limits, 2) for _, found, epochs in fitted)
+    assert all((job_limits, epochs) == (limits, 2) for _, job_limits, epochs in fits)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("student", "epochs"), [(3.0, 6), (0.5, 2)])
-def test_the_epochs_that_take_as_long_are_never_fewer(
+def test_matched_epochs_are_never_fewer(
     student: float, epochs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds = {"student": student, "control": 1.0}
     monkeypatch.setattr(timing, "time_steps", lambda *_: seconds)
     match_wall_time(2, {}, batches(5, 2), settings(), tmp_path)
-    written = json.loads((tmp_path / "epochs.json").read_text(encoding="utf-8"))
-    assert written == {"max_epochs": epochs, "seconds_an_epoch": seconds}
+    record = json.loads((tmp_path / "epochs.json").read_text(encoding="utf-8"))
+    assert record == {"max_epochs": epochs, "seconds_an_epoch": seconds}
 
 
-def test_an_estimate_on_noise_times_training_only_on_request() -> None:
+def test_an_estimate_times_training_only_if_requested() -> None:
     learns = estimate(seeded(Net), PIXELS, 8, settings(), train=True)
     assert learns.training > 0 < learns.inference
     assert estimate(seeded(Net), PIXELS, 8, settings(), train=False).training == 0

@@ -1,4 +1,4 @@
-"""How to train is checked before anything is read, and is what the device can do."""
+"""Trainer settings: validation, devices and precision."""
 
 from pathlib import Path
 from typing import Any
@@ -39,9 +39,7 @@ def refused(**changes: Any) -> str:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Pretend another machine: its GPUs and what they can do, Apple's, its cores, its
-    CPU's flags.
-    """
+    """Simulate another machine: GPUs, their capability, mps, CPU cores and flags."""
 
     def pretend(
         *,
@@ -85,7 +83,7 @@ def test_a_cpu_without_bf16_hardware_trains_in_float32(
 @pytest.mark.parametrize(
     ("capability", "precision"), [(7, "16-mixed"), (8, "bf16-mixed"), (9, "bf16-mixed")]
 )
-def test_a_gpu_trains_in_the_half_precision_that_it_has(
+def test_a_gpu_trains_in_its_best_half_precision(
     machine: Any, capability: int, precision: str
 ) -> None:
     machine(gpus=1, capability=capability)
@@ -105,9 +103,9 @@ def test_batchnorm_is_synchronized_where_several_gpus_train(
     machine: Any, accelerator: str, gpus: int, asked: bool, world: bool
 ) -> None:
     machine(gpus=gpus)
-    found = settings(accelerator=accelerator, devices="auto", sync_batchnorm=asked)
-    assert found.sync_batchnorm is world
-    assert found.describe_identity().get("sync_batchnorm", False) is world
+    result = settings(accelerator=accelerator, devices="auto", sync_batchnorm=asked)
+    assert result.sync_batchnorm is world
+    assert result.describe_identity().get("sync_batchnorm", False) is world
 
 
 @pytest.mark.parametrize(
@@ -120,7 +118,7 @@ def test_batchnorm_is_synchronized_where_several_gpus_train(
         ("bf16-true", "bf16-true"),
     ],
 )
-def test_lightnings_short_names_are_understood_quoted_or_not(
+def test_lightnings_short_names_are_accepted_as_text_or_number(
     machine: Any, asked: str | int, meant: str
 ) -> None:
     assert settings(precision=asked).precision == meant
@@ -142,9 +140,9 @@ def test_a_precision_that_the_device_lacks_is_refused(
     machine: Any, accelerator: str, precision: str | int
 ) -> None:
     machine(mps=True)
-    said = refused(accelerator=accelerator, precision=precision)
-    assert f"trainer.precision={precision}" in said
-    assert "trainer.precision=auto" in said
+    message = refused(accelerator=accelerator, precision=precision)
+    assert f"trainer.precision={precision}" in message
+    assert "trainer.precision=auto" in message
 
 
 @pytest.mark.parametrize(
@@ -170,7 +168,7 @@ def test_the_flags_are_those_that_the_operating_system_names(
     assert read_cpu_flags() == flags
 
 
-def test_without_such_a_file_no_flag_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_cpuinfo_there_are_no_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(path: Path, **_: Any) -> str:
         raise FileNotFoundError(path)
 
@@ -194,8 +192,8 @@ def test_auto_takes_all_gpus_or_else_what_there_is(
     machine: Any, there: dict[str, Any], accelerator: str, devices: int, device: str
 ) -> None:
     machine(**there)
-    found = settings(accelerator="auto", devices="auto")
-    assert (found.accelerator, found.devices, found.world_size, found.device.type) == (
+    result = settings(accelerator="auto", devices="auto")
+    assert (result.accelerator, result.devices, result.world_size, result.device.type) == (
         accelerator,
         devices,
         devices,
@@ -212,14 +210,14 @@ def test_auto_takes_all_gpus_or_else_what_there_is(
         ({"cores": 3}, "cpu", 3),
     ],
 )
-def test_more_devices_than_there_are_are_refused(
+def test_more_devices_than_available_are_refused(
     machine: Any, there: dict[str, Any], accelerator: str, most: int
 ) -> None:
     machine(**there)
     assert settings(accelerator=accelerator, devices=most).world_size == most
-    said = refused(accelerator=accelerator, devices=most + 1)
-    assert f"trainer.devices={most + 1}" in said
-    assert f"trainer.devices={most}" in said.replace(f"trainer.devices={most + 1}", "")
+    message = refused(accelerator=accelerator, devices=most + 1)
+    assert f"trainer.devices={most + 1}" in message
+    assert f"trainer.devices={most}" in message.replace(f"trainer.devices={most + 1}", "")
 
 
 # -- ranges
@@ -260,14 +258,14 @@ def test_no_setting_has_a_default_in_python(machine: Any, name: str) -> None:
 
 
 @given(value=st.floats(0, 1, exclude_min=True) | st.integers(1, 10**6))
-def test_a_limit_is_a_share_or_a_number_and_stays_what_it_is(value: float) -> None:
-    """To Lightning 1.0 is everything, and 1 is one batch."""
-    found = settings(limit_train_batches=value, limit_test_batches=value)
-    for limit in (found.limits["limit_train_batches"], found.limit_test_batches):
+def test_a_limit_keeps_its_type(value: float) -> None:
+    """In Lightning, 1.0 means all batches, and 1 means one batch."""
+    result = settings(limit_train_batches=value, limit_test_batches=value)
+    for limit in (result.limits["limit_train_batches"], result.limit_test_batches):
         assert (type(limit), limit) == (type(value), value)
 
 
-# -- what follows from them
+# -- identity and Lightning trainer
 
 
 @pytest.mark.parametrize(
@@ -291,7 +289,7 @@ def test_a_limit_is_a_share_or_a_number_and_stays_what_it_is(value: float) -> No
         ({"timeout": 5}, False),
     ],
 )
-def test_what_decides_the_weights_is_part_of_the_identity_of_a_training(
+def test_settings_that_determine_the_weights_are_in_the_identity(
     machine: Any, changes: dict[str, Any], decides: bool
 ) -> None:
     base = {"precision": "32-true"}
@@ -300,7 +298,7 @@ def test_what_decides_the_weights_is_part_of_the_identity_of_a_training(
     ) == decides
 
 
-def test_lightnings_trainer_gets_them(machine: Any, tmp_path: Path) -> None:
+def test_the_lightning_trainer_receives_the_settings(machine: Any, tmp_path: Path) -> None:
     asked = settings(
         precision="32-true",
         accumulate_grad_batches=3,
@@ -309,20 +307,20 @@ def test_lightnings_trainer_gets_them(machine: Any, tmp_path: Path) -> None:
         limit_val_batches=2,
         detect_anomaly=True,
     )
-    made = asked.make(max_epochs=7, folder=tmp_path, callbacks=[], loggers=[])
+    result = asked.make(max_epochs=7, folder=tmp_path, callbacks=[], loggers=[])
     assert (
-        made.max_epochs,
-        made.accumulate_grad_batches,
-        made.gradient_clip_val,
-        made.precision,
+        result.max_epochs,
+        result.accumulate_grad_batches,
+        result.gradient_clip_val,
+        result.precision,
     ) == (7, 3, 0.5, "32-true")
-    assert (made.limit_train_batches, made.limit_val_batches) == (0.5, 2)
-    assert made.default_root_dir == str(tmp_path)
-    assert (made.world_size, made.loggers, made.num_sanity_val_steps) == (1, [], 0)
+    assert (result.limit_train_batches, result.limit_val_batches) == (0.5, 2)
+    assert result.default_root_dir == str(tmp_path)
+    assert (result.world_size, result.loggers, result.num_sanity_val_steps) == (1, [], 0)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_in_a_job_of_slurm_nothing_but_kd_app_starts_ranks_or_sends_the_job_again(
+def test_under_slurm_lightning_neither_starts_ranks_nor_requeues_the_job(
     machine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {
@@ -333,13 +331,13 @@ def test_in_a_job_of_slurm_nothing_but_kd_app_starts_ranks_or_sends_the_job_agai
         "SLURM_LOCALID": "0",
     }.items():
         monkeypatch.setenv(name, value)
-    made = settings(precision="32-true").make(
+    result = settings(precision="32-true").make(
         max_epochs=1, folder=tmp_path, callbacks=[], loggers=[]
     )
-    assert type(made._accelerator_connector.cluster_environment) is LightningEnvironment
+    assert type(result._accelerator_connector.cluster_environment) is LightningEnvironment
 
 
-def test_a_checkpoint_replaces_the_one_before_only_when_it_is_whole(
+def test_a_checkpoint_replaces_the_previous_one_only_when_complete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     AtomicCheckpoints().save_checkpoint({"step": 1}, tmp_path / "new" / "last.ckpt")

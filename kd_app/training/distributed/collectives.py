@@ -1,4 +1,4 @@
-"""Collectives that gather the batch of all ranks, for loss terms that compare images."""
+"""Gathering of the batch of all ranks, for loss terms that compare images."""
 
 from dataclasses import replace
 from typing import Any

@@ -24,7 +24,7 @@ def is_follower() -> bool:
 
 @dataclass(frozen=True)
 class TorchrunLaunch:
-    """The number of processes that torchrun started on each machine, and of machines."""
+    """The numbers of processes on each machine and of machines under torchrun."""
 
     local_world_size: int
     nodes: int
@@ -45,7 +45,7 @@ def read_launch() -> TorchrunLaunch | None:
 
 @dataclass(frozen=True)
 class Torchrun:
-    """The position of this process among torchrun's, and the connection to the store."""
+    """This process among those of torchrun, and the connection to the store."""
 
     rank: int
     local_rank: int

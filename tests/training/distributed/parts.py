@@ -1,4 +1,4 @@
-"""Parts that rank processes find by name."""
+"""Parts that rank processes import by name."""
 
 import time
 from pathlib import Path
@@ -16,8 +16,8 @@ from kd_app.training.distributed.consistency import RankConsistency
 
 
 class Likeness(LossTerm):
-    """Which images of the batch answer alike, for the student through a trained map: it
-    compares images with each other.
+    """Compare the similarities between the images of a batch, with a trained adapter
+    for the student.
     """
 
     level = "output"
@@ -35,12 +35,12 @@ class Likeness(LossTerm):
         assert student.logits is not None
         assert teacher.logits is not None
         assert len(batch.target) == len(student.logits)
-        ours, theirs = self.adapter(student.logits), teacher.logits
+        student_logits, teacher_logits = self.adapter(student.logits), teacher.logits
         same = (batch.target[:, None] == batch.target).float()
         distance: Tensor = (
             (
-                (ours @ ours.T).softmax(dim=1)
-                - (theirs @ theirs.T).softmax(dim=1)
+                (student_logits @ student_logits.T).softmax(dim=1)
+                - (teacher_logits @ teacher_logits.T).softmax(dim=1)
                 - same / same.sum(dim=1)
             )
             .square()
@@ -50,7 +50,7 @@ class Likeness(LossTerm):
 
 
 class Breaker(Typed, Callback):
-    """While the file `flag` is there, rank 1 fails in the second epoch."""
+    """Rank 1 fails in the second epoch while the file `flag` exists."""
 
     def __init__(self, *, flag: Path) -> None:
         self.flag = flag
@@ -62,21 +62,21 @@ class Breaker(Typed, Callback):
             raise ValueError("rank 1 has a fault of its own")
 
 
-class ToldOtherwise(Typed, Callback):
-    """Rank 1 believes that it is asked for another training than rank 0."""
+class OtherTraining(Typed, Callback):
+    """Rank 1 reports another training than rank 0."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if trainer.global_rank == 1:
-            agreement = next(
+            consistency = next(
                 callback
                 for callback in trainer.callbacks  # type: ignore[attr-defined]
                 if isinstance(callback, RankConsistency)
             )
-            agreement._training = "something else"
+            consistency._training = "something else"
 
 
 class Sleeper(Typed, Callback):
-    """Rank 1 falls asleep in its third step."""
+    """Rank 1 sleeps in the third step."""
 
     def __init__(self) -> None:
         pass

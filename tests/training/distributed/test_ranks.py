@@ -1,4 +1,4 @@
-"""Several processes that train one model: what they end with, and how they end."""
+"""Several processes that train one model: results, failures and signals."""
 
 import json
 import os
@@ -86,7 +86,7 @@ def test_one_rank_with_64_images_a_step_and_two_with_32_train_the_same_student(
 
 
 @pytest.mark.slow
-def test_a_rank_that_fails_ends_the_job_in_its_own_words_and_the_next_attempt_goes_on(
+def test_a_failed_rank_ends_the_job_with_its_message_and_the_next_attempt_resumes(
     teacher: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     flag = tmp_path / "flag"
@@ -106,8 +106,8 @@ def test_a_rank_that_fails_ends_the_job_in_its_own_words_and_the_next_attempt_go
     start = time.monotonic()
     assert run_to_exit_code(lambda: trained(teacher, tmp_path, *adapted, *broken)) == 1
     assert time.monotonic() - start < 60
-    said = capfd.readouterr().err
-    assert "Process 1 of 2 failed: ValueError: rank 1 has a fault of its own" in said
+    output = capfd.readouterr().err
+    assert "Process 1 of 2 failed: ValueError: rank 1 has a fault of its own" in output
     flag.unlink()
     again = trained(teacher, tmp_path, *adapted, *broken)
     assert [row["epoch"] for row in again.curves if "validation/top1" in row] == [0, 1]
@@ -120,7 +120,7 @@ def test_a_rank_that_fails_ends_the_job_in_its_own_words_and_the_next_attempt_go
     ]
 
 
-def test_a_request_that_only_the_ranks_find_wrong_is_still_a_wrong_request(
+def test_a_request_error_in_a_rank_is_a_request_error_of_the_job(
     teacher: Path, tmp_path: Path
 ) -> None:
     config = compose_config("distill", words(teacher, tmp_path, "trainer=ddp_sim"))
@@ -130,16 +130,16 @@ def test_a_request_that_only_the_ranks_find_wrong_is_still_a_wrong_request(
 
 
 def alive(folder: Path) -> list[int]:
-    """Processes that are ranks of the job in `folder`."""
-    found = []
+    """The ids of processes that are ranks of the job in `folder`."""
+    pids = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             line = path.read_bytes()
         except OSError:
             continue
         if b"kd_app.run.worker" in line and str(folder).encode() in line:
-            found.append(int(path.parent.name))
-    return found
+            pids.append(int(path.parent.name))
+    return pids
 
 
 def until_gone(folder: Path, seconds: float) -> None:
@@ -162,9 +162,8 @@ def test_ranks_end_with_ctrl_c_and_with_a_parent_that_is_killed(
         wait_for(tmp_path / "stages", "student-*/last.ckpt")
         assert len(alive(tmp_path)) == 2
         assert process.pid
-        (
-            os.kill(process.pid, sign) if sign == signal.SIGKILL else os.killpg(process.pid, sign)
-        )  # a terminal's Ctrl-C goes to the whole group
+        # a terminal sends Ctrl-C to the whole group
+        (os.kill if sign == signal.SIGKILL else os.killpg)(process.pid, sign)
         until_gone(tmp_path, 8)
         assert ended(process, 15) == code, Path(log).read_text()
         next(tmp_path.glob("stages/student-*/last.ckpt")).unlink()
@@ -187,14 +186,14 @@ def torchrun(processes: int, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def record(out: Path) -> dict[str, Any]:
-    made: dict[str, Any] = json.loads(
+    content: dict[str, Any] = json.loads(
         (stage(out, "student") / "training.json").read_text(encoding="utf-8")
     )
-    return made
+    return content
 
 
 @pytest.mark.slow
-def test_torchrun_trains_what_the_same_words_train_without_it(
+def test_torchrun_trains_the_same_student_as_the_command_alone(
     teacher: Path, tmp_path: Path
 ) -> None:
     same = ["student.name=vit_tiny_patch16_224", *VIT, "data.batch_size=32", "trainer.max_epochs=2"]
@@ -242,9 +241,9 @@ def test_two_machines_train_together(teacher: Path, tmp_path: Path) -> None:
         )
         for number in (0, 1)
     ]
-    said = [each.communicate(timeout=300)[0] for each in agents]
+    output = [each.communicate(timeout=300)[0] for each in agents]
     assert [each.returncode for each in agents] == [0, 0]
-    assert [text.count("Everything is in") for text in said] == [1, 0]
+    assert [text.count("Everything is in") for text in output] == [1, 0]
     ranks = record(tmp_path / "out")["ranks"]
     assert [each["rank"] for each in ranks] == [0, 1]
     assert len({each["parameters"] for each in ranks}) == 1
@@ -270,13 +269,13 @@ def test_every_rank_of_a_sweep_trains_the_same_trial(
     ]
     ended = torchrun(2, "-m", *words(teacher, tmp_path, *brief), *sweep)
     assert ended.returncode == 0, ended.stderr
-    told = [
+    hashes = [
         [each["training"] for each in record(tmp_path / "out" / trial)["ranks"]]
         for trial in ("0", "1")
     ]
-    assert [len(trial) for trial in told] == [2, 2]
-    assert [len(set(trial)) for trial in told] == [1, 1]
-    assert told[0][0] != told[1][0]
+    assert [len(trial) for trial in hashes] == [2, 2]
+    assert [len(set(trial)) for trial in hashes] == [1, 1]
+    assert hashes[0][0] != hashes[1][0]
     assert ended.stdout.count("is the best on validation") == 1
 
 
@@ -312,9 +311,9 @@ def test_several_machines_need_torchrun(teacher: Path, tmp_path: Path) -> None:
         )
 
 
-def test_ranks_that_were_told_different_things_do_not_train(teacher: Path, tmp_path: Path) -> None:
+def test_ranks_with_different_trainings_do_not_train(teacher: Path, tmp_path: Path) -> None:
     other = [
-        "+callbacks.other._target_=tests.training.distributed.parts.ToldOtherwise",
+        "+callbacks.other._target_=tests.training.distributed.parts.OtherTraining",
         "allow=[tests]",
         "student.name=resnet8",
         "trainer=ddp_sim",
