@@ -53,9 +53,9 @@ def _run_task(config: dict[str, Any], trial: int | None) -> None:
     out = Path(settings.out) if settings.out else _resolve_out(runs)
     page = write_report(runs, out if trial is None else out / str(trial), settings.latency_ms)
     if settings.logger:
-        from kd_app.tracking.report import tell_report
+        from kd_app.tracking.report import log_report
 
-        tell_report(runs, page, settings.logger)
+        log_report(runs, page, settings.logger)
     print(
         f"{len(runs)} run{'' if len(runs) == 1 else 's'}: {page}, and the same metrics in"
         " report.json, report.csv and report.md"

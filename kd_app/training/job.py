@@ -182,7 +182,7 @@ class TrainingJob:
             "callbacks": recipe.callbacks,
             "seed": recipe.seed,
             "trainer": {**trainer.describe_identity(), "max_epochs": recipe.max_epochs},
-            "data": data.identity(for_teacher=self.fresh_views),
+            "data": data.describe_identity(for_teacher=self.fresh_views),
             "teacher": (
                 {"name": teacher.model.name, "pixels": vars(teacher.created.pixels)}
                 if teacher

@@ -100,15 +100,15 @@ def test_the_message_names_the_setting_that_removes_the_capability(
 
 
 def test_the_identity_contains_active_options_only() -> None:
-    assert images().build_identity(for_teacher=False) == {"view": VIEW, "batch_size": 8}
+    assert images().describe_identity(for_teacher=False) == {"view": VIEW, "batch_size": 8}
     off = {
         "mix": {**MIX, "mixup": None},
         "augment": {**AUGMENT, "operations": 0},
         "label_fraction": 1.0,
     }
-    assert images(**off).build_identity(for_teacher=False) == {"view": VIEW, "batch_size": 8}
+    assert images(**off).describe_identity(for_teacher=False) == {"view": VIEW, "batch_size": 8}
     on = images(views=4, label_fraction=0.5, mix=MIX, augment=AUGMENT)
-    assert on.build_identity(for_teacher=False) == {
+    assert on.describe_identity(for_teacher=False) == {
         "view": VIEW,
         "batch_size": 8,
         "views": 4,
@@ -119,20 +119,23 @@ def test_the_identity_contains_active_options_only() -> None:
 
 
 def test_the_training_of_a_teacher_has_new_views() -> None:
-    assert "views" not in images(views=4).build_identity(for_teacher=True)
-    assert "views" not in external(views=4).build_identity(for_teacher=True)
-    assert external(views=4).build_identity(for_teacher=False)["views"] == 4
+    assert "views" not in images(views=4).describe_identity(for_teacher=True)
+    assert "views" not in external(views=4).describe_identity(for_teacher=True)
+    assert external(views=4).describe_identity(for_teacher=False)["views"] == 4
 
 
 def test_another_view_is_another_identity() -> None:
     one, other = (images(view=CropFlip(padding=2, flip=flip)) for flip in (True, False))
-    assert one.build_identity(for_teacher=False) != other.build_identity(for_teacher=False)
+    assert one.describe_identity(for_teacher=False) != other.describe_identity(for_teacher=False)
 
 
 def test_the_identity_of_a_module_is_its_class_or_its_configuration() -> None:
-    assert external().build_identity(for_teacher=False) == {"module": "Module", "batch_size": 4}
+    assert external().describe_identity(for_teacher=False) == {"module": "Module", "batch_size": 4}
     config = {"view": VIEW, "batch_size": 16, "images": 50}
-    assert external(**config).build_identity(for_teacher=False) == {"view": VIEW, "batch_size": 16}
+    assert external(**config).describe_identity(for_teacher=False) == {
+        "view": VIEW,
+        "batch_size": 16,
+    }
 
 
 def test_the_identity_of_a_replay_includes_the_label_fraction_only_with_mixing() -> None:

@@ -22,7 +22,7 @@ def test_the_view_node_is_part_of_the_identity() -> None:
     node = data_group("data.views=2")
     data = build_data(node)
     assert isinstance(data, ImageData)
-    assert data.build_identity(for_teacher=False) == {
+    assert data.describe_identity(for_teacher=False) == {
         "view": node["view"],
         "batch_size": node["batch_size"],
         "views": 2,
