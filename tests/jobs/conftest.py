@@ -1,5 +1,5 @@
-"""The finished run and the working directory that the commands' tests have, and that
-run's models as files.
+"""The finished run and the working directory of the commands' tests, and the files that
+kd-export writes from that run.
 """
 
 from pathlib import Path
@@ -20,14 +20,14 @@ QUICK = (
 )
 
 
-def exported(*words: str) -> str:
-    """What kd-export said, timed for a moment only."""
-    return done(*words, *QUICK, command="kd-export")
+def exported(*overrides: str) -> str:
+    """The output of kd-export, with short timings."""
+    return done(*overrides, *QUICK, command="kd-export")
 
 
 @pytest.fixture(scope="session")
 def both(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Student and teacher of the made run as ONNX files, and what the command said."""
+    """Student and teacher of the finished run as ONNX files, and the output."""
     out = tmp_path_factory.mktemp("both") / "export"
     return out, exported(
         f"run={made / 'run'}", f"stages={made / 'stages'}", f"out={out}", "role=both"

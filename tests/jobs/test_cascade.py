@@ -1,6 +1,4 @@
-"""A cheap model first, a dear one for the images it is unsure of: what that is worth,
-and the file that does it.
-"""
+"""``kd-evaluate cascade=[...]``: whether a cascade pays, and the cascade's file."""
 
 import json
 import subprocess
@@ -22,6 +20,7 @@ from kd_app.deployment.cascade import ModelCascade
 from kd_app.deployment.confidence import compute_confidence
 from kd_app.deployment.export import export
 from kd_app.deployment.formats.onnx import Onnx
+from kd_app.jobs.cascade import summarize_latency
 from tests.builders import DIGITS, results
 from tests.commands.call import TINY, done, refused
 from tests.deployment.test_artifact import ALONE
@@ -33,18 +32,18 @@ ROUTING = ("routing.images=8", "routing.steps=10")
 def judged(
     made: Path, both: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, str]:
-    """The made run's student and teacher as a cascade, and what the command said."""
+    """Student and teacher of the finished run as a cascade, and the output."""
     out = tmp_path_factory.mktemp("judged") / "cascade"
-    words = (
+    overrides = (
         f"cascade=[{both[0] / 'model.onnx'},{made / 'run' / 'teacher'}]",
         f"run={made / 'run'}",
         f"stages={made / 'stages'}",
         f"out={out}",
     )
-    return out, done(*words, *ROUTING, command="kd-evaluate")
+    return out, done(*overrides, *ROUTING, command="kd-evaluate")
 
 
-def test_the_curve_goes_from_the_last_stage_alone_to_the_first_alone_for_every_measure(
+def test_every_curve_goes_from_the_last_stage_alone_to_the_first_alone(
     judged: tuple[Path, str],
 ) -> None:
     cascade = results(judged[0])["cascade"]
@@ -68,7 +67,7 @@ def test_the_curve_goes_from_the_last_stage_alone_to_the_first_alone_for_every_m
         assert 0 < stage["latency"]["p50"] <= stage["latency"]["p99"]
 
 
-def test_what_is_said_is_what_was_found_and_the_page_shows_it(judged: tuple[Path, str]) -> None:
+def test_the_output_and_the_page_agree_with_the_results(judged: tuple[Path, str]) -> None:
     answer = results(judged[0])["cascade"]["answer"]
     assert ("Do not route" in judged[1]) == (answer != "cascade")
     assert (judged[0] / "cascade.json").exists() == (answer == "cascade")
@@ -78,30 +77,27 @@ def test_what_is_said_is_what_was_found_and_the_page_shows_it(judged: tuple[Path
 
 
 def fitted(body: nn.Module, images: Tensor, target: Tensor) -> nn.Module:
-    """A classifier on what `body` makes of the images, by least squares: no training."""
+    """A classifier on the outputs of `body`, fitted by least squares."""
     with torch.no_grad():
-        seen = body(images)
-        seen = torch.cat([seen, torch.ones(len(seen), 1)], dim=1).double()
-        wanted = 10 * nn.functional.one_hot(target, 10).double()
-        found = torch.linalg.solve(
-            seen.mT @ seen + 0.1 * torch.eye(seen.shape[1]), seen.mT @ wanted
-        ).float()
-        head = nn.Linear(seen.shape[1] - 1, 10)
-        head.weight.copy_(found[:-1].mT)
-        head.bias.copy_(found[-1])
+        rows = body(images)
+        rows = torch.cat([rows, torch.ones(len(rows), 1)], dim=1).double()
+        desired = 10 * nn.functional.one_hot(target, 10).double()
+        ridge = 0.1 * torch.eye(rows.shape[1])
+        weight = torch.linalg.solve(rows.mT @ rows + ridge, rows.mT @ desired).float()
+        head = nn.Linear(rows.shape[1] - 1, 10)
+        head.weight.copy_(weight[:-1].mT)
+        head.bias.copy_(weight[-1])
     return nn.Sequential(body, head).eval()
 
 
 @pytest.fixture
 def weak_and_good(tmp_path: Path) -> tuple[Path, Path]:
-    """Two files: one that saw a few digits and looks at pixels, and one that saw all
-    and looks at many random features of them.
+    """Two files: a classifier of pixels fitted to a few digits, and a classifier of
+    many random features fitted to all digits.
     """
-    known = load_digits()
-    images, target = (
-        torch.tensor(known.images, dtype=torch.float32).unsqueeze(1) / 16,
-        torch.tensor(known.target),
-    )
+    data = load_digits()
+    images = torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 16
+    target = torch.tensor(data.target)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         wide = [
@@ -111,12 +107,10 @@ def weak_and_good(tmp_path: Path) -> tuple[Path, Path]:
         ]
         good = fitted(nn.Sequential(*wide, nn.MaxPool2d(2), nn.Flatten()), images, target)
     nets = {"weak": fitted(nn.Flatten(), images[:80], target[:80]), "good": good}
-    pixels, some = (
-        InputSpec(1, 8, 8, (0.0,), (1.0,)),
-        (images[:8] * 255).round().to(torch.uint8).numpy(),
-    )
-    asked: dict[str, Any] = {
-        "input_spec": pixels,
+    input_spec = InputSpec(1, 8, 8, (0.0,), (1.0,))
+    some = (images[:8] * 255).round().to(torch.uint8).numpy()
+    settings: dict[str, Any] = {
+        "input_spec": input_spec,
         "classes": DIGITS,
         "license": "none",
         "calibration": [],
@@ -125,29 +119,29 @@ def weak_and_good(tmp_path: Path) -> tuple[Path, Path]:
     for name in nets:
         (tmp_path / name).mkdir()
     first, second = (
-        export(net, Onnx(opset=18, tolerance=1e-3), tmp_path / name, stem=name, **asked)
+        export(net, Onnx(opset=18, tolerance=1e-3), tmp_path / name, stem=name, **settings)
         for name, net in nets.items()
     )
     return first, second
 
 
 @pytest.mark.slow
-def test_what_was_found_to_pay_is_a_file_that_runs_without_torch_and_answers_as_its_stages_do(
+def test_a_cascade_that_pays_is_a_file_that_runs_without_torch_and_predicts_like_its_stages(
     made: Path, weak_and_good: tuple[Path, Path], tmp_path: Path
 ) -> None:
     stages, out = f"stages={made / 'stages'}", tmp_path / "cascade"
     done(*TINY, "verdict.margin=0.1", stages, f"out={tmp_path / 'run'}")
-    words = (
+    overrides = (
         f"cascade=[{','.join(map(str, weak_and_good))}]",
         f"run={tmp_path / 'run'}",
         stages,
         f"out={out}",
     )
-    done(*words, *ROUTING, command="kd-evaluate")
-    found = results(out)["cascade"]
-    assert found["answer"] == "cascade"
-    weak, good = (stage["test"]["value"] for stage in found["stages"])
-    assert good - weak > 0.1 > good - found["test"]["accuracy"]
+    done(*overrides, *ROUTING, command="kd-evaluate")
+    cascade = results(out)["cascade"]
+    assert cascade["answer"] == "cascade"
+    weak, good = (stage["test"]["value"] for stage in cascade["stages"])
+    assert good - weak > 0.1 > good - cascade["test"]["accuracy"]
     (tmp_path / "photos").mkdir()
     images = (load_digits().images[-40:] * 255 / 16).round().astype(np.uint8)
     for number, image in enumerate(images):
@@ -161,8 +155,8 @@ def test_what_was_found_to_pay_is_a_file_that_runs_without_torch_and_answers_as_
     labels = pd.read_csv(tmp_path / "labels.csv")
     logits = [open_artifact(each).infer_logits(images[:, None]) for each in weak_and_good]
     sent = (
-        compute_confidence(logits[0], found["measure"], found["stages"][0]["temperature"])
-        < found["thresholds"][0]
+        compute_confidence(logits[0], cascade["measure"], cascade["stages"][0]["temperature"])
+        < cascade["thresholds"][0]
     )
     assert 0 < sent.sum() < len(sent)
     assert labels["stage"].tolist() == sent.astype(int).tolist()
@@ -171,9 +165,8 @@ def test_what_was_found_to_pay_is_a_file_that_runs_without_torch_and_answers_as_
         == np.where(sent, logits[1].argmax(axis=1), logits[0].argmax(axis=1)).tolist()
     )
     program = (
-        ALONE.partition("opened = ")[0]
-        + "from kd_app.deployment.cascade import ModelCascade\nimages = [Image.open(each) for each in"
-        " sorted(Path(sys.argv[2]).iterdir())]\nlabel, probability, stage ="
+        ALONE.partition("opened = ")[0] + "from kd_app.deployment.cascade import ModelCascade\n"
+        "images = [Image.open(each) for each in sorted(Path(sys.argv[2]).iterdir())]\nlabel, probability, stage ="
         " ModelCascade.load(Path(sys.argv[1]), open_artifact).predict(images)\nnp.savez(sys.argv[3],"
         " label=label, probability=probability, stage=stage)\n"
     )
@@ -182,17 +175,17 @@ def test_what_was_found_to_pay_is_a_file_that_runs_without_torch_and_answers_as_
         [sys.executable, "-c", program, *alone], capture_output=True, text=True, check=False
     )
     assert ended.returncode == 0, ended.stderr
-    for name, answers in np.load(tmp_path / "alone.npz").items():
-        np.testing.assert_allclose(answers, labels[name], rtol=1e-5)
-    told = json.loads((out / "cascade.json").read_text())
-    told["stages"][0]["sha256"] = "0" * 64
-    (out / "cascade.json").write_text(json.dumps(told))
+    for name, values in np.load(tmp_path / "alone.npz").items():
+        np.testing.assert_allclose(values, labels[name], rtol=1e-5)
+    record = json.loads((out / "cascade.json").read_text())
+    record["stages"][0]["sha256"] = "0" * 64
+    (out / "cascade.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match=r"thresholds of .* were chosen for"):
         ModelCascade.load(out / "cascade.json", open_artifact)
 
 
 @pytest.mark.parametrize(
-    ("words", "reason"),
+    ("overrides", "reason"),
     [
         (("cascade=[{model}]",), "names one stage"),
         (("cascade=[{model},nowhere]",), "There is no 'nowhere'"),
@@ -201,13 +194,20 @@ def test_what_was_found_to_pay_is_a_file_that_runs_without_torch_and_answers_as_
         ((), "needs to know what to measure"),
     ],
 )
-def test_a_wrong_request_is_refused_in_words(
-    made: Path, both: tuple[Path, str], words: tuple[str, ...], reason: str
+def test_a_wrong_request_is_refused_with_the_reason(
+    made: Path, both: tuple[Path, str], overrides: tuple[str, ...], reason: str
 ) -> None:
-    asked = [
-        word.format(model=both[0] / "model.onnx", teacher=made / "run" / "teacher")
-        for word in words
+    formatted = [
+        override.format(model=both[0] / "model.onnx", teacher=made / "run" / "teacher")
+        for override in overrides
     ]
     assert reason in refused(
-        *asked, f"stages={made / 'stages'}", "out=cascade", command="kd-evaluate"
+        *formatted, f"stages={made / 'stages'}", "out=cascade", command="kd-evaluate"
+    )
+
+
+def test_a_latency_is_summarized_in_milliseconds() -> None:
+    summary = summarize_latency(np.arange(1, 101) / 1000)
+    assert summary == pytest.approx(
+        {"mean": 50.5, "p50": 50, "p95": 95, "p99": 99, "num_images": 100}
     )

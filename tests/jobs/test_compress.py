@@ -1,7 +1,8 @@
-"""The whole command: a run in, a smaller run out."""
+"""kd-compress turns a run into a run with a smaller student."""
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
@@ -9,6 +10,9 @@ import torch
 from PIL import Image
 
 import kd_app
+from kd_app.config import RequestError
+from kd_app.config.compose import compose_config
+from kd_app.jobs.compress import Compression, check_order, compute_loss, select_recorded
 from kd_app.reporting.html import write_report
 from kd_app.run import train, workspace
 from tests.builders import results
@@ -19,18 +23,18 @@ from tests.tracking.wandb_files import offline_runs
 HALF = ("steps=[prune,finetune]", "prune.macs=0.5", "finetune.max_epochs=1")
 
 
-def compressed(*words: str) -> str:
-    return done(*words, command="kd-compress")
+def compressed(*overrides: str) -> str:
+    return done(*overrides, command="kd-compress")
 
 
 @pytest.fixture(scope="module")
 def small(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The made run, compressed, and what the command said."""
+    """The finished run, compressed, and the output."""
     out = tmp_path_factory.mktemp("small") / "run"
     return out, compressed(f"run={made / 'run'}", *HALF, f"out={out}", f"stages={made / 'stages'}")
 
 
-def test_what_comes_out_is_a_run_with_a_smaller_student_and_the_same_teacher(
+def test_the_result_is_a_run_with_a_smaller_student_and_the_same_teacher(
     made: Path, small: tuple[Path, str]
 ) -> None:
     before, after = results(made / "run"), results(small[0])
@@ -44,7 +48,7 @@ def test_what_comes_out_is_a_run_with_a_smaller_student_and_the_same_teacher(
     write_report([small[0]], small[0].parent / "page")
 
 
-def test_the_card_shows_how_to_label_an_image_with_it(
+def test_the_code_in_the_model_card_labels_an_image(
     small: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.new("L", (8, 8), 7).save(small[0] / "image.png")
@@ -61,7 +65,7 @@ def test_the_card_shows_how_to_label_an_image_with_it(
     assert share.endswith("%")
 
 
-def test_the_waterfall_has_each_step_beside_the_one_before(
+def test_the_waterfall_compares_each_step_with_the_one_before(
     made: Path, small: tuple[Path, str]
 ) -> None:
     steps = results(small[0])["steps"]
@@ -99,33 +103,35 @@ def test_the_waterfall_has_each_step_beside_the_one_before(
         )
 
 
-def test_the_alternative_is_a_net_of_the_cost_that_was_reached_trained_on_the_runs_recipe(
+def test_the_alternative_has_the_cost_of_the_student_and_the_recipe_of_the_run(
     made: Path, small: tuple[Path, str]
 ) -> None:
-    found = results(small[0])
-    *_, last, instead = found["steps"]
+    compressed_run = results(small[0])
+    *_, last, instead = compressed_run["steps"]
     assert instead["told"]["instead"]
     assert 1 / 3 < instead["macs"] / last["macs"] < 3
     assert instead["lost"]["value"] == pytest.approx(
         last["top1"]["value"] - instead["top1"]["value"]
     )
     assert 0 <= instead["told"]["test_top1"] <= 1
-    (stage,) = [Path(stage["path"]) for stage in found["stages"] if stage["name"] == "alternative"]
+    (stage,) = [
+        Path(stage["path"]) for stage in compressed_run["stages"] if stage["name"] == "alternative"
+    ]
     (trained,) = [
         Path(stage["path"])
         for stage in results(made / "run")["stages"]
         if stage["name"] == "student"
     ]
-    asked, student = (
+    alternative, student = (
         json.loads((folder / "stage.json").read_text())["config"] for folder in (stage, trained)
     )
-    assert {key: asked[key] for key in asked if key != "model"} == {
+    assert {key: alternative[key] for key in alternative if key != "model"} == {
         key: student[key] for key in student if key != "model"
     }
 
 
-def test_trackers_follow_every_training_and_get_the_figures_of_what_ships(made: Path) -> None:
-    words = (
+def test_trackers_log_every_training_and_the_metrics_of_the_shipped_student(made: Path) -> None:
+    overrides = (
         *HALF,
         "alternative=null",
         "remake=[finetune]",
@@ -133,26 +139,26 @@ def test_trackers_follow_every_training_and_get_the_figures_of_what_ships(made: 
         "logger.wandb.mode=offline",
         f"stages={made / 'stages'}",
     )
-    compressed(f"run={made / 'run'}", *words, "out=followed")
-    runs = {stage: found[-1] for stage, found in offline_runs(Path("followed")).items()}
+    compressed(f"run={made / 'run'}", *overrides, "out=tracked")
+    runs = {stage: each[-1] for stage, each in offline_runs(Path("tracked")).items()}
     assert set(runs) == {"finetune", "student"}
     assert {run.exit_code for run in runs.values()} == {0}
     assert any("train/loss" in row for row in runs["finetune"].history)
     assert (
         runs["student"].summary["test.student.top1"]
-        == results(Path("followed"))["test"]["student"]["top1"]
+        == results(Path("tracked"))["test"]["student"]["top1"]
     )
 
 
-def test_the_second_time_every_stage_is_found(made: Path, small: tuple[Path, str]) -> None:
+def test_a_second_command_reuses_every_stage(made: Path, small: tuple[Path, str]) -> None:
     compressed(f"run={made / 'run'}", *HALF, "out=again", f"stages={made / 'stages'}")
     again = results(Path("again"))
     assert {stage["made"] for stage in again["stages"]} == {"found"}
     assert again["models"]["student"]["sha256"] == results(small[0])["models"]["student"]["sha256"]
 
 
-def test_a_command_that_was_stopped_goes_on_with_the_step_it_was_at(made: Path) -> None:
-    words = (
+def test_an_interrupted_command_resumes_at_the_same_step(made: Path) -> None:
+    overrides = (
         f"run={made / 'run'}",
         "steps=[prune,finetune]",
         "prune.params=0.7",
@@ -161,14 +167,13 @@ def test_a_command_that_was_stopped_goes_on_with_the_step_it_was_at(made: Path) 
         f"stages={made / 'stages'}",
     )
     with patch.object(train, "fit", side_effect=KeyboardInterrupt):
-        assert call(*words, command="kd-compress").code == 130
-    compressed(*words)
-    made_or_found = {stage["name"]: stage["made"] for stage in results(Path("stopped"))["stages"]}
-    assert made_or_found["prune"] == "found"
-    assert made_or_found["finetune"] == "made"
+        assert call(*overrides, command="kd-compress").code == 130
+    compressed(*overrides)
+    origins = {stage["name"]: stage["made"] for stage in results(Path("stopped"))["stages"]}
+    assert (origins["prune"], origins["finetune"]) == ("found", "made")
 
 
-def test_it_goes_on_to_evaluation_and_to_a_second_compression(
+def test_a_compressed_run_can_be_evaluated_and_compressed_again(
     made: Path, small: tuple[Path, str]
 ) -> None:
     done(
@@ -193,12 +198,18 @@ def test_it_goes_on_to_evaluation_and_to_a_second_compression(
     )
 
 
-def test_a_pruned_student_is_exported_with_the_widths_that_it_has(
+def test_a_pruned_student_is_exported_with_its_own_widths(
     made: Path, small: tuple[Path, str]
 ) -> None:
-    words = (f"run={small[0]}", f"stages={made / 'stages'}", "out=export", "formats=[onnx]", *QUICK)
+    overrides = (
+        f"run={small[0]}",
+        f"stages={made / 'stages'}",
+        "out=export",
+        "formats=[onnx]",
+        *QUICK,
+    )
     with patch("kd_app.run.exported_benchmark.measure_cold_start", lambda *_: {}):
-        done(*words, command="kd-export")
+        done(*overrides, command="kd-export")
     file = json.loads(Path("export/manifest.json").read_text(encoding="utf-8"))["files"][
         "model.onnx"
     ]
@@ -211,7 +222,7 @@ def test_a_pruned_student_is_exported_with_the_widths_that_it_has(
 def test_a_pruned_student_is_exported_in_int8_for_both_runtimes(
     made: Path, small: tuple[Path, str]
 ) -> None:
-    words = (
+    overrides = (
         f"run={small[0]}",
         f"stages={made / 'stages'}",
         "out=export",
@@ -219,7 +230,7 @@ def test_a_pruned_student_is_exported_in_int8_for_both_runtimes(
         *QUICK,
     )
     with patch("kd_app.run.exported_benchmark.measure_cold_start", lambda *_: {}):
-        done(*words, command="kd-export")
+        done(*overrides, command="kd-export")
     files = json.loads(Path("export/manifest.json").read_text(encoding="utf-8"))["files"]
     assert list(files) == ["model_int8.onnx", "model_int8.pte"]
     for name, file in files.items():
@@ -229,18 +240,20 @@ def test_a_pruned_student_is_exported_in_int8_for_both_runtimes(
         assert "weights" not in file
 
 
-def test_a_step_that_loses_too_much_stops_and_the_step_before_is_kept(made: Path) -> None:
-    answers = workspace.Workspace.load_predictions
+def test_a_step_that_loses_too_much_stops_the_command_and_the_student_before_is_kept(
+    made: Path,
+) -> None:
+    load = workspace.Workspace.load_predictions
 
-    def spoiled(self: workspace.Workspace, member: workspace.RunModel, split: str) -> object:
-        found = answers(self, member, split)
-        if member.folder and (member.folder / "prune.json").is_file():
-            found.logits[:] = -torch.nn.functional.one_hot(
-                torch.from_numpy(found.target), found.logits.shape[1]
-            ).numpy()
-        return found
+    def load_spoiled(self: workspace.Workspace, model: workspace.RunModel, split: str) -> object:
+        predictions = load(self, model, split)
+        if model.folder and (model.folder / "prune.json").is_file():
+            target = torch.from_numpy(predictions.target)
+            one_hot = torch.nn.functional.one_hot(target, predictions.logits.shape[1])
+            predictions.logits[:] = -one_hot.numpy()
+        return predictions
 
-    words = (
+    overrides = (
         f"run={made / 'run'}",
         "steps=[prune]",
         "prune.macs=0.5",
@@ -248,34 +261,37 @@ def test_a_step_that_loses_too_much_stops_and_the_step_before_is_kept(made: Path
         "out=lost",
         f"stages={made / 'stages'}",
     )
-    with patch.object(workspace.Workspace, "load_predictions", spoiled):
-        ended = call(*words, command="kd-compress")
+    with patch.object(workspace.Workspace, "load_predictions", load_spoiled):
+        ended = call(*overrides, command="kd-compress")
     assert ended.code == 1
     assert "The step prune lost" in paragraph(ended.err)
-    found = results(Path("lost"))
-    assert found["status"] == "failed"
+    failed = results(Path("lost"))
+    assert failed["status"] == "failed"
     assert (
-        found["models"]["student"]["sha256"] == results(made / "run")["models"]["student"]["sha256"]
+        failed["models"]["student"]["sha256"]
+        == results(made / "run")["models"]["student"]["sha256"]
     )
     assert Path("lost/student/model.safetensors").is_file()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("importance", ["taylor", "distillation"])
-def test_importance_by_the_loss_of_the_labels_or_of_the_run(importance: str, made: Path) -> None:
-    words = (
+def test_importance_by_the_gradients_of_the_labels_or_of_the_run(
+    importance: str, made: Path
+) -> None:
+    overrides = (
         "steps=[prune]",
         "prune.macs=0.6",
         f"prune.importance={importance}",
         "prune.images=16",
         "prune.iterations=2",
     )
-    compressed(f"run={made / 'run'}", *words, f"out={importance}", f"stages={made / 'stages'}")
+    compressed(f"run={made / 'run'}", *overrides, f"out={importance}", f"stages={made / 'stages'}")
     assert results(Path(importance))["steps"][1]["told"]["importance"] == importance
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("overrides", "message"),
     [
         (("steps=[prun]", "prune.macs=0.5"), "There is no step 'prun'. Did you mean 'prune'?"),
         (("steps=[prune]",), "exactly one share"),
@@ -285,19 +301,19 @@ def test_importance_by_the_loss_of_the_labels_or_of_the_run(importance: str, mad
     ],
 )
 def test_a_wrong_request_is_one_paragraph_and_leaves_nothing(
-    words: tuple[str, ...], said: str, made: Path
+    overrides: tuple[str, ...], message: str, made: Path
 ) -> None:
-    assert said in refused(
+    assert message in refused(
         f"run={made / 'run'}",
-        *words,
+        *overrides,
         "out=wrong",
         f"stages={made / 'stages'}",
         command="kd-compress",
     )
 
 
-def test_a_model_that_the_run_has_not_is_refused_with_those_that_it_has(made: Path) -> None:
-    said = refused(
+def test_an_unknown_model_is_refused_with_the_closest_name(made: Path) -> None:
+    error = refused(
         f"run={made / 'run'}",
         "role=labels",
         *HALF,
@@ -305,22 +321,22 @@ def test_a_model_that_the_run_has_not_is_refused_with_those_that_it_has(made: Pa
         f"stages={made / 'stages'}",
         command="kd-compress",
     )
-    assert "There is no model to compress in" in said
-    assert "Did you mean 'labels_only'?" in said
+    assert "There is no model to compress in" in error
+    assert "Did you mean 'labels_only'?" in error
     assert "There is no model" in refused(
         f"run={made / 'run'}", "role=teacher", *HALF, "out=wrong", command="kd-compress"
     )
 
 
 @pytest.mark.slow
-def test_pruned_and_quantized_in_one_command_or_in_two_is_the_same_student(
+def test_one_command_or_two_give_the_same_pruned_and_quantized_student(
     made: Path, small: tuple[Path, str]
 ) -> None:
-    words = (f"stages={made / 'stages'}", "quantize.images=16", "alternative=null")
+    overrides = (f"stages={made / 'stages'}", "quantize.images=16", "alternative=null")
     compressed(
-        f"run={made / 'run'}", "steps=[prune,finetune,quantize]", *HALF[1:], *words, "out=one"
+        f"run={made / 'run'}", "steps=[prune,finetune,quantize]", *HALF[1:], *overrides, "out=one"
     )
-    compressed(f"run={small[0]}", "steps=[quantize]", *words, "out=two")
+    compressed(f"run={small[0]}", "steps=[quantize]", *overrides, "out=two")
     one, two = results(Path("one")), results(Path("two"))
     assert [step["name"] for step in one["steps"]] == ["start", "prune", "finetune", "quantize"]
     assert {stage["name"]: stage["made"] for stage in two["stages"]}["quantize"] == "found"
@@ -334,10 +350,10 @@ def test_pruned_and_quantized_in_one_command_or_in_two_is_the_same_student(
 
 
 @pytest.mark.slow
-def test_distilled_or_not_and_quantized_after_training_or_in_it_is_one_command_with_one_page(
+def test_the_comparison_of_quantizations_is_one_sweep_with_one_page(
     made: Path,
 ) -> None:
-    said = compressed(
+    output = compressed(
         "-m",
         "comparison=quantization",
         f"run={made / 'run'}",
@@ -346,17 +362,37 @@ def test_distilled_or_not_and_quantized_after_training_or_in_it_is_one_command_w
         f"stages={made / 'stages'}",
     )
     trials = {number: results(Path(f"int8/{number}")) for number in range(4)}
-    told = [
-        (found["config"]["compressed"]["role"], found["steps"][-1]["told"]["epochs"])
-        for found in trials.values()
+    pairs = [
+        (trial["config"]["compressed"]["role"], trial["steps"][-1]["told"]["epochs"])
+        for trial in trials.values()
     ]
-    assert told == [("student", 0), ("student", 2), ("labels_only", 0), ("labels_only", 2)]
-    assert all(found["test"]["student"]["top1"] is not None for found in trials.values())
+    assert pairs == [("student", 0), ("student", 2), ("labels_only", 0), ("labels_only", 2)]
+    assert all(trial["test"]["student"]["top1"] is not None for trial in trials.values())
     assert (
         trials[2]["steps"][0]["top1"]["value"]
         == results(made / "run")["validation"]["labels_only"]["top1"]
     )
-    flat = " ".join(said.split())
+    flat = " ".join(output.split())
     assert flat.count("About two models, not two methods") == 3
     assert "minus that of compressed.role=student, compressed.quantize.epochs=0" in flat
     assert (Path("int8/report") / "report.html").is_file()
+
+
+def test_the_record_has_only_settings_that_determine_the_student() -> None:
+    config = compose_config("compress", ["run=run", "steps=[prune]", "prune.macs=0.5"])
+    recorded = select_recorded(config, Compression(**config))
+    assert recorded["prune"]["macs"] == 0.5
+    assert not recorded.keys() & {"finetune", "quantize", "out", "stages", "logger", "tags"}
+    assert {"role", "steps", "max_loss"} <= recorded.keys()
+
+
+def test_a_step_after_quantize_is_refused_with_the_right_order() -> None:
+    steps = [(name, SimpleNamespace(is_final=name == "quantize")) for name in ("quantize", "prune")]
+    with pytest.raises(RequestError, match=r"Put quantize last: 'steps=\[prune,quantize\]'"):
+        check_order(steps)  # type: ignore[arg-type]
+
+
+def test_the_loss_is_minus_the_difference() -> None:
+    judgment = SimpleNamespace(difference=-0.02, low=-0.03, high=-0.01)
+    loss = compute_loss(judgment)  # type: ignore[arg-type]
+    assert (loss.value, loss.low, loss.high) == (0.02, 0.01, 0.03)

@@ -1,4 +1,4 @@
-"""The whole command: a run in, files, a manifest and the file to ship out."""
+"""kd-export writes the files of a run, a manifest, and a recommendation."""
 
 import json
 from pathlib import Path
@@ -24,17 +24,15 @@ def manifest(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
 
 
-def test_each_file_has_its_own_figures_speed_and_cost_under_the_names_of_results_json(
-    made: Path, both: tuple[Path, str]
-) -> None:
-    told, run = manifest(both[0]), results(made / "run")
-    assert list(told["files"]) == [
+def test_each_file_has_its_own_metrics_speed_and_cost(made: Path, both: tuple[Path, str]) -> None:
+    record, run = manifest(both[0]), results(made / "run")
+    assert list(record["files"]) == [
         "model.onnx",
         "model_int8.onnx",
         "teacher.onnx",
         "teacher_int8.onnx",
     ]
-    for name, file in told["files"].items():
+    for name, file in record["files"].items():
         assert file["sha256"] == hash_file(both[0] / name)
         assert file["size_bytes"] == (both[0] / name).stat().st_size
         assert file["classes"] == run["data"]["classes"]
@@ -54,58 +52,56 @@ def test_each_file_has_its_own_figures_speed_and_cost_under_the_names_of_results
             assert {"negative_flips", "agreement", "nll", "verdict", "beside_torch"} <= set(
                 file[split]
             )
-    assert told["files"]["model.onnx"]["license"] == run["models"]["student"]["license"]
-    assert told["torch"]["teacher"]["test"]["top1"] == run["test"]["teacher"]["top1"]
-    assert told["torch"]["student"]["test"]["top1"] == run["test"]["student"]["top1"]
+    assert record["files"]["model.onnx"]["license"] == run["models"]["student"]["license"]
+    assert record["torch"]["teacher"]["test"]["top1"] == run["test"]["teacher"]["top1"]
+    assert record["torch"]["student"]["test"]["top1"] == run["test"]["student"]["top1"]
 
 
-def test_a_float_file_has_the_answers_of_the_model_in_torch(both: tuple[Path, str]) -> None:
-    told = manifest(both[0])
+def test_a_float_file_has_the_predictions_of_the_model_in_torch(both: tuple[Path, str]) -> None:
+    record = manifest(both[0])
     for role, name in (("student", "model.onnx"), ("teacher", "teacher.onnx")):
-        file = told["files"][name]
-        assert file["test"]["top1"] == told["torch"][role]["test"]["top1"]
+        file = record["files"][name]
+        assert file["test"]["top1"] == record["torch"][role]["test"]["top1"]
         assert file["test"]["beside_torch"]["agreement"] == 1
         assert file["test"]["beside_torch"]["negative_flips"] == 0
         assert file["largest_difference"] < 1e-3
 
 
-def test_the_figures_are_those_of_the_file(made: Path, both: tuple[Path, str]) -> None:
-    """Its answers, given again by the file in its folder, have the accuracy that the
-    manifest says.
-    """
+def test_the_metrics_are_those_of_the_file(made: Path, both: tuple[Path, str]) -> None:
+    """The stored predictions of the file have the accuracy in the manifest."""
     stage = next((made / "stages").glob("answers-model_int8.onnx-test-*"))
-    told, kept = manifest(both[0])["files"]["model_int8.onnx"], Predictions.load(stage)
-    assert told["test"]["num_images"] == len(kept.target)
-    assert told["test"]["top1"] == float((kept.logits.argmax(axis=1) == kept.target).mean())
+    entry, stored = manifest(both[0])["files"]["model_int8.onnx"], Predictions.load(stage)
+    assert entry["test"]["num_images"] == len(stored.target)
+    assert entry["test"]["top1"] == float((stored.logits.argmax(axis=1) == stored.target).mean())
     opened = open_artifact(both[0] / "model_int8.onnx")
     assert opened.infer_logits(
         np.zeros((3, opened.pixels.channels, opened.pixels.height, opened.pixels.width), np.uint8)
     ).shape == (3, 10)
 
 
-def test_the_file_to_ship_is_the_students_that_costs_least_within_the_margin(
+def test_the_recommended_file_is_the_cheapest_within_the_margin(
     both: tuple[Path, str],
 ) -> None:
-    told = manifest(both[0])
-    files = {name: file for name, file in told["files"].items() if file["role"] == "student"}
+    record = manifest(both[0])
+    files = {name: file for name, file in record["files"].items() if file["role"] == "student"}
     within = [
         name for name, file in files.items() if file["validation"]["beside_torch"]["lost"] <= 0.01
     ]
-    assert told["ship"] == min(within, key=lambda name: files[name]["cost_per_million"])
-    assert f"Ship {told['ship']}" in both[1]
+    assert record["ship"] == min(within, key=lambda name: files[name]["cost_per_million"])
+    assert f"Ship {record['ship']}" in both[1]
     assert "images/s" in both[1]
     assert "USD per core-hour" in both[1]
 
 
 def test_a_report_reads_the_manifest(both: tuple[Path, str], tmp_path: Path) -> None:
     (tmp_path / "export").symlink_to(both[0])
-    found = read_exports(tmp_path)
-    assert found is not None
-    assert found.ship == manifest(both[0])["ship"]
-    assert found.torch["teacher"].latency_ms is not None
+    exports = read_exports(tmp_path)
+    assert exports is not None
+    assert exports.ship == manifest(both[0])["ship"]
+    assert exports.torch["teacher"].latency_ms is not None
 
 
-def test_said_again_it_finds_the_files_and_their_answers_and_without_test_reads_none(
+def test_a_second_command_reuses_files_and_predictions_and_reads_no_test_with_never(
     made: Path, both: tuple[Path, str], tmp_path: Path
 ) -> None:
     before = {path.name for path in (made / "stages").iterdir()}
@@ -118,30 +114,28 @@ def test_said_again_it_finds_the_files_and_their_answers_and_without_test_reads_
             "test=never",
         )
     assert {path.name for path in (made / "stages").iterdir()} == before
-    told = manifest(tmp_path / "again")["files"]["model.onnx"]
-    assert "test" not in told
-    assert told["sha256"] == manifest(both[0])["files"]["model.onnx"]["sha256"]
+    record = manifest(tmp_path / "again")["files"]["model.onnx"]
+    assert "test" not in record
+    assert record["sha256"] == manifest(both[0])["files"]["model.onnx"]["sha256"]
 
 
-def test_a_program_of_torch_is_written_and_measured_by_each_command_anew(
-    made: Path, tmp_path: Path
-) -> None:
-    words = (
+def test_a_torch_program_is_never_reused(made: Path, tmp_path: Path) -> None:
+    overrides = (
         f"run={made / 'run'}",
         f"stages={tmp_path / 'stages'}",
         "formats=[program]",
         "test=never",
     )
     for name in ("first", "second"):
-        exported(*words, f"out={tmp_path / name}")
-        told = manifest(tmp_path / name)["files"]["model.pt2"]
-        assert told["validation"]["beside_torch"]["agreement"] == 1
-        assert told["images_per_second"] > 0
-        assert told["runtime"]["name"] == "torch"
+        exported(*overrides, f"out={tmp_path / name}")
+        record = manifest(tmp_path / name)["files"]["model.pt2"]
+        assert record["validation"]["beside_torch"]["agreement"] == 1
+        assert record["images_per_second"] > 0
+        assert record["runtime"]["name"] == "torch"
         torch_file._WRITTEN.clear()  # as in a new process
 
 
-def test_another_run_with_the_same_teacher_finds_the_teachers_files_and_their_answers(
+def test_another_run_with_the_same_teacher_reuses_the_teachers_files(
     made: Path, both: tuple[Path, str], tmp_path: Path
 ) -> None:
     stages = f"stages={made / 'stages'}"
@@ -155,15 +149,17 @@ def test_another_run_with_the_same_teacher_finds_the_teachers_files_and_their_an
         != results(made / "run")["models"]["student"]["sha256"]
     )
     for name in ("teacher.onnx", "teacher_int8.onnx"):
-        told, known = (manifest(folder)["files"][name] for folder in (tmp_path / "export", both[0]))
+        entry, other = (
+            manifest(folder)["files"][name] for folder in (tmp_path / "export", both[0])
+        )
         assert all(
-            told[key] == known[key]
+            entry[key] == other[key]
             for key in ("sha256", "largest_difference", "validation", "test")
         )
 
 
 @pytest.mark.parametrize(
-    ("words", "reason"),
+    ("overrides", "reason"),
     [
         (("formats=[onnx]", "formats.onnx.opset=12"), "opset=12 does not fit"),
         (("formats=[onnxx]",), "There is no formats 'onnxx'. Did you mean 'onnx'?"),
@@ -174,20 +170,22 @@ def test_another_run_with_the_same_teacher_finds_the_teachers_files_and_their_an
         ),
     ],
 )
-def test_a_wrong_word_is_refused(made: Path, words: tuple[str, ...], reason: str) -> None:
+def test_a_wrong_request_is_refused_with_the_reason(
+    made: Path, overrides: tuple[str, ...], reason: str
+) -> None:
     assert reason in refused(
         f"run={made / 'run'}",
         f"stages={made / 'stages'}",
         "out=export",
-        *words,
+        *overrides,
         command="kd-export",
     )
 
 
-def test_a_model_that_differs_from_its_file_fails_the_run_and_leaves_no_manifest(
+def test_a_file_that_differs_from_its_model_fails_and_leaves_no_manifest(
     made: Path,
 ) -> None:
-    words = (
+    overrides = (
         f"run={made / 'run'}",
         f"stages={made / 'stages'}",
         "out=export",
@@ -195,7 +193,7 @@ def test_a_model_that_differs_from_its_file_fails_the_run_and_leaves_no_manifest
         "formats.onnx.tolerance=1e-12",
         *QUICK,
     )
-    ended = call(*words, command="kd-export")
+    ended = call(*overrides, command="kd-export")
     assert ended.code == 1
     assert "does not reproduce the model" in paragraph(ended.err)
     assert not (Path("export") / "manifest.json").exists()
@@ -207,10 +205,10 @@ def test_a_model_that_differs_from_its_file_fails_the_run_and_leaves_no_manifest
     [KeyboardInterrupt, OSError("No space left on device")],
     ids=["interrupted", "disk full"],
 )
-def test_a_command_that_was_stopped_at_its_second_file_finds_the_first(
+def test_a_command_that_stopped_at_its_second_file_reuses_the_first(
     made: Path, tmp_path: Path, stop: Any
 ) -> None:
-    words = (
+    overrides = (
         f"run={made / 'run'}",
         f"stages={tmp_path / 'stages'}",
         f"out={tmp_path / 'export'}",
@@ -218,19 +216,19 @@ def test_a_command_that_was_stopped_at_its_second_file_finds_the_first(
         *QUICK,
     )
 
-    def half_written(
+    def write_half(
         self: OnnxInt8, model: Any, pixels: Any, calibration: Any, path: Path
     ) -> dict[str, Any]:
         path.write_bytes(b"half")
         raise stop
 
-    with patch.object(OnnxInt8, "write", half_written):
-        assert call(*words, command="kd-export").code != 0
+    with patch.object(OnnxInt8, "write", write_half):
+        assert call(*overrides, command="kd-export").code != 0
     assert not (tmp_path / "export" / "manifest.json").exists()
     with (
         patch("kd_app.run.exported_benchmark.measure_cold_start", lambda *_: {}),
-        patch.object(Onnx, "write", side_effect=AssertionError("made anew")),
+        patch.object(Onnx, "write", side_effect=AssertionError("not reused")),
     ):
-        exported(*words)
+        exported(*overrides)
     assert list(manifest(tmp_path / "export")["files"]) == ["model.onnx", "model_int8.onnx"]
     assert open_artifact(tmp_path / "export" / "model_int8.onnx").classes

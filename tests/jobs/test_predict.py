@@ -1,4 +1,4 @@
-"""Images in a folder, labels in a table."""
+"""kd-predict writes a table with the labels of images."""
 
 from pathlib import Path
 
@@ -23,11 +23,11 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_every_image_has_its_best_classes_in_the_order_of_names(
+def test_every_image_has_its_most_probable_classes_sorted_by_file_name(
     both: tuple[Path, str], photos: Path
 ) -> None:
     model = both[0] / "model.onnx"
-    said = done(
+    output = done(
         f"model={model}",
         f"images={photos}",
         "out=labels.csv",
@@ -35,7 +35,7 @@ def test_every_image_has_its_best_classes_in_the_order_of_names(
         "batch_size=2",
         command="kd-predict",
     )
-    assert "3 images labeled in 10 classes" in said
+    assert "3 images labeled in 10 classes" in output
     table = pd.read_csv("labels.csv", dtype={"label": str, "label_2": str, "label_3": str})
     assert list(table) == [
         "file",
@@ -47,20 +47,19 @@ def test_every_image_has_its_best_classes_in_the_order_of_names(
         "probability_3",
     ]
     assert list(table["file"]) == ["2.png", "b/1.png", "b/3.jpg"]
-    opened = open_artifact(model)
-    logits = opened.infer_logits(opened.prepare_image(Image.open(photos / "2.png"))[None])[
-        0
-    ].astype(float)
+    artifact = open_artifact(model)
+    image = artifact.prepare_image(Image.open(photos / "2.png"))
+    logits = artifact.infer_logits(image[None])[0].astype(float)
     order = np.argsort(-logits)
     assert [table[column][0] for column in ("label", "label_2", "label_3")] == [
-        opened.classes[each] for each in order[:3]
+        artifact.classes[each] for each in order[:3]
     ]
     assert table["probability"][0] == pytest.approx(
         1 / np.exp(logits - logits.max()).sum(), rel=1e-5
     )
 
 
-def test_a_run_its_student_and_its_float_file_label_alike_in_csv_and_parquet(
+def test_a_run_its_student_and_its_float_file_predict_the_same_in_csv_and_parquet(
     made: Path, both: tuple[Path, str], photos: Path
 ) -> None:
     tables = []
@@ -75,22 +74,22 @@ def test_a_run_its_student_and_its_float_file_label_alike_in_csv_and_parquet(
         np.testing.assert_allclose(table["probability"], tables[0]["probability"], rtol=1e-4)
 
 
-def test_images_that_cannot_be_read_are_all_named_and_nothing_is_written_or_left_out_and_counted(
+def test_unreadable_images_are_all_named_and_either_refused_or_left_out(
     both: tuple[Path, str], photos: Path
 ) -> None:
-    words = (f"model={both[0] / 'model.onnx'}", "images=spoiled", "out=labels.csv")
+    overrides = (f"model={both[0] / 'model.onnx'}", "images=spoiled", "out=labels.csv")
     Path("spoiled").mkdir()
     for name in ("a.png", "b.png"):
         (Path("spoiled") / name).write_bytes(b"no image")
     (Path("spoiled") / "c.png").write_bytes((photos / "2.png").read_bytes())
-    message = refused(*words, command="kd-predict")
+    message = refused(*overrides, command="kd-predict")
     assert "2 of 3 images can't be read: a.png, b.png" in message
-    assert "left out: a.png, b.png" in done(*words, "on_error=skip", command="kd-predict")
+    assert "left out: a.png, b.png" in done(*overrides, "on_error=skip", command="kd-predict")
     assert list(pd.read_csv("labels.csv")["file"]) == ["c.png"]
 
 
 @pytest.mark.parametrize(
-    ("words", "reason"),
+    ("overrides", "reason"),
     [
         (("model=nothing.onnx",), "There is no 'nothing.onnx'"),
         (("images=nowhere",), "images='nowhere' does not exist"),
@@ -101,28 +100,28 @@ def test_images_that_cannot_be_read_are_all_named_and_nothing_is_written_or_left
         (("batch_size=0",), "batch_size=0 does not fit"),
     ],
 )
-def test_a_wrong_request_is_refused_in_words(
-    both: tuple[Path, str], photos: Path, words: tuple[str, ...], reason: str
+def test_a_wrong_request_is_refused_with_the_reason(
+    both: tuple[Path, str], photos: Path, overrides: tuple[str, ...], reason: str
 ) -> None:
-    asked = {
+    settings = {
         "model": f"model={both[0] / 'model.onnx'}",
         "images": f"images={photos}",
         "out": "out=labels.csv",
     }
-    asked |= {word.partition("=")[0]: word for word in words}
+    settings |= {override.partition("=")[0]: override for override in overrides}
     Path("there.csv").write_text("mine")
     Path("gaps.csv").write_text("path,label\n2.png,a\n,b\n")
-    if "out=there.csv" in words:
-        asked["overwrite"] = "overwrite=true"
-    assert reason in refused(*asked.values(), command="kd-predict")
+    if "out=there.csv" in overrides:
+        settings["overwrite"] = "overwrite=true"
+    assert reason in refused(*settings.values(), command="kd-predict")
 
 
-def test_a_table_that_is_there_is_not_overwritten_unasked(
+def test_an_existing_table_is_only_overwritten_on_request(
     both: tuple[Path, str], photos: Path
 ) -> None:
-    words = (f"model={both[0] / 'model.onnx'}", f"images={photos}", "out=labels.csv")
+    overrides = (f"model={both[0] / 'model.onnx'}", f"images={photos}", "out=labels.csv")
     Path("labels.csv").write_text("mine")
-    assert "exists and was not changed" in refused(*words, command="kd-predict")
+    assert "exists and was not changed" in refused(*overrides, command="kd-predict")
     assert Path("labels.csv").read_text() == "mine"
-    assert call(*words, "overwrite=true", command="kd-predict").code == 0
+    assert call(*overrides, "overwrite=true", command="kd-predict").code == 0
     assert Path("labels.csv").read_text().startswith("file,label,probability")
