@@ -1,4 +1,4 @@
-"""CorruptionMetrics of the models to image corruptions."""
+"""Robustness of the models to image corruptions."""
 
 import os
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Teacher assistants: each learns from the one before it, and the last one teaches."""
+"""Teacher assistants: each is distilled from the previous one, the last is the teacher."""
 
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,17 @@ from tests.builders import build_workspace, teacher_folder
 
 @pytest.fixture
 def jobs(monkeypatch: pytest.MonkeyPatch) -> list[TrainingJob]:
-    """The jobs that are asked for; each is done by not training at all."""
-    asked: list[TrainingJob] = []
+    """The requested jobs; none of them is trained."""
+    requested: list[TrainingJob] = []
 
     def train(workspace: Workspace, job: TrainingJob, **listens: Any) -> RunModel:
         assert not listens, "no tracker and no pruner follows an assistant"
-        asked.append(job)
+        requested.append(job)
         created = create(job.model, job.input, len(workspace.classes), seed=job.recipe.seed)
         return RunModel(job.name, job.model, created)
 
     monkeypatch.setattr(assistants, "train", train)
-    return asked
+    return requested
 
 
 def test_each_assistant_learns_from_the_one_before_it(
@@ -60,9 +60,9 @@ def test_each_assistant_learns_from_the_one_before_it(
 def test_without_assistants_the_teacher_itself_teaches(
     tmp_path: Path, jobs: list[TrainingJob]
 ) -> None:
-    known = teacher_folder(tmp_path / "teacher")
+    folder = teacher_folder(tmp_path / "teacher")
     workspace = build_workspace(
-        tmp_path, f"teacher.checkpoint={known}", "student.name=resnet8", "controls=[]"
+        tmp_path, f"teacher.checkpoint={folder}", "student.name=resnet8", "controls=[]"
     )
     teacher = workspace.load_pretrained_teacher()
     assert teacher is not None

@@ -35,47 +35,47 @@ from tests.training.processes import distilled
 from tests.training.small_parts import OwnData
 
 ALL = list_choices("controls")
-WORDS = (*TINY, f"controls=[{','.join(ALL)}]", "trainer=cpu", "trainer.precision=32-true")
+OVERRIDES = (*TINY, f"controls=[{','.join(ALL)}]", "trainer=cpu", "trainer.precision=32-true")
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with every control; its stages beside it."""
     folder = tmp_path_factory.mktemp("controls")
-    (folder / "said").write_text(
-        done(*WORDS, f"out={folder / 'run'}", f"stages={folder / 'stages'}"), encoding="utf-8"
+    (folder / "output").write_text(
+        done(*OVERRIDES, f"out={folder / 'run'}", f"stages={folder / 'stages'}"), encoding="utf-8"
     )
     return folder / "run"
 
 
-def test_every_control_is_trained_measured_and_told_of(run: Path) -> None:
-    found, said = results(run), (run.parent / "said").read_text(encoding="utf-8")
+def test_every_control_is_trained_measured_and_reported(run: Path) -> None:
+    content, output = results(run), (run.parent / "output").read_text(encoding="utf-8")
     assert ALL == [
-        "match_wall_time",
         "labels_only",
+        "match_wall_time",
         "other_family",
         "shuffled_teacher",
         "smoothed_labels",
     ]
     for split in ("validation", "test"):
         for control in ALL:
-            gain = found[split]["student"]["top1"] - found[split][control]["top1"]
-            assert found[split]["gains"][control]["value"] == pytest.approx(gain)
-            assert found[split]["gains"][control]["low"] <= gain + 1e-9
-    assert set(found["models"]) == {"teacher", "student", *ALL}
-    made = {each["name"] for each in found["stages"]}
+            gain = content[split]["student"]["top1"] - content[split][control]["top1"]
+            assert content[split]["gains"][control]["value"] == pytest.approx(gain)
+            assert content[split]["gains"][control]["low"] <= gain + 1e-9
+    assert set(content["models"]) == {"teacher", "student", *ALL}
+    stages = {each["name"] for each in content["stages"]}
     assert {
         *ALL,
         "epochs-match_wall_time",
         "answers-teacher-train",
         *(f"answers-{control}-test" for control in ALL),
-    } <= made
+    } <= stages
     assert {f"{control}_top1" for control in ALL} <= set(
         pd.read_parquet(run / "predictions.parquet").columns
     )
     assert set(ALL) <= set(pd.read_csv(run / "metrics.csv")["stage"])
-    assert f"other family ({found['models']['other_family']['name']})" in said
-    assert "Recommendation:" in said
+    assert f"other family ({content['models']['other_family']['name']})" in output
+    assert "Recommendation:" in output
 
 
 def test_a_run_with_them_is_measured_again(run: Path, tmp_path: Path) -> None:
@@ -86,35 +86,35 @@ def test_a_run_with_them_is_measured_again(run: Path, tmp_path: Path) -> None:
 def test_other_controls_do_not_change_what_is_trained_without_them(
     run: Path, tmp_path: Path
 ) -> None:
-    words = [word for word in WORDS if not word.startswith("controls=")]
-    done(*words, f"out={tmp_path / 'run'}", f"stages={run.parent / 'stages'}")
+    overrides = [each for each in OVERRIDES if not each.startswith("controls=")]
+    done(*overrides, f"out={tmp_path / 'run'}", f"stages={run.parent / 'stages'}")
     assert {each["made"] for each in results(tmp_path / "run")["stages"]} == {"found"}
 
 
-def starts(run: Path, role: str) -> Any:
+def read_start(run: Path, role: str) -> Any:
     return json.loads((stage(run, role) / "training.json").read_text(encoding="utf-8"))["weights"]
 
 
-def first(run: Path, role: str, value: str) -> float:
+def read_first(run: Path, role: str, value: str) -> float:
     return next(read_curves(stage(run, role) / "curves.jsonl"))[value]
 
 
 def test_they_share_initial_weights_and_the_order_of_images(run: Path) -> None:
     for control in set(ALL) - {"other_family"}:
-        assert starts(run, control) == starts(run, "student")
+        assert read_start(run, control) == read_start(run, "student")
     for control in ("labels_only", "match_wall_time", "shuffled_teacher"):
-        assert first(run, control, "train/cross_entropy") == pytest.approx(
-            first(run, "student", "train/cross_entropy"), rel=1e-6
+        assert read_first(run, control, "train/cross_entropy") == pytest.approx(
+            read_first(run, "student", "train/cross_entropy"), rel=1e-6
         )
 
 
-def test_the_shuffled_teacher_says_something_else_of_the_same_images(run: Path) -> None:
-    assert first(run, "shuffled_teacher", "train/soft_target") != first(
+def test_the_shuffled_teacher_has_other_logits_for_the_same_images(run: Path) -> None:
+    assert read_first(run, "shuffled_teacher", "train/soft_target") != read_first(
         run, "student", "train/soft_target"
     )
 
 
-def configured(run: Path, role: str) -> Any:
+def read_stage_config(run: Path, role: str) -> Any:
     return json.loads((stage(run, role) / "stage.json").read_text(encoding="utf-8"))["config"]
 
 
@@ -122,28 +122,28 @@ def test_smoothed_labels_are_as_soft_as_the_teacher(run: Path) -> None:
     answers = load_file(stage(run, "answers-teacher-train") / "answers.safetensors")[
         "logits"
     ].astype(np.float64)
-    theirs = float(entropy(softmax(answers / 4, axis=1), axis=1).mean())
-    smoothing = configured(run, "smoothed_labels")["loss"]["cross_entropy"]["smoothing"]
+    teacher_entropy = float(entropy(softmax(answers / 4, axis=1), axis=1).mean())
+    smoothing = read_stage_config(run, "smoothed_labels")["loss"]["cross_entropy"]["smoothing"]
     label = np.full(10, smoothing / 10)
     label[3] += 1 - smoothing
-    assert float(entropy(label)) == pytest.approx(theirs, abs=1e-3)
-    decided = results(run)["models"]["smoothed_labels"]["decided"]
-    assert decided["teacher_entropy"] == pytest.approx(theirs, abs=1e-6)
-    assert (decided["temperature"], decided["loss"]["cross_entropy"]["smoothing"]) == (
+    assert float(entropy(label)) == pytest.approx(teacher_entropy, abs=1e-3)
+    resolved = results(run)["models"]["smoothed_labels"]["decided"]
+    assert resolved["teacher_entropy"] == pytest.approx(teacher_entropy, abs=1e-6)
+    assert (resolved["temperature"], resolved["loss"]["cross_entropy"]["smoothing"]) == (
         4.0,
         smoothing,
     )
 
 
 @given(st.floats(0, 1), st.integers(2, 1000))
-def test_the_smoothing_gives_the_entropy_that_is_asked_for(share: float, num_classes: int) -> None:
-    wanted = share * math.log(num_classes)
+def test_the_smoothing_gives_the_requested_entropy(share: float, num_classes: int) -> None:
+    target = share * math.log(num_classes)
     assert compute_label_entropy(
-        solve_smoothing(wanted, num_classes), num_classes
-    ) == pytest.approx(wanted, abs=1e-3)
+        solve_smoothing(target, num_classes), num_classes
+    ) == pytest.approx(target, abs=1e-3)
 
 
-def test_a_sure_teacher_smooths_nothing_and_one_that_knows_nothing_everything() -> None:
+def test_a_certain_teacher_gives_no_smoothing_and_a_uniform_one_gives_full_smoothing() -> None:
     assert solve_smoothing(
         compute_mean_entropy(np.array([[1e4, 0, 0]], np.float32), 1.0), 3
     ) == pytest.approx(0, abs=1e-6)
@@ -153,7 +153,7 @@ def test_a_sure_teacher_smooths_nothing_and_one_that_knows_nothing_everything() 
 
 
 @pytest.mark.parametrize(
-    ("words", "temperature"),
+    ("overrides", "temperature"),
     [
         (["loss.soft_target.temperature=2"], 2.0),
         (["loss=[cross_entropy,nkd]", "loss.nkd.temperature=3"], 3.0),
@@ -162,9 +162,9 @@ def test_a_sure_teacher_smooths_nothing_and_one_that_knows_nothing_everything() 
     ],
 )
 def test_labels_are_as_soft_as_the_teacher_at_the_temperature_of_the_students_term(
-    words: list[str], temperature: float
+    overrides: list[str], temperature: float
 ) -> None:
-    spec = build_spec(compose_config("distill", ["controls=[smoothed_labels]", *words]))
+    spec = build_spec(compose_config("distill", ["controls=[smoothed_labels]", *overrides]))
     assert spec.controls["smoothed_labels"].label_entropy_temperature == temperature
 
 
@@ -179,9 +179,9 @@ LONG = (
 
 
 @pytest.mark.slow
-def test_as_long_trains_the_epochs_that_were_measured_also_after_a_kill(tmp_path: Path) -> None:
+def test_match_wall_time_trains_for_the_measured_epochs_also_after_a_kill(tmp_path: Path) -> None:
     teacher = teacher_folder(tmp_path / "teacher", "wrn_16_2")
-    words = [
+    overrides = [
         *LONG,
         f"teacher.checkpoint={teacher}",
         "controls=[match_wall_time]",
@@ -190,31 +190,34 @@ def test_as_long_trains_the_epochs_that_were_measured_also_after_a_kill(tmp_path
     ]
     log = str(tmp_path / "log")
     steps = "kd_app.training.module:Distillation.training_step"
-    assert distilled(words, log, (steps, 30)) == -9, "in the middle of measuring"
+    assert distilled(overrides, log, (steps, 30)) == -9, "in the middle of measuring"
     assert not list(tmp_path.glob("stages/match_wall_time-*"))
     assert (
-        distilled(words, log, ("kd_app.training.module:Distillation.on_train_epoch_end", 20)) == -9
+        distilled(overrides, log, ("kd_app.training.module:Distillation.on_train_epoch_end", 20))
+        == -9
     ), Path(log).read_text(encoding="utf-8")
     measured = next(tmp_path.glob("stages/epochs-match_wall_time-*/epochs.json")).read_bytes()
-    assert distilled(words, log) == 0, Path(log).read_text(encoding="utf-8")
+    assert distilled(overrides, log) == 0, Path(log).read_text(encoding="utf-8")
     again = stage(tmp_path / "run", "epochs-match_wall_time")
     assert sorted(path.name for path in again.iterdir()) == ["epochs.json", "stage.json"]
     assert (again / "epochs.json").read_bytes() == measured
-    decided = json.loads(measured)
-    taken = decided["seconds_an_epoch"]
+    resolved = json.loads(measured)
+    seconds = resolved["seconds_an_epoch"]
     assert (
-        decided["max_epochs"] == max(2, round(2 * taken["student"] / taken["match_wall_time"])) > 2
+        resolved["max_epochs"]
+        == max(2, round(2 * seconds["student"] / seconds["match_wall_time"]))
+        > 2
     )
     validated = [
         row["epoch"]
         for row in read_curves(stage(tmp_path / "run", "match_wall_time") / "curves.jsonl")
         if "validation/top1" in row
     ]
-    assert validated == list(range(decided["max_epochs"]))
-    assert results(tmp_path / "run")["models"]["match_wall_time"]["decided"] == decided
+    assert validated == list(range(resolved["max_epochs"]))
+    assert results(tmp_path / "run")["models"]["match_wall_time"]["decided"] == resolved
 
 
-def test_where_the_teacher_knows_better_than_the_labels_shuffling_it_destroys_the_gain(
+def test_if_the_teacher_is_better_than_the_labels_shuffling_destroys_the_gain(
     tmp_path: Path,
 ) -> None:
     own = "tests.training.oracle"
@@ -225,7 +228,7 @@ def test_where_the_teacher_knows_better_than_the_labels_shuffling_it_destroys_th
         "trainer.max_epochs=25",
         "optimizer.lr=0.003",
     ]
-    known = ["allow=[tests]", f"data.source._target_={own}.Mislabeled", "data.view.padding=0"]
+    data = ["allow=[tests]", f"data.source._target_={own}.Mislabeled", "data.view.padding=0"]
     nets = [
         f"teacher._target_={own}.Oracle",
         "teacher.name=null",
@@ -239,7 +242,7 @@ def test_where_the_teacher_knows_better_than_the_labels_shuffling_it_destroys_th
         "controls=[labels_only,shuffled_teacher]",
     ]
     run = kd_app.distill(
-        *quick, *known, *nets, *learn, f"out={tmp_path / 'run'}", f"stages={tmp_path / 'stages'}"
+        *quick, *data, *nets, *learn, f"out={tmp_path / 'run'}", f"stages={tmp_path / 'stages'}"
     )
     truth = true_labels()[run.predictions["index"]]
     right = {
@@ -282,7 +285,7 @@ def test_an_invalid_control_is_refused_before_data_are_read(overrides: str, mess
         build_spec(compose_config("distill", overrides.split()))
 
 
-def test_images_without_numbers_have_no_partners(tmp_path: Path) -> None:
+def test_batches_without_image_indices_have_no_partners(tmp_path: Path) -> None:
     with pytest.raises(
         RequestError,
         match="The control shuffled_teacher needs",
@@ -308,7 +311,7 @@ def spec_of(name: str, **kwargs: Any) -> ModelSpec:
     ("student", "size", "chosen"),
     [("resnet8", 8, "wrn_16_1"), ("wrn_16_1", 8, "resnet8"), ("resnet8", 28, "mobilenetv2_050")],
 )
-def test_the_net_of_another_family_is_the_nearest_in_cost_that_has_a_map_left(
+def test_the_model_of_another_family_is_the_nearest_in_cost_with_a_feature_map_left(
     student: str, size: int, chosen: str
 ) -> None:
     candidates = [
@@ -324,7 +327,7 @@ def test_the_net_of_another_family_is_the_nearest_in_cost_that_has_a_map_left(
     assert nearest.macs > 0
 
 
-def test_where_no_net_of_another_family_is_listed_one_has_to_be_named() -> None:
+def test_without_a_candidate_of_another_family_a_model_has_to_be_named() -> None:
     with pytest.raises(
         RequestError,
         match=r"None of the models in net.candidates is of another family than resnet8",
@@ -337,15 +340,15 @@ def test_where_no_net_of_another_family_is_listed_one_has_to_be_named() -> None:
 @pytest.mark.slow
 def test_several_processes_train_each_control(tmp_path: Path) -> None:
     teacher = teacher_folder(tmp_path / "teacher")
-    words = [
-        *WORDS[:2],
-        WORDS[3],
-        WORDS[5],
+    overrides = [
+        *OVERRIDES[:2],
+        OVERRIDES[3],
+        OVERRIDES[5],
         f"teacher.checkpoint={teacher}",
         "trainer=ddp_sim",
         "data.batch_size=32",
     ]
-    done(*words, f"out={tmp_path / 'run'}", f"stages={tmp_path / 'stages'}")
+    done(*overrides, f"out={tmp_path / 'run'}", f"stages={tmp_path / 'stages'}")
     models = results(tmp_path / "run")["models"]
     for control in ALL:
         epochs = models[control].get("decided", {}).get("max_epochs", 1)

@@ -1,4 +1,4 @@
-"""The environment that results name."""
+"""The environment of a run in its results."""
 
 import subprocess
 from importlib.metadata import version

@@ -1,4 +1,4 @@
-"""A student that is slower than it may be is not trained."""
+"""The latency budget: a student that is too slow is not trained."""
 
 from pathlib import Path
 from unittest.mock import patch
@@ -27,7 +27,7 @@ def measure_latency(self: LatencyBudget, workspace: Workspace) -> dict[str, floa
 def test_a_search_ends_trials_over_the_budget_before_they_are_trained(
     tmp_path: Path,
 ) -> None:
-    words = [
+    overrides = [
         *TINY,
         "-m",
         "hparams_search=student_under_budget",
@@ -35,27 +35,27 @@ def test_a_search_ends_trials_over_the_budget_before_they_are_trained(
         "controls=[]",
         "budget.latency_ms=5",
     ]
-    words += [f"out={tmp_path / 'search'}", f"stages={tmp_path / 'stages'}"]
+    overrides += [f"out={tmp_path / 'search'}", f"stages={tmp_path / 'stages'}"]
     with patch.object(LatencyBudget, "measure_latency", measure_latency):
-        said = done(*words)
+        output = done(*overrides)
     over, within = (results(tmp_path / "search" / str(number)) for number in (0, 1))
     assert (over["status"], within["status"]) == ("pruned", "finished")
     assert over["reason"].startswith(
         "Not trained, since it is over budget.latency_ms=5: the student resnet14, exported as onnx,"
         " has a 95th-percentile latency of 7 ms"
     )
-    assert "or use budget=null" in said
+    assert "or use budget=null" in output
     assert within["models"]["student"]["decided"]["latency_ms"]["p95"] == 3.0
     assert [stage["name"] for stage in over["stages"]] == []
     assert within["test"] is not None
     with patch.object(
         LatencyBudget, "measure_latency", side_effect=AssertionError("measured again")
     ):
-        done(*words)
+        done(*overrides)
 
 
 def test_alone_a_student_over_the_budget_is_refused(tmp_path: Path) -> None:
-    words = [
+    overrides = [
         *TINY,
         "student.name=resnet14",
         "controls=[]",
@@ -64,21 +64,25 @@ def test_alone_a_student_over_the_budget_is_refused(tmp_path: Path) -> None:
         f"out={tmp_path / 'run'}",
     ]
     with patch.object(LatencyBudget, "measure_latency", measure_latency):
-        assert "over budget.latency_ms=6.5" in refused(*words, f"stages={tmp_path / 'stages'}")
+        assert "over budget.latency_ms=6.5" in refused(*overrides, f"stages={tmp_path / 'stages'}")
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("overrides", "message"),
     [
         (["budget.latency_ms=0"], "latency_ms=0 does not fit"),
         (["budget.benchmark.rounds=2"], "rounds=2"),
     ],
 )
 def test_a_budget_that_makes_no_sense_is_refused(
-    words: list[str], message: str, tmp_path: Path
+    overrides: list[str], message: str, tmp_path: Path
 ) -> None:
     assert message in refused(
-        *TINY, "budget=latency", *words, f"out={tmp_path / 'run'}", f"stages={tmp_path / 'stages'}"
+        *TINY,
+        "budget=latency",
+        *overrides,
+        f"out={tmp_path / 'run'}",
+        f"stages={tmp_path / 'stages'}",
     )
 
 

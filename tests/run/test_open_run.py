@@ -1,5 +1,6 @@
-"""A finished run, opened again: what is read, what is built, and what is refused. The
-runs are written as files; nothing is trained.
+"""Opening a finished run: what is read, built and refused.
+
+The runs are written as files; nothing is trained.
 """
 
 import json
@@ -43,8 +44,13 @@ def run(tmp_path: Path) -> Path:
     """A finished run on digits: a teacher in a folder, and a student."""
     folder, teacher = tmp_path / "run", teacher_folder(tmp_path / "teacher")
     teacher_folder(folder / "student")
-    words = ["debug=fdr", f"teacher.checkpoint={teacher}", "student.name=resnet8", "logger=[csv]"]
-    write_config(folder, compose_config("distill", words))
+    overrides = [
+        "debug=fdr",
+        f"teacher.checkpoint={teacher}",
+        "student.name=resnet8",
+        "logger=[csv]",
+    ]
+    write_config(folder, compose_config("distill", overrides))
     (folder / "teacher").mkdir()
     reference = {
         "name": "resnet8",
@@ -77,14 +83,14 @@ def change_results(run: Path, **changes: Any) -> None:
     (run / "results.json").write_text(json.dumps({**results(run), **changes}), encoding="utf-8")
 
 
-def evaluation(run: Path, *words: str) -> dict[str, Any]:
-    return compose_config("evaluate", [f"run={run}", "out=again", "limit=1", *words])
+def evaluation(run: Path, *overrides: str) -> dict[str, Any]:
+    return compose_config("evaluate", [f"run={run}", "out=again", "limit=1", *overrides])
 
 
-def read_saved(run: Path, purpose: Purpose = "measure", words: Sequence[str] = ()) -> SavedRun:
+def read_saved(run: Path, purpose: Purpose = "measure", overrides: Sequence[str] = ()) -> SavedRun:
     name = {"measure": "evaluate", "export": "export", "train": "compress"}[purpose]
     steps = ["steps=[prune]"] if purpose == "train" else []
-    command = compose_config(name, [f"run={run}", "out=again", *steps, *words])
+    command = compose_config(name, [f"run={run}", "out=again", *steps, *overrides])
     return read_run(run, command, purpose)
 
 
@@ -106,13 +112,13 @@ def test_the_command_decides_where_stages_go_what_is_trusted_and_which_licenses_
         assert config["allow"] == []
         assert config["license"]["accept"] == []
         assert config["license"]["policy"] is None
-    assert read_saved(run, words=["stages=mine"]).config["stages"] == "mine"
+    assert read_saved(run, overrides=["stages=mine"]).config["stages"] == "mine"
 
 
 def test_a_measurement_runs_on_this_machine_and_a_training_as_the_run_did(run: Path) -> None:
     trainer = read_config(run)["trainer"]
     change_config(run, trainer={**trainer, "devices": 4, "precision": "16-mixed"})
-    measured = read_saved(run, words=["limit=3"]).config["trainer"]
+    measured = read_saved(run, overrides=["limit=3"]).config["trainer"]
     assert [measured[key] for key in ("devices", "precision", "accelerator")] == [1, "auto", "auto"]
     assert measured["limit_test_batches"] == 3
     trained = read_saved(run, "train").config["trainer"]
@@ -267,6 +273,6 @@ def test_a_run_whose_loss_does_not_exist_any_more_is_evaluated(run: Path) -> Non
 
 def test_a_run_whose_loss_does_not_exist_any_more_is_exported(run: Path) -> None:
     change_config(run, loss={"gone": GONE}, optimizer={"_target_": "kd_app.training.gone.Gone"})
-    words = [f"run={run}", "out=files", "license.accept=[none]", "formats=[onnx]", *QUICK]
-    export_run(compose_config("export", words), console=SILENT)
+    overrides = [f"run={run}", "out=files", "license.accept=[none]", "formats=[onnx]", *QUICK]
+    export_run(compose_config("export", overrides), console=SILENT)
     assert (Path("files") / "manifest.json").is_file()

@@ -1,4 +1,4 @@
-"""Results are built part by part, without a run."""
+"""The builder of results, without a run."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Which training each role of a run gets."""
+"""The training job of each role of a run."""
 
 import json
 from collections.abc import Mapping
@@ -32,15 +32,15 @@ def teacher_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def workspace(teacher_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    words = (f"teacher.checkpoint={teacher_path}", "student.name=resnet8", ALL)
-    return build_workspace(tmp_path_factory.mktemp("run"), *words, "trainer.max_epochs=3")
+    overrides = (f"teacher.checkpoint={teacher_path}", "student.name=resnet8", ALL)
+    return build_workspace(tmp_path_factory.mktemp("run"), *overrides, "trainer.max_epochs=3")
 
 
 @pytest.fixture(scope="module")
 def teacher(workspace: Workspace) -> RunModel:
-    known = workspace.load_pretrained_teacher()
-    assert known is not None
-    return known
+    loaded = workspace.load_pretrained_teacher()
+    assert loaded is not None
+    return loaded
 
 
 def test_the_teacher_learns_from_labels_on_fresh_views(tmp_path: Path) -> None:
@@ -77,21 +77,19 @@ def test_a_part_of_validation_is_not_kept_as_the_teachers_logits(
 def test_the_teachers_logits_on_validation_are_those_of_its_stage(
     teacher_path: Path, tmp_path: Path
 ) -> None:
-    words = (f"teacher.checkpoint={teacher_path}", "student.name=resnet8", "controls=[]")
-    whole = build_workspace(tmp_path, *words, "trainer.limit_test_batches=null")
-    known = whole.load_pretrained_teacher()
-    job = build_student_job(whole, known)
-    assert known is not None
+    overrides = (f"teacher.checkpoint={teacher_path}", "student.name=resnet8", "controls=[]")
+    whole = build_workspace(tmp_path, *overrides, "trainer.limit_test_batches=null")
+    teacher = whole.load_pretrained_teacher()
+    job = build_student_job(whole, teacher)
+    assert teacher is not None
     assert job.teacher is not None
-    assert job.teacher.validation_logits == whole.cache_predictions(known, "validation")
-    unmeasured = build_student_job(
-        whole, replace(known, no_metrics_reason="answers in other classes")
-    )
+    assert job.teacher.validation_logits == whole.cache_predictions(teacher, "validation")
+    unmeasured = build_student_job(whole, replace(teacher, no_metrics_reason="has other classes"))
     assert unmeasured.teacher is not None
     assert unmeasured.teacher.validation_logits is None
 
 
-def test_a_job_like_the_students_has_its_own_name_net_and_recipe(
+def test_a_job_like_the_students_has_its_own_name_model_and_recipe(
     workspace: Workspace, teacher: RunModel
 ) -> None:
     recipe = replace(workspace.spec.recipe, max_epochs=9)
@@ -127,7 +125,7 @@ def test_the_shuffled_teacher_sees_another_image_of_the_class(
     assert job.recipe.loss == workspace.spec.recipe.loss
 
 
-def test_as_long_trains_for_the_epochs_that_take_as_long(
+def test_match_wall_time_trains_for_the_epochs_that_take_as_long(
     workspace: Workspace, teacher: RunModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured: dict[str, TrainingJob] = {}
@@ -146,7 +144,7 @@ def test_as_long_trains_for_the_epochs_that_take_as_long(
     assert [each.teacher is None for each in measured.values()] == [False, True]
 
 
-def test_the_net_of_another_family_is_the_nearest_in_cost(
+def test_the_model_of_another_family_is_the_nearest_in_cost(
     workspace: Workspace, teacher: RunModel
 ) -> None:
     job = build_control_job(workspace, "other_family", teacher)
@@ -155,7 +153,7 @@ def test_the_net_of_another_family_is_the_nearest_in_cost(
     assert set(workspace.resolved["other_family"]) >= {"macs", "student_macs"}
 
 
-def test_a_draft_is_made_without_a_teacher(workspace: Workspace) -> None:
+def test_a_draft_has_no_teacher(workspace: Workspace) -> None:
     drafts = {
         role: draft_role_job(workspace, role) for role in (*workspace.spec.controls, "student")
     }
@@ -168,14 +166,14 @@ def test_a_draft_is_made_without_a_teacher(workspace: Workspace) -> None:
 def test_cached_logits_are_computed_once_for_students_of_one_input(
     teacher_path: Path, tmp_path: Path
 ) -> None:
-    words = (f"teacher.checkpoint={teacher_path}", "student.name=resnet8", "controls=[]")
-    cached = build_workspace(tmp_path, *words, "data.views=1", "teacher.outputs=cached")
-    known = cached.load_pretrained_teacher()
+    overrides = (f"teacher.checkpoint={teacher_path}", "student.name=resnet8", "controls=[]")
+    cached = build_workspace(tmp_path, *overrides, "data.views=1", "teacher.outputs=cached")
+    teacher = cached.load_pretrained_teacher()
     folders = [
         job.teacher.cached_logits
         for job in (
-            build_student_job(cached, known),
-            build_student_job(cached, known, name="link-1"),
+            build_student_job(cached, teacher),
+            build_student_job(cached, teacher, name="link-1"),
         )
         if job.teacher is not None
     ]
@@ -188,8 +186,8 @@ def test_cached_logits_are_computed_once_for_students_of_one_input(
 def test_a_pair_that_a_term_can_not_compare_is_refused_before_anything_is_trained(
     teacher_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = (f"teacher.checkpoint={teacher_path}", "student.name=resnet8")
-    workspace = build_workspace(tmp_path, *words)
+    overrides = (f"teacher.checkpoint={teacher_path}", "student.name=resnet8")
+    workspace = build_workspace(tmp_path, *overrides)
     check_pair(workspace)
 
     def refuse(*_: Any) -> None:
