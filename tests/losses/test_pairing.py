@@ -45,6 +45,6 @@ def test_a_model_without_maps_is_refused_by_name(who: str, student: int, teacher
     ours, theirs = (Outputs(features=[normal(1, 1, 2, 2, seed=0)] * n) for n in (student, teacher))
     with pytest.raises(
         RequestError,
-        match=rf"feature_hint compares feature maps, and the {who} provides none.*soft_target",
+        match=rf"feature_hint compares feature maps, but the {who} provides none.*soft_target",
     ):
         pair_stages("feature_hint", ours, theirs)
