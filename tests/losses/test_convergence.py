@@ -3,6 +3,7 @@ automatically.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -102,7 +103,8 @@ def _bounded(term: torch.nn.Module) -> torch.nn.Module:
 
 
 def _trained(outputs: Outputs, term: torch.nn.Module) -> list[Tensor]:
-    return [*tensors(outputs, term.reads), *(p for p in term.parameters() if p.requires_grad)]  # type: ignore[arg-type]
+    reads: Any = term.reads
+    return [*tensors(outputs, reads), *(p for p in term.parameters() if p.requires_grad)]
 
 
 def _lowest(value: Callable[[], Tensor], adapters: list[Tensor]) -> float:
