@@ -111,8 +111,8 @@ def write_details(results: Results, cascade: CascadeRecord) -> list[str]:
 def _describe_latency(cascade: CascadeRecord, latency: LatencyStats) -> str:
     last = cascade.stages[-1]
     return (
-        f"One of {latency.num_images:,} test images takes {latency.mean:.3g} ms on average"
-        " (measured end to end on one thread, resizing and cropping included; expected from the"
+        f"A test image takes {latency.mean:.3g} ms on average ({latency.num_images:,} images,"
+        " measured end to end on one thread, resizing and cropping included; expected from the"
         f" stages: {cascade.test.cost_ms:.3g} ms),"
         f" {_compare_amounts(last.latency.mean, latency.mean)} {last.file}. p50"
         f" {latency.p50:.3g} ms, p99 {latency.p99:.3g} ms; {last.file}: p50"

@@ -13,7 +13,13 @@ def build_accuracy_table(exports: Exports, split: str) -> Table:
     """
     table = _build_table(
         f"On {split}, each file in its own runtime",
-        ("top-1", "against the teacher", "negative flips", "lost by export", "agrees with torch"),
+        (
+            "top-1",
+            "against the teacher",
+            "negative flips",
+            "lost by export",
+            "agreement with torch",
+        ),
     )
     for role, model in exports.torch.items():
         metrics: FileMetrics = getattr(model, split)
@@ -36,7 +42,7 @@ def build_cost_table(exports: Exports) -> Table:
     """
     table = _build_table(
         "Speed on one thread, all timed in turns",
-        ("ms p50", "p95", "p99", "images/s", "cost of a million", "size", "cold start", "memory"),
+        ("ms p50", "p95", "p99", "images/s", "per million", "size", "cold start", "memory"),
     )
     for role, model in exports.torch.items():
         table.add_row(f"{role} in torch", *_format_speed(model), "", "", "")
