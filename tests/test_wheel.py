@@ -82,9 +82,10 @@ def test_a_command_composes_from_the_wheels_own_configuration(
 ) -> None:
     program = """
 import kd_app
-from kd_app.config.compose import composed
+from kd_app.config.compose import compose_config
 from kd_app.config.paths import CONF
-print(kd_app.__file__, CONF, composed("distill", ["data=folder", "experiment=feature"])["data"]["name"])
+config = compose_config("distill", ["data=folder", "experiment=feature"])
+print(kd_app.__file__, CONF, config["data"]["name"])
 import sys
 sys.argv = ["kd-distill", "loss=[soft_targt]"]
 from kd_app.commands.distill import main

@@ -355,7 +355,7 @@ def _measure_step(
         macs=description.macs,
         params=description.params,
         size_bytes=description.size_bytes,
-        told=json.loads(json.dumps(details or {})),
+        details=json.loads(json.dumps(details or {})),
     )
     workspace.console.print(
         f"{name}: {format_top1(predictions)} on validation, {row.macs:,} multiply-adds,"

@@ -324,14 +324,14 @@ class LicenseRecord(_Part):
 class StageRecord(_Part):
     """A stage that the run uses.
 
-    path: the stage's folder · seconds: duration of the computation · made: 'made' if
-    this run computed the stage, 'found' if the stage was in the cache.
+    path: the stage's folder · seconds: duration of the computation · status: whether
+    this run computed the stage or reused it from the cache.
     """
 
     name: str
     path: str
     seconds: float
-    made: Literal["made", "found"]
+    status: Literal["computed", "reused"]
 
 
 class CompressionStep(_Part):
@@ -341,7 +341,7 @@ class CompressionStep(_Part):
     top1: of the step's model · lost: accuracy (verdict.metric) of the step before minus
     that of this step, as a paired difference; null for the start · macs, params,
     size_bytes: as in models · latency_ms: median for one image on one thread, as an
-    XNNPACK program · told: details that the step reports.
+    XNNPACK program · details: what the step reports.
     """
 
     name: str
@@ -351,7 +351,7 @@ class CompressionStep(_Part):
     params: int
     size_bytes: int
     latency_ms: Number = None
-    told: dict[str, Any] = {}
+    details: dict[str, Any] = {}
 
 
 class LatencyStats(_Part):

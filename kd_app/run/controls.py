@@ -142,10 +142,10 @@ def solve_smoothing(entropy: float, num_classes: int) -> float:
     if entropy >= compute_label_entropy(_MAX_SMOOTHING, num_classes):
         return _MAX_SMOOTHING
 
-    def difference(smoothing: float) -> float:
+    def compute_difference(smoothing: float) -> float:
         return compute_label_entropy(smoothing, num_classes) - entropy
 
-    root = float(brentq(difference, 0.0, _MAX_SMOOTHING, xtol=1e-9))
+    root = float(brentq(compute_difference, 0.0, _MAX_SMOOTHING, xtol=1e-9))
     return round(root, _SMOOTHING_DIGITS)
 
 

@@ -135,13 +135,13 @@ class ResultsBuilder:
             name=stage.name,
             path=str(stage.path),
             seconds=stage.seconds,
-            made="made" if computed else "found",
+            status="computed" if computed else "reused",
         )
 
 
 def _read_computed_stages(path: Path) -> frozenset[str]:
     """The folders of the stages that earlier attempts at the run computed."""
     try:
-        return frozenset(stage.path for stage in read(path).stages if stage.made == "made")
+        return frozenset(stage.path for stage in read(path).stages if stage.status == "computed")
     except RequestError:
         return frozenset()

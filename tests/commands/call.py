@@ -116,8 +116,15 @@ def process(*words: str, cwd: Path, command: str = "kd-distill", **environment: 
     """The installed command in a process of its own in `cwd`, with nobody at the
     keyboard.
     """
-    ended = subprocess.run([script(command), *words], cwd=cwd, env=surroundings(cwd, **environment), stdin=subprocess.DEVNULL, capture_output=True,
-                           text=True, check=False)  # fmt: skip
+    ended = subprocess.run(
+        [script(command), *words],
+        cwd=cwd,
+        env=surroundings(cwd, **environment),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     return Ended(ended.returncode, ended.stdout, ended.stderr)
 
 

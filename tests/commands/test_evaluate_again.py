@@ -153,11 +153,11 @@ def test_all_measures_of_other_images_their_groups_and_what_corruption_does_to_e
     assert [worst["accuracy"][role] for role in ("student", "teacher")] == [
         expected[role] for role in ("student", "teacher")
     ]
-    assert {stage["name"]: stage["made"] for stage in results(Path("other"))["stages"]}[
+    assert {stage["name"]: stage["status"] for stage in results(Path("other"))["stages"]}[
         "corrupted-student-all"
-    ] == "made"
+    ] == "computed"
     evaluated(*words[:1], "out=again", *words[2:], *asked)
-    assert {stage["made"] for stage in results(Path("again"))["stages"]} == {"found"}
+    assert {stage["status"] for stage in results(Path("again"))["stages"]} == {"reused"}
     assert results(Path("again"))["test"] == found
 
 

@@ -53,7 +53,9 @@ def test_a_fresh_start_empties_the_folder_and_keeps_the_stages(
     done(*words, "seed=1", "overwrite=true")
     assert results(run)["seed"] == 1
     assert not (run / "left.txt").exists()
-    assert {stage["name"]: stage["made"] for stage in results(run)["stages"]}["teacher"] == "found"
+    assert {stage["name"]: stage["status"] for stage in results(run)["stages"]}[
+        "teacher"
+    ] == "reused"
     assert stages < {path.name for path in (made / "stages").iterdir()}
     assert [path.name for path in run.iterdir() if path.name.startswith(".")] == [".lock"]
 
@@ -85,7 +87,7 @@ def test_an_empty_folder_may_become_a_runs(made: Path) -> None:
     Path("mine").mkdir()
     done(*TINY, "out=mine", f"stages={made / 'stages'}")
     assert results(Path("mine"))["status"] == "finished"
-    assert {stage["made"] for stage in results(Path("mine"))["stages"]} == {"found"}
+    assert {stage["status"] for stage in results(Path("mine"))["stages"]} == {"reused"}
 
 
 def test_two_commands_in_one_folder_at_a_time_are_one_too_many(
@@ -120,7 +122,7 @@ def test_results_that_are_cut_off_are_made_again_without_training(
     assert {
         path.name: path.stat().st_mtime_ns for path in (made / "stages").iterdir() if path.is_dir()
     }.items() <= stages.items()
-    assert {stage["made"] for stage in results(run)["stages"]} == {"found"}
+    assert {stage["status"] for stage in results(run)["stages"]} == {"reused"}
     assert results(run)["test"] == whole["test"]
     assert results(run)["verdict"] == whole["verdict"]
 
@@ -140,7 +142,7 @@ def test_a_stage_is_made_anew_when_it_is_named(
     words = (*words[:-1], f"stages={tmp_path / 'stages'}")
     done(*words, "remake=[student]")
     done(*words, "remake=[student]")
-    made_anew = {stage["name"] for stage in results(run)["stages"] if stage["made"] == "made"}
+    made_anew = {stage["name"] for stage in results(run)["stages"] if stage["status"] == "computed"}
     assert "student" in made_anew
     assert student_sha256(run) == before
 

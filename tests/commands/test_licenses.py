@@ -151,9 +151,9 @@ def test_measured_again_it_is_under_the_same(shipped: tuple[Path, str]) -> None:
     assert {role: model["license"] for role, model in again["models"].items()} == {
         role: each["license"] for role, each in before["models"].items()
     }
-    assert {stage["made"] for stage in again["stages"] if stage["name"].startswith("answers")} == {
-        "found"
-    }
+    assert {
+        stage["status"] for stage in again["stages"] if stage["name"].startswith("answers")
+    } == {"reused"}
     assert f"License of the student: {NC}" in out
 
 

@@ -56,14 +56,14 @@ def test_trials_share_the_teacher_and_its_speed_and_those_of_one_seed_the_contro
         for stage in each["stages"]
         if stage["name"] in ("teacher", "labels_only", "student", "speed")
     ]
-    assert Counter((stage["name"], stage["made"]) for stage in stages) == {
-        ("teacher", "made"): 1,
-        ("teacher", "found"): 3,
-        ("labels_only", "made"): 2,
-        ("labels_only", "found"): 2,
-        ("student", "made"): 4,
-        ("speed", "made"): 1,
-        ("speed", "found"): 3,
+    assert Counter((stage["name"], stage["status"]) for stage in stages) == {
+        ("teacher", "computed"): 1,
+        ("teacher", "reused"): 3,
+        ("labels_only", "computed"): 2,
+        ("labels_only", "reused"): 2,
+        ("student", "computed"): 4,
+        ("speed", "computed"): 1,
+        ("speed", "reused"): 3,
     }
     assert len({stage["path"] for stage in stages}) == 1 + 2 + 4 + 1
 

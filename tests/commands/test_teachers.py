@@ -59,8 +59,13 @@ def finished(made: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any
 
 
 def test_several_teachers_answer_as_one(made: Path, finished: Any) -> None:
-    found = finished("teacher=several", f"teacher.members.a.checkpoint={made / 'a'}", f"teacher.members.b.checkpoint={made / 'b'}",
-                     "teacher.members.b.weight=2", "teacher.by=confidence")  # fmt: skip
+    found = finished(
+        "teacher=several",
+        f"teacher.members.a.checkpoint={made / 'a'}",
+        f"teacher.members.b.checkpoint={made / 'b'}",
+        "teacher.members.b.weight=2",
+        "teacher.by=confidence",
+    )
     assert found["status"] == "finished"
     assert found["models"]["teacher"]["source"] == "a: folder a; b: folder b"
     assert found["models"]["teacher"]["params"] == sum(
@@ -162,8 +167,8 @@ def test_each_link_of_a_chain_is_taught_by_the_one_before_and_seeds_share_it(
         stage["name"]: stage for stage in finished(*words, "seed=1", "overwrite=true")["stages"]
     }
     for link in ("link-1", "link-2"):
-        assert again[link] == {**first[link], "made": "found", "seconds": again[link]["seconds"]}
-    assert first["link-1"]["made"] == first["link-2"]["made"] == "made"
+        assert again[link] == {**first[link], "status": "reused", "seconds": again[link]["seconds"]}
+    assert first["link-1"]["status"] == first["link-2"]["status"] == "computed"
     assert again["student"]["path"] != first["student"]["path"]
 
 

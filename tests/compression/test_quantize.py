@@ -114,10 +114,10 @@ def test_the_result_is_a_run_whose_student_is_measured_as_an_int8_program(
     *_, row, instead = after["steps"]
     assert row["latency_ms"] == 1.0
     # int8 halves the (stubbed) latency, which counts like half the multiply-adds.
-    assert instead["told"]["macs"] == pytest.approx(row["macs"] / 2, abs=1)
+    assert instead["details"]["macs"] == pytest.approx(row["macs"] / 2, abs=1)
     assert row["name"] == "quantize"
     assert row["size_bytes"] == (int8_run[0] / "student" / "quantized.pte").stat().st_size
-    assert row["told"]["epochs"] == 1
+    assert row["details"]["epochs"] == 1
     assert row["params"] == before["models"]["student"]["params"]
     assert (int8_run[0] / "student" / "quantized.pt2").is_file()
     assert "the figures are those of `quantized.pte`" in (
@@ -148,7 +148,7 @@ def test_a_second_command_reuses_the_stage_and_has_the_same_metrics(
         command="kd-compress",
     )
     again = results(Path("again"))
-    assert {stage["made"] for stage in again["stages"]} == {"found"}
+    assert {stage["status"] for stage in again["stages"]} == {"reused"}
     assert again["test"]["student"] == results(int8_run[0])["test"]["student"]
 
 

@@ -19,8 +19,9 @@ TABLE = "KD_FAULTS"
 
 HEAD = """# Faults
 
-What was done to the command, how often, what it did then, and what was lost. Every row was told by a test in `tests/faults` after all its assertions
-had held; `make faults` runs them and writes this file. Nothing is counted that did not happen in that run.
+Each row is a fault that a test in `tests/faults` caused in the real command: how often, what the
+command did, and what was lost. A test writes its row after all its assertions have held.
+`make faults` runs the tests and writes this file.
 
 | fault | how often | what happened | what was lost |
 |---|---|---|---|

@@ -38,7 +38,7 @@ def test_two_runs_of_the_same_stages_at_a_time_make_each_once(
     assert [ended(each) for each in both] == [0, 0]
     assert outcome(tmp_path / "a") == outcome(tmp_path / "b") == outcome(undisturbed)
     used = [stage for name in ("a", "b") for stage in results(tmp_path / name / "out")["stages"]]
-    made = [stage["path"] for stage in used if stage["made"] == "made"]
+    made = [stage["path"] for stage in used if stage["status"] == "computed"]
     assert len(made) == len(set(made))
     assert set(made) == {stage["path"] for stage in used}
     fault(

@@ -85,7 +85,7 @@ def test_the_waterfall_compares_each_step_with_the_one_before(
     assert steps[1]["lost"]["value"] == pytest.approx(
         steps[0]["top1"]["value"] - steps[1]["top1"]["value"]
     )
-    assert steps[1]["told"]["target"] == 0.5 >= steps[1]["told"]["kept"]
+    assert steps[1]["details"]["target"] == 0.5 >= steps[1]["details"]["kept"]
     assert "multiply-adds" in small[1]
     assert "latency" in small[1]
     assert [step["latency_ms"] for step in steps] == [2.0] * 4
@@ -108,12 +108,12 @@ def test_the_alternative_has_the_cost_of_the_student_and_the_recipe_of_the_run(
 ) -> None:
     compressed_run = results(small[0])
     *_, last, instead = compressed_run["steps"]
-    assert instead["told"]["instead"]
+    assert instead["details"]["instead"]
     assert 1 / 3 < instead["macs"] / last["macs"] < 3
     assert instead["lost"]["value"] == pytest.approx(
         last["top1"]["value"] - instead["top1"]["value"]
     )
-    assert 0 <= instead["told"]["test_top1"] <= 1
+    assert 0 <= instead["details"]["test_top1"] <= 1
     (stage,) = [
         Path(stage["path"]) for stage in compressed_run["stages"] if stage["name"] == "alternative"
     ]
@@ -153,7 +153,7 @@ def test_trackers_log_every_training_and_the_metrics_of_the_shipped_student(made
 def test_a_second_command_reuses_every_stage(made: Path, small: tuple[Path, str]) -> None:
     compressed(f"run={made / 'run'}", *HALF, "out=again", f"stages={made / 'stages'}")
     again = results(Path("again"))
-    assert {stage["made"] for stage in again["stages"]} == {"found"}
+    assert {stage["status"] for stage in again["stages"]} == {"reused"}
     assert again["models"]["student"]["sha256"] == results(small[0])["models"]["student"]["sha256"]
 
 
@@ -169,8 +169,8 @@ def test_an_interrupted_command_resumes_at_the_same_step(made: Path) -> None:
     with patch.object(train, "fit", side_effect=KeyboardInterrupt):
         assert call(*overrides, command="kd-compress").code == 130
     compressed(*overrides)
-    origins = {stage["name"]: stage["made"] for stage in results(Path("stopped"))["stages"]}
-    assert (origins["prune"], origins["finetune"]) == ("found", "made")
+    origins = {stage["name"]: stage["status"] for stage in results(Path("stopped"))["stages"]}
+    assert (origins["prune"], origins["finetune"]) == ("reused", "computed")
 
 
 def test_a_compressed_run_can_be_evaluated_and_compressed_again(
@@ -287,7 +287,7 @@ def test_importance_by_the_gradients_of_the_labels_or_of_the_run(
         "prune.iterations=2",
     )
     compressed(f"run={made / 'run'}", *overrides, f"out={importance}", f"stages={made / 'stages'}")
-    assert results(Path(importance))["steps"][1]["told"]["importance"] == importance
+    assert results(Path(importance))["steps"][1]["details"]["importance"] == importance
 
 
 @pytest.mark.parametrize(
@@ -339,7 +339,7 @@ def test_one_command_or_two_give_the_same_pruned_and_quantized_student(
     compressed(f"run={small[0]}", "steps=[quantize]", *overrides, "out=two")
     one, two = results(Path("one")), results(Path("two"))
     assert [step["name"] for step in one["steps"]] == ["start", "prune", "finetune", "quantize"]
-    assert {stage["name"]: stage["made"] for stage in two["stages"]}["quantize"] == "found"
+    assert {stage["name"]: stage["status"] for stage in two["stages"]}["quantize"] == "reused"
     assert one["models"]["student"]["sha256"] == two["models"]["student"]["sha256"]
     assert one["models"]["student"]["params"] == results(small[0])["models"]["student"]["params"]
     assert (
@@ -363,7 +363,7 @@ def test_the_comparison_of_quantizations_is_one_sweep_with_one_page(
     )
     trials = {number: results(Path(f"int8/{number}")) for number in range(4)}
     pairs = [
-        (trial["config"]["compressed"]["role"], trial["steps"][-1]["told"]["epochs"])
+        (trial["config"]["compressed"]["role"], trial["steps"][-1]["details"]["epochs"])
         for trial in trials.values()
     ]
     assert pairs == [("student", 0), ("student", 2), ("labels_only", 0), ("labels_only", 2)]

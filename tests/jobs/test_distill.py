@@ -24,7 +24,7 @@ def spec() -> RunSpec:
 def find(folder: Path, spec: RunSpec, **changes: Any) -> bool:
     """Whether results with these changes are reused for `spec`."""
     license = spec.licenses.to_record()
-    write(folder / "results.json", run_folders.made(**{"license": license, **changes}))
+    write(folder / "results.json", run_folders.build_results(**{"license": license, **changes}))
     return find_results(folder, spec, SPLITS, Console(silent=True)) is not None
 
 

@@ -15,7 +15,7 @@ def write_trial(out: Path, number: int, config: dict[str, Any], **changes: Any) 
     folder = out / str(number)
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    write(folder / "results.json", run_folders.made(**changes))
+    write(folder / "results.json", run_folders.build_results(**changes))
 
 
 def test_trials_are_loaded_by_number_with_the_settings_that_differ(tmp_path: Path) -> None:
@@ -32,8 +32,11 @@ def test_trials_are_loaded_by_number_with_the_settings_that_differ(tmp_path: Pat
 
 
 def test_the_winner_is_the_best_finished_trial_on_validation() -> None:
-    good, bad = run_folders.made({"student": 3.0}), run_folders.made({"student": 1.0})
-    failed = run_folders.made({"student": 9.0}, status="failed")
+    good, bad = (
+        run_folders.build_results({"student": 3.0}),
+        run_folders.build_results({"student": 1.0}),
+    )
+    failed = run_folders.build_results({"student": 9.0}, status="failed")
     results = (bad, good, failed, good, None)
     trials = [Trial(number, (), each) for number, each in enumerate(results)]
     assert select_winner(trials) == 1

@@ -88,7 +88,7 @@ def test_other_controls_do_not_change_what_is_trained_without_them(
 ) -> None:
     overrides = [each for each in OVERRIDES if not each.startswith("controls=")]
     done(*overrides, f"out={tmp_path / 'run'}", f"stages={run.parent / 'stages'}")
-    assert {each["made"] for each in results(tmp_path / "run")["stages"]} == {"found"}
+    assert {each["status"] for each in results(tmp_path / "run")["stages"]} == {"reused"}
 
 
 def read_start(run: Path, role: str) -> Any:

@@ -67,14 +67,14 @@ def test_without_a_teacher_there_is_no_verdict(tmp_path: Path) -> None:
     assert run.splits["test"].teacher is None
 
 
-@pytest.mark.parametrize(("computed", "status"), [(True, "made"), (False, "found")])
+@pytest.mark.parametrize(("computed", "status"), [(True, "computed"), (False, "reused")])
 def test_a_stage_counts_as_computed_where_an_earlier_attempt_computed_it(
     tmp_path: Path, computed: bool, status: str
 ) -> None:
     stage: dict[str, Any] = {"name": "student", "path": tmp_path / "stage", "seconds": 1.0}
     builder(tmp_path, Stage(**stage, is_new=computed)).write("failed")
     results = builder(tmp_path, Stage(**stage, is_new=False)).build("running")
-    assert [each.made for each in results.stages] == [status]
+    assert [each.status for each in results.stages] == [status]
 
 
 def test_the_files_of_a_finished_run_are_listed_with_their_hashes(tmp_path: Path) -> None:

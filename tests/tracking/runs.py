@@ -63,7 +63,7 @@ RESULTS: dict[str, Any] = {
         "student": {"name": "resnet8", "sha256": "5e" * 32},
     },
     "stages": [
-        {"name": "teacher", "path": "{home}/stages/teacher-12", "seconds": 3.0, "made": "found"}
+        {"name": "teacher", "path": "{home}/stages/teacher-12", "seconds": 3.0, "status": "reused"}
     ],
 }
 

@@ -111,7 +111,7 @@ def test_a_step_with_a_non_finite_gradient_is_skipped(gradient: float, skipped: 
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
     callback, trainer = SkipNonFiniteSteps(), FakeTrainer()
     callback.on_train_batch_start(trainer, module, None, 0)  # type: ignore[arg-type]
-    student[1].running_mean.fill_(gradient)  # type: ignore[operator, union-attr]
+    student[1].running_mean.fill_(gradient)  # type: ignore[operator]
     for parameter in student.parameters():
         parameter.grad = torch.full_like(parameter, gradient)
     callback.on_before_optimizer_step(trainer, module, optimizer)  # type: ignore[arg-type]

@@ -94,7 +94,8 @@ def _build_series(
     has_intervals: bool,
 ) -> Series:
     tooltips = [
-        f"{point.run}: {point.name}, {100 * (point.top1.value or 0):.2f} %, {format_count(round(cost))}"
+        f"{point.run}: {point.name}, {100 * (point.top1.value or 0):.2f} %,"
+        f" {format_count(round(cost))}"
         for point, cost in costs
     ]
     return Series(

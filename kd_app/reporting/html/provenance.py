@@ -48,7 +48,7 @@ def build_provenance(results: Results) -> Provenance:
         environment={
             key: _format_setting(value) for key, value in redact(results.environment).items()
         },
-        stages=[(stage.name, stage.seconds, stage.made) for stage in results.stages],
+        stages=[(stage.name, stage.seconds, stage.status) for stage in results.stages],
         config={
             key: _format_setting(value)
             for key, value in flatten(config)

@@ -22,8 +22,6 @@ STEPS_NOTE = (
     " images. A negative number is a gain. Latency: median of one image on one thread. All steps"
     " are timed in turns, so that ratios of latencies hold on a busy machine."
 )
-_STAGE_ORIGINS = {"made": "computed", "found": "reused"}
-"""Values of a stage in ``results.json``, as the page shows them."""
 
 
 def build_models_table(run: RunPart) -> Table:
@@ -208,7 +206,7 @@ def build_stages_table(run: RunPart) -> Table:
     stages = run.provenance.stages
     total = sum(seconds for _, seconds, _ in stages)
     rows = [
-        [Cell(name), Cell(format_duration(seconds)), Cell(_STAGE_ORIGINS.get(origin, origin))]
+        [Cell(name), Cell(format_duration(seconds)), Cell(origin)]
         for name, seconds, origin in stages
     ]
     title = f"Stages ({format_duration(total)} in total)"

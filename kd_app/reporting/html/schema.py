@@ -215,7 +215,7 @@ class RunPart(_Part):
     steps: list[CompressionStep] = []
     cascade: CascadeRecord | None = None
     cascade_details: list[str] = Field([], serialization_alias="cascade_says")
-    provenance: Provenance = Field(serialization_alias="made")
+    provenance: Provenance
     limits: list[str]
     missing: list[str] = []
 

@@ -241,7 +241,7 @@ def _build_soft_labels(run: RunPart) -> Section:
 def _build_provenance(run: RunPart) -> Section:
     provenance = run.provenance
     return Section(
-        "made",
+        "provenance",
         "Configuration and provenance",
         tables=[
             build_text_table("Main settings", provenance.settings),

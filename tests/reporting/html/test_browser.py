@@ -26,7 +26,7 @@ SECTIONS = [
     "flips",
     "calibration",
     "soft-labels",
-    "made",
+    "provenance",
     "limits",
 ]
 OVERVIEW = ["methods", "runs", "front", "family"]
