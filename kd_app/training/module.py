@@ -141,7 +141,7 @@ class Distillation(pl.LightningModule):
 
     @property
     def progress(self) -> float:
-        """The completed share (0..1) of the training, in the middle of the current step."""
+        """The completed share (0..1) of the training in the middle of the step."""
         return self._compute_progress(self.trainer.global_step + 1)
 
     def _compute_progress(self, step: int) -> float:

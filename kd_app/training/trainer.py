@@ -265,8 +265,8 @@ def _resolve_accelerator(accelerator: Accelerator) -> Literal["cpu", "gpu", "mps
         return "gpu" if is_available["gpu"] else "mps" if is_available["mps"] else "cpu"
     if not is_available[name]:
         raise RequestError(
-            f"trainer.accelerator={accelerator}, but torch finds no such device on this machine."
-            " Use trainer=cpu, or trainer=auto for the best available device."
+            f"trainer.accelerator={accelerator}, but this machine has no such device that torch"
+            " supports. Use trainer=cpu, or trainer=auto for the best available device."
         )
     return name
 

@@ -214,8 +214,8 @@ def test_named_parts_give_the_same_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([f"data._target_={PARTS}.NoData"], r"data._target_='.*NoData' can't be found"),
-        ([f"data._target_={PARTS}.Net"], "gives a Net, expected a LightningDataModule"),
+        ([f"data._target_={PARTS}.NoData"], r"data._target_='.*NoData' does not exist"),
+        ([f"data._target_={PARTS}.Net"], "is a Net, expected a LightningDataModule"),
         ([f"data._target_={PARTS}.OwnData", "+data.imagse=5"], "imagse"),
         (
             [f"data._target_={PARTS}.OwnData", "data.batch_size=64"],
@@ -229,7 +229,7 @@ def test_named_parts_give_the_same_run(tmp_path: Path) -> None:
             [f"data._target_={PARTS}.OwnData", "trainer=ddp_sim"],
             "provides the same batches to every process.*use trainer.devices=1",
         ),
-        ([f"student._target_={PARTS}.Nett"], r"student._target_='.*Nett' can't be found"),
+        ([f"student._target_={PARTS}.Nett"], r"student._target_='.*Nett' does not exist"),
     ],
 )
 def test_invalid_parts_are_refused(words: list[str], message: str, tmp_path: Path) -> None:
