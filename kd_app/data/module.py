@@ -79,8 +79,10 @@ class ImageData(LightningDataModule, Typed):
             unlabeled=unlabeled,
         )
         self.view_config = {"_target_": _name_class(view), **vars(view)}
-        """The view in `describe_identity`. Data built from a configuration have its view
-        node here, because attributes of a view may not be JSON.
+        """The view in `describe_identity`.
+
+        Data built from a configuration have its view node here, because attributes of a
+        view may not be JSON.
         """
         self.views = views
         self.mix = mix if mix is not None and mix.active else None
