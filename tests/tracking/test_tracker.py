@@ -61,7 +61,7 @@ def test_csv_alone_opens_no_tracker_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fails_at", "heard"),
+    ("fails_at", "events"),
     [
         ("open", ["open teacher"]),
         ("log", ["open teacher", "log 5", "close 0"]),

@@ -408,9 +408,7 @@ def in_a_process(body: str, out: Path, **variables: str) -> subprocess.Completed
 
 
 def test_runs_are_offline_without_a_login_and_without_a_prompt(tmp_path: Path) -> None:
-    process = in_a_process(
-        'train(tracker, "teacher")\nfollowing.close(exit_code=0)', tmp_path / "fm"
-    )
+    process = in_a_process('train(tracker, "teacher")\ntracker.close(exit_code=0)', tmp_path / "fm")
     assert process.stdout.startswith("W&B: offline (no login); upload later with: wandb sync ")
     assert (process.returncode, process.stderr) == (0, "")
     assert len(offline_runs(tmp_path / "fm")["teacher"][0].history) == 6
@@ -419,7 +417,7 @@ def test_runs_are_offline_without_a_login_and_without_a_prompt(tmp_path: Path) -
 def test_under_an_agent_only_the_student_has_the_trials_id(tmp_path: Path) -> None:
     body = (
         'for stage in ("teacher", "labels_only", "student"): train(tracker,'
-        " stage)\nfollowing.close(exit_code=0)"
+        " stage)\ntracker.close(exit_code=0)"
     )
     process = in_a_process(
         body,
@@ -440,9 +438,7 @@ def test_under_an_agent_only_the_student_has_the_trials_id(tmp_path: Path) -> No
 
 
 def test_without_an_agent_the_student_has_the_requested_id(tmp_path: Path) -> None:
-    body = (
-        'for stage in ("teacher", "student"): train(tracker, stage)\nfollowing.close(exit_code=0)'
-    )
+    body = 'for stage in ("teacher", "student"): train(tracker, stage)\ntracker.close(exit_code=0)'
     in_a_process(body, tmp_path / "fm", WANDB_RUN_ID="mine", WANDB_MODE="offline")
     runs = offline_runs(tmp_path / "fm")
     assert runs["student"][0].run.run_id == "mine"
@@ -489,7 +485,7 @@ def test_a_tracker_that_dies_is_disabled_with_one_message(tmp_path: Path) -> Non
 
 def test_a_rejected_key_means_offline(tmp_path: Path) -> None:
     with serving(refuses=True) as server:
-        body = 'train(tracker, "teacher")\nfollowing.close(exit_code=0)'
+        body = 'train(tracker, "teacher")\ntracker.close(exit_code=0)'
         process = in_a_process(
             body, tmp_path / "fm", WANDB_API_KEY="k" * 40, WANDB_BASE_URL=server.url
         )
@@ -577,7 +573,7 @@ def test_offline_links_are_uploaded_later(tmp_path: Path) -> None:
 def test_a_resumed_online_run_has_each_point_once(tmp_path: Path) -> None:
     with serving() as server:
         for code, words in ((130, "epochs=2"), (0, "epochs=3, before=3")):
-            body = f'train(tracker, "student", {words})\nfollowing.close(exit_code={code})'
+            body = f'train(tracker, "student", {words})\ntracker.close(exit_code={code})'
             process = in_a_process(
                 body, tmp_path / "fm", WANDB_API_KEY="k" * 40, WANDB_BASE_URL=server.url
             )
