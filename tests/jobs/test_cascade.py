@@ -166,9 +166,10 @@ def test_a_cascade_that_pays_is_a_file_that_runs_without_torch_and_predicts_like
     )
     program = (
         ALONE.partition("opened = ")[0] + "from kd_app.deployment.cascade import ModelCascade\n"
-        "images = [Image.open(each) for each in sorted(Path(sys.argv[2]).iterdir())]\nlabel, probability, stage ="
-        " ModelCascade.load(Path(sys.argv[1]), open_artifact).predict(images)\nnp.savez(sys.argv[3],"
-        " label=label, probability=probability, stage=stage)\n"
+        "images = [Image.open(each) for each in sorted(Path(sys.argv[2]).iterdir())]\n"
+        "cascade = ModelCascade.load(Path(sys.argv[1]), open_artifact)\n"
+        "label, probability, stage = cascade.predict(images)\n"
+        "np.savez(sys.argv[3], label=label, probability=probability, stage=stage)\n"
     )
     alone = [str(out / "cascade.json"), str(tmp_path / "photos"), str(tmp_path / "alone.npz")]
     ended = subprocess.run(
