@@ -68,7 +68,7 @@ def teacher_folder(
 
 
 def image_folder(folder: Path, *, images: int, classes: int = 2, side: int = 16) -> Path:
-    """Write `images` PNG files of color noise per class, brighter from class to class."""
+    """Write `images` PNG files of color noise per class; each class is brighter."""
     random = np.random.default_rng(0)
     for label in range(classes):
         (folder / f"class{label}").mkdir(parents=True)
@@ -132,8 +132,8 @@ class Trained:
 
 
 def trained(teacher: Path | Literal["ema"] | None, folder: Path, *overrides: str) -> Trained:
-    """Train the student of ``kd-distill <overrides>`` with the teacher in a folder, with
-    the student's moving average, or without a teacher.
+    """Train the student of ``kd-distill <overrides>`` with the teacher in a folder,
+    with the student's moving average, or without a teacher.
     """
     if teacher is None:
         source = ["teacher=none", "loss=[cross_entropy]"]

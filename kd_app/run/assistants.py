@@ -27,7 +27,7 @@ def train_assistants(workspace: Workspace, teacher: RunModel) -> RunModel:
             teacher,
             name=f"link-{number}",
             model=assistant.spec,
-            # Not the student's seed: all seeds and trials of the student share assistants.
+            # Not the student's seed: all seeds and trials share the assistants.
             recipe=replace(recipe, seed=assistant.seed, callbacks={}),
         )
         teacher = replace(train(workspace, job), role="teacher")

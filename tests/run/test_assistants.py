@@ -1,4 +1,4 @@
-"""Teacher assistants: each is distilled from the previous one, the last is the teacher."""
+"""Teacher assistants: each one is distilled from the previous one."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The accuracy of an exported file, compared with the teacher and the model in torch."""
+"""The accuracy of an exported file against the teacher and the model in torch."""
 
 import numpy as np
 import pytest
