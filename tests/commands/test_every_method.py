@@ -30,7 +30,7 @@ TOKENS = (
     ("methods", "models"),
     [
         pytest.param(OF_MAPS, ("student.name=resnet8",), id="CNNs", marks=pytest.mark.slow),
-        pytest.param(OF_TOKENS, TOKENS, id="ViTs"),
+        pytest.param(OF_TOKENS, TOKENS, id="ViTs", marks=pytest.mark.slow),
     ],
 )
 def test_each_method_trains_a_student_of_a_sweep(

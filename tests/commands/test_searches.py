@@ -99,6 +99,7 @@ def test_a_search_that_was_killed_goes_on_and_ends_with_the_same_trials(
         assert ours == theirs
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_is_told_with_its_reason_and_the_others_are_done(tmp_path: Path) -> None:
     rates = [
         "hydra/sweeper=search",

@@ -169,6 +169,7 @@ def test_a_sweep_that_is_wrong_in_all_trials_leaves_nothing(words: str) -> None:
     assert list(Path.cwd().iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_sweep_without_a_folder_finds_its_own_again(swept: tuple[Path, str]) -> None:
     words = (
         *TINY,

@@ -22,10 +22,13 @@ NETS = {
     "wrn_16_1": 32,
     "test_resnet": 32,
     "test_efficientnet": 32,
+}
+SLOW = {
     "test_convnext": 64,
     "mobilenetv3_small_050": 32,
+    "regnetx_002": 64,
+    "regnety_002": 64,
 }
-SLOW = {"regnetx_002": 64, "regnety_002": 64}
 CLASSES = tuple("abcde")
 
 
@@ -164,6 +167,7 @@ def test_without_torch_pruning_the_error_names_what_to_install() -> None:
         pruning(macs=0.5)
 
 
+@pytest.mark.slow
 def test_the_exported_program_needs_neither_kd_app_nor_timm(tmp_path: Path) -> None:
     model, input_spec = build_model("resnet8"), pixels(16)
     save_model(

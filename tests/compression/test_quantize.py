@@ -41,6 +41,7 @@ def step(**settings: object) -> Quantize:
     return Quantize(**{**defaults, **settings})  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_auto_keeps_the_layers_in_float_without_which_int8_collapses(
     student: nn.Module, digits: Digits
 ) -> None:

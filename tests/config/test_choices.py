@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from typing import Any
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -27,7 +28,17 @@ def _cwd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("name", list_choices("experiment"))
+def slow_but(*quick: str, group: str) -> list[Any]:
+    """Every choice of a group; all but some run with the slow tests. That each composes and
+    its parts can be built is tested in test_compose.py.
+    """
+    return [
+        name if name in quick else pytest.param(name, marks=pytest.mark.slow)
+        for name in list_choices(group)
+    ]
+
+
+@pytest.mark.parametrize("name", slow_but("feature", group="experiment"))
 def test_every_experiment_runs_for_two_batches(name: str) -> None:
     done(f"experiment={name}", "debug=fdr", "logger=[csv]", "out=run", "stages=stages")
     record = results(Path("run"))
@@ -43,7 +54,7 @@ def test_every_experiment_runs_for_two_batches(name: str) -> None:
         assert all(value > 0 for value in values)
 
 
-@pytest.mark.parametrize("name", list_choices("recipe"))
+@pytest.mark.parametrize("name", slow_but("patient", group="recipe"))
 def test_every_recipe_runs_for_two_batches(name: str) -> None:
     done(f"recipe={name}", "debug=fdr", *SMALL)
     record = results(Path("run"))
@@ -89,7 +100,7 @@ def test_overrides_take_precedence_over_a_recipe() -> None:
     ) == (30, {"soft_target", "dist"}, None)
 
 
-@pytest.mark.parametrize("name", list_choices("debug"))
+@pytest.mark.parametrize("name", slow_but("profiler", group="debug"))
 def test_every_debug_choice_runs(name: str) -> None:
     few = {
         "overfit": ("trainer.max_epochs=8",),

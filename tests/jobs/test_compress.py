@@ -157,6 +157,7 @@ def test_a_second_command_reuses_every_stage(made: Path, small: tuple[Path, str]
     assert again["models"]["student"]["sha256"] == results(small[0])["models"]["student"]["sha256"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_command_resumes_at_the_same_step(made: Path) -> None:
     overrides = (
         f"run={made / 'run'}",
@@ -173,6 +174,7 @@ def test_an_interrupted_command_resumes_at_the_same_step(made: Path) -> None:
     assert (origins["prune"], origins["finetune"]) == ("reused", "computed")
 
 
+@pytest.mark.slow
 def test_a_compressed_run_can_be_evaluated_and_compressed_again(
     made: Path, small: tuple[Path, str]
 ) -> None:
@@ -198,6 +200,7 @@ def test_a_compressed_run_can_be_evaluated_and_compressed_again(
     )
 
 
+@pytest.mark.slow
 def test_a_pruned_student_is_exported_with_its_own_widths(
     made: Path, small: tuple[Path, str]
 ) -> None:

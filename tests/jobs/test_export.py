@@ -119,6 +119,7 @@ def test_a_second_command_reuses_files_and_predictions_and_reads_no_test_with_ne
     assert record["sha256"] == manifest(both[0])["files"]["model.onnx"]["sha256"]
 
 
+@pytest.mark.slow
 def test_a_torch_program_is_never_reused(made: Path, tmp_path: Path) -> None:
     overrides = (
         f"run={made / 'run'}",
@@ -135,6 +136,7 @@ def test_a_torch_program_is_never_reused(made: Path, tmp_path: Path) -> None:
         torch_file._WRITTEN.clear()  # as in a new process
 
 
+@pytest.mark.slow
 def test_another_run_with_the_same_teacher_reuses_the_teachers_files(
     made: Path, both: tuple[Path, str], tmp_path: Path
 ) -> None:

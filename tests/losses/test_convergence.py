@@ -26,12 +26,21 @@ from tests.losses.samples import (
 
 IMAGES = 5
 STEPS = 600
+DEEP = {"ofa", "review"}
+"""Terms with large adapters, whose steps take long. Their gradients are tested against
+golden values.
+"""
 LOGARITHM = "simple_recipe"
 """The logarithm of a distance has no finite minimum: a separate test."""
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in TERMS if class_of(name).needs_teacher and name != LOGARITHM]
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in DEEP else [])
+        for name in TERMS
+        if class_of(name).needs_teacher and name != LOGARITHM
+    ],
 )
 def test_it_moves_a_student_onto_its_teacher(name: str) -> None:
     """The value comes within 10 % of the value for student = teacher. With adapters,

@@ -78,6 +78,7 @@ def test_every_control_is_trained_measured_and_reported(run: Path) -> None:
     assert "Recommendation:" in output
 
 
+@pytest.mark.slow
 def test_a_run_with_them_is_measured_again(run: Path, tmp_path: Path) -> None:
     done(f"run={run}", f"out={tmp_path / 'again'}", "limit=2", command="kd-evaluate")
     assert results(tmp_path / "again")["test"] == results(run)["test"]
@@ -217,6 +218,7 @@ def test_match_wall_time_trains_for_the_measured_epochs_also_after_a_kill(tmp_pa
     assert results(tmp_path / "run")["models"]["match_wall_time"]["decided"] == resolved
 
 
+@pytest.mark.slow
 def test_if_the_teacher_is_better_than_the_labels_shuffling_destroys_the_gain(
     tmp_path: Path,
 ) -> None:

@@ -110,6 +110,7 @@ def test_a_run_that_names_no_folder_stays_in_runs_whatever_its_data_are_called(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["conf", "here"]
 
 
+@pytest.mark.slow
 def test_files_that_say_what_to_train_are_welcome_and_words_say_the_rest(tmp_path: Path) -> None:
     theirs = {
         "defaults": [{"override /hydra/sweeper": "search"}],

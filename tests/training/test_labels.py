@@ -131,6 +131,7 @@ def test_the_results_contain_the_number_of_labeled_images(
     assert note in (tmp_path / "run" / "results.json").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_plan_and_check_list_unlabeled_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -146,6 +146,7 @@ def test_a_preempted_run_saves_its_state_and_calls_the_installed_handler(
     assert student_sha256(out) == student_sha256(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_copied_run_resumes_in_its_new_folder(
     words: Callable[..., tuple[list[str], Path, str]], undisturbed: Path
 ) -> None:
@@ -174,6 +175,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(
     assert not list(Path(log).parent.rglob("last.ckpt"))
 
 
+@pytest.mark.slow
 def test_images_of_worker_processes_are_the_same_after_a_kill(
     words: Callable[..., tuple[list[str], Path, str]], tmp_path: Path
 ) -> None:

@@ -311,6 +311,7 @@ def test_several_machines_need_torchrun(teacher: Path, tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_ranks_with_different_trainings_do_not_train(teacher: Path, tmp_path: Path) -> None:
     other = [
         "+callbacks.other._target_=tests.training.distributed.parts.OtherTraining",
