@@ -41,8 +41,8 @@ WRONG = [
     ("data.split.tst=0.1", "Settings of data.split: validation, test."),
     ("foo=1", "no setting 'foo'. Groups and settings: out, stages,"),
     ("data.source.x=1", "Settings of data.source: none."),
-    ("+seed=1", "'+' adds a setting, and there is one named 'seed' already"),
-    ("~foo", "'~' removes a setting, and there is none named 'foo'"),
+    ("+seed=1", "'+' adds a setting, but 'seed' already exists"),
+    ("~foo", "'~' removes a setting, but 'foo' does not exist"),
     ("~seed=3", "'~seed=3' removes nothing: seed is 0"),
     ("~loss", "'~loss' removes nothing: loss has no such choice"),
     ("data@x=digits", "no group 'data@x'. Did you mean 'data'?"),
@@ -63,7 +63,7 @@ WRONG = [
         "++loss.soft_targt.temperature=1",
         "no choice of loss= 'soft_targt'. Did you mean 'soft_target'?",
     ),
-    ("hydra.foo=1", "no setting 'hydra.foo' of Hydra here"),
+    ("hydra.foo=1", "Hydra has no setting 'hydra.foo' in this configuration"),
     # choices
     ("data=fashion_mnst", "no data 'fashion_mnst'. Did you mean 'fashion_mnist'?"),
     ("optimizer=sgdd", "no optimizer 'sgdd'. Did you mean 'sgd'?"),
@@ -114,7 +114,7 @@ WRONG = [
     ("loss.cross_entropy.smoothing=1", "smoothing=1 does not fit: expected less than 1"),
     (
         "loss.cross_entropy.class_weights=[1,2]",
-        "class_weights has 2 entries and there are 10 classes",
+        "class_weights has 2 entries for 10 classes",
     ),
     ("data.batch_size=0", "batch_size=0 does not fit"),
     (
@@ -184,7 +184,7 @@ def test_the_command_says_it_on_stderr_with_exit_code_2(words: str, said: str) -
         ),
         ("trainer.precision=fp8", "precision='fp8' does not fit: expected 'auto', '32-true'"),
         ("trainer=cpu trainer.devices=4096", "trainer.devices=4096, but this machine has"),
-        ("trainer=mps", "trainer.accelerator=mps, but this machine has none"),
+        ("trainer=mps", "trainer.accelerator=mps, but this machine has no such device"),
     ],
 )
 def test_what_the_machine_has_not_is_refused_by_name(words: str, said: str) -> None:

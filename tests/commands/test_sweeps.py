@@ -211,7 +211,7 @@ def test_a_sweep_that_is_stopped_starts_no_other_trial(stop: BaseException, code
     ):
         ended = call("-m", "seed=0,1,2", "out=sweep")
     assert ended.code == code
-    assert "the same command goes on from here" in paragraph(ended.err)
+    assert "run the same command again to resume" in paragraph(ended.err)
     assert started.call_count == 1
     assert not concluded.called
 

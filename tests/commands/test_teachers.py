@@ -89,7 +89,7 @@ def test_of_several_teachers_a_term_reads_the_one_that_it_names(made: Path, fini
     assert finished(*words, *terms)["status"] == "finished"
     for wrong, said in (
         (("loss.embedding_mse.teacher=c",), "no member of the teacher 'c'"),
-        (("loss.cross_entropy.teacher=a",), "It is for terms that read a teacher"),
+        (("loss.cross_entropy.teacher=a",), "This works only for loss terms that read a teacher"),
         (("loss.sp.teacher=a", "teacher.chain=[resnet8]"), "without teacher.chain"),
     ):
         assert said in refused(*RUN, *words, terms[0], *wrong, "out=refused")
@@ -211,7 +211,7 @@ def test_each_link_of_a_chain_is_taught_by_the_one_before_and_seeds_share_it(
         ("teacher.checkpoint={0}/a.onnx", "There is no file"),
         ("teacher.checkpoint={0}/other teacher.classes={0}/none.csv", "can't be read"),
         ("teacher.classes={0}/map.csv", "has random weights"),
-        ("teacher=none loss=[cross_entropy] +teacher.chain=[resnet8]", "there is no teacher"),
+        ("teacher=none loss=[cross_entropy] +teacher.chain=[resnet8]", "teacher.chain needs a teacher"),
         ("teacher.checkpoint={0}/a teacher.chain=[resnet9]", "no student model 'resnet9'"),
     ],
 )

@@ -239,7 +239,7 @@ def test_invalid_parts_are_refused(words: list[str], message: str, tmp_path: Pat
 
 
 def test_objects_do_not_train_in_several_processes(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="live in this process alone"):
+    with pytest.raises(RequestError, match="can't be sent to other processes"):
         kd_app.distill("trainer=ddp_sim", *places(tmp_path), "logger=[]", student=Net())
 
 
