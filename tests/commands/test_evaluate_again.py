@@ -118,7 +118,7 @@ def test_all_measures_of_other_images_their_groups_and_what_corruption_does_to_e
     )
     out = evaluated(*words, *asked)
     found, run = results(Path("other"))["test"], kd_app.load_run("other")
-    assert "On corrupted images (2 kinds) the student has on average" in out
+    assert "On corrupted images (2 kinds) the student gets" in out
     assert all(
         found["student"][name] is not None
         for name in ("f1", "f1_low", "brier", "brier_low", "classwise_ece")

@@ -160,7 +160,7 @@ def test_test_never_leaves_the_test_set_alone_and_always_reads_it_later(made: Pa
 def test_a_folder_that_cant_be_written_is_refused() -> None:
     Path("file").touch()
     said = paragraph(call(*TINY, "out=file").err)
-    assert said.startswith("The folder out='file' can't be made")
+    assert said.startswith("The folder out='file' can't be created")
 
 
 def test_a_body_that_fails_keeps_the_folder_and_one_that_is_refused_does_not() -> None:

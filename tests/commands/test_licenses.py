@@ -110,7 +110,7 @@ def test_accepted_it_runs_and_that_is_on_record(shipped: tuple[Path, str]) -> No
     words = " ".join(said.split())
     assert f"license {NC} cc-by-4.0 {NC}" in words
     assert f"License of the student: {NC}, the strictest license of" in words
-    assert "license.accept names it" in words
+    assert "it is accepted by license.accept" in words
 
 
 def test_what_ships_says_its_license_and_its_teacher(shipped: tuple[Path, str]) -> None:
@@ -166,13 +166,9 @@ def test_what_is_unknown_is_a_warning(photos: Path) -> None:
         "student.name=resnet8",
         "stages=stages",
     )
-    out = done(*words, "out=unsaid")
-    assert (
-        out.count(
-            "Note: The license of the data (folder) is unknown; set it with data.license=<name>."
-        )
-        == 2
-    )  # before the run, and below its table
+    out = " ".join(done(*words, "out=unsaid").split())
+    note = "Note: The license of the data (folder) is unknown; set it with data.license=<name>."
+    assert out.count(note) == 2  # before the run, and below its table
     assert results(Path("unsaid"))["license"]["ships"] == "unknown"
     said = done(*words, "out=said", "data.license=own")
     assert "is unknown" not in said
@@ -293,20 +289,6 @@ def test_what_is_said_of_licenses_changes_no_name() -> None:
 )
 def test_a_wrong_setting_is_named(words: str, said: str) -> None:
     assert said in refused(*words.split())
-
-
-def test_files_of_somebody_elses_accept_no_license(tmp_path: Path, noncommercial: Path) -> None:
-    (tmp_path / "conf" / "experiment").mkdir(parents=True)
-    (tmp_path / "conf" / "experiment" / "theirs.yaml").write_text(
-        f"# @package _global_\nlicense:\n  accept: [{NC}]\n", encoding="utf-8"
-    )
-    said = refused(
-        f"--config-dir={tmp_path / 'conf'}",
-        "experiment=theirs",
-        *QUICK,
-        f"teacher.checkpoint={noncommercial}",
-    )
-    assert said.startswith("license=")
 
 
 def test_a_refusal_is_one_paragraph(noncommercial: Path) -> None:

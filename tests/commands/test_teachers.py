@@ -127,7 +127,7 @@ def test_a_teacher_of_other_classes_teaches_features_without_a_map_and_is_compar
         for note in found["notes"]
     )
     assert (
-        "distilled from a teacher that was not measured beside it, on"
+        "from a teacher that was not evaluated"
         in Path("run/student/README.md").read_text()
     )
     said = refused(*RUN, *words[:2], "loss=[cross_entropy,embedding_mse,dist]", "out=refused")

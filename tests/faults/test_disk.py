@@ -67,7 +67,7 @@ def test_a_read_only_disk_is_refused_and_nothing_is_lost(
             refused(*WORDS, *places(disk.folder)),
             refused(*WORDS, f"out={disk.folder / 'new'}"),
         ]
-    assert all("Choose another one with out=." in each for each in said)
+    assert all("Choose another folder with out=." in each for each in said)
     done(*WORDS, *places(disk.folder))
     assert outcome(disk.folder) == outcome(undisturbed)
     fault(

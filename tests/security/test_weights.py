@@ -132,7 +132,7 @@ def test_a_checkpoint_of_a_training_to_go_on_with_is_no_pickle(
 ) -> None:
     stages = Path(shutil.copytree(made / "stages", tmp_path / "stages"))
     pickled(unfinished(stages / stage(made / "run", "student").name) / "last.ckpt", mark)
-    assert "last.ckpt is damaged; this training starts again" in " ".join(
+    assert "last.ckpt is damaged; the training restarts from the beginning" in " ".join(
         done(*TINY, "out=run", f"stages={stages}").split()
     )
 

@@ -322,8 +322,8 @@ def test_a_missing_block_of_the_teacher_is_refused_by_number(tmp_path: Path) -> 
     with pytest.raises(
         RequestError,
         match=(
-            r"teacher_block=-9 counts from the teacher's last block, and it has 4\. Expected -1"
-            r" to -4"
+            r"teacher_block=-9 counts from the teacher's last block, but the teacher has 4"
+            r" readable blocks\. Expected -1 to -4"
         ),
     ):
         trained(

@@ -65,7 +65,7 @@ def data(**changes: Any) -> Any:
         "channels": 1,
         "size": 8,
         "compute_pixel_statistics": lambda: ((0.3,), (0.4,)),
-        "identity": lambda *, for_teacher: {"view": VIEW, "batch_size": 32},
+        "describe_identity": lambda *, for_teacher: {"view": VIEW, "batch_size": 32},
     }
     return SimpleNamespace(**{**about, **changes})
 
@@ -142,7 +142,7 @@ def test_partner_images_and_cached_logits_are_in_the_identity(
 def test_the_identity_of_fresh_views_is_that_of_the_teachers_data(
     fresh_views: bool, trainer: TrainerSettings
 ) -> None:
-    run_data = data(identity=lambda *, for_teacher: {"for_teacher": for_teacher})
+    run_data = data(describe_identity=lambda *, for_teacher: {"for_teacher": for_teacher})
     identity = job(fresh_views=fresh_views).describe_identity(run_data, trainer)
     assert identity["data"] == {"for_teacher": fresh_views}
 
