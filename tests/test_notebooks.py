@@ -27,7 +27,8 @@ FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 FIGURES = {"first_run": 5, "methods_over_seeds": 3, "sweep": 3, "differences": 5}
 LIMIT = 400_000
 PATH = re.compile(
-    r"(?<![\w.])/(?:home|root|tmp|work|opt|usr|var|mnt|Users|private|github)/|\b[A-Za-z]:\\|site-packages"
+    r"(?<![\w.])/(?:home|root|tmp|work|opt|usr|var|mnt|Users|private|github)/"
+    r"|\b[A-Za-z]:\\|site-packages"
 )
 every_notebook = pytest.mark.parametrize("name", FIGURES)
 

@@ -126,10 +126,7 @@ def test_a_teacher_of_other_classes_teaches_features_without_a_map_and_is_compar
         and "has other classes than the data" in note
         for note in found["notes"]
     )
-    assert (
-        "from a teacher that was not evaluated"
-        in Path("run/student/README.md").read_text()
-    )
+    assert "from a teacher that was not evaluated" in Path("run/student/README.md").read_text()
     said = refused(*RUN, *words[:2], "loss=[cross_entropy,embedding_mse,dist]", "out=refused")
     assert "has 12 classes, the data have 10 classes" in said
     assert (
@@ -211,7 +208,10 @@ def test_each_link_of_a_chain_is_taught_by_the_one_before_and_seeds_share_it(
         ("teacher.checkpoint={0}/a.onnx", "There is no file"),
         ("teacher.checkpoint={0}/other teacher.classes={0}/none.csv", "can't be read"),
         ("teacher.classes={0}/map.csv", "has random weights"),
-        ("teacher=none loss=[cross_entropy] +teacher.chain=[resnet8]", "teacher.chain needs a teacher"),
+        (
+            "teacher=none loss=[cross_entropy] +teacher.chain=[resnet8]",
+            "teacher.chain needs a teacher",
+        ),
         ("teacher.checkpoint={0}/a teacher.chain=[resnet9]", "no student model 'resnet9'"),
     ],
 )

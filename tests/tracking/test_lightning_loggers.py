@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+from tensorboard.backend.event_processing import (  # type: ignore[import-untyped]
+    event_accumulator,
+)
 
 from kd_app.config import RequestError
 from kd_app.tracking import MLflow, TensorBoard
@@ -14,7 +16,7 @@ from tests.tracking.runs import build_tracker, train, whole_run
 def test_tensorboard_has_the_curves_of_every_stage_and_the_students_metrics(tmp_path: Path) -> None:
     assert whole_run(tmp_path / "fm", {"tensorboard": TensorBoard()}) == []
     for stage in ("teacher", "labels_only", "student"):
-        events = EventAccumulator(str(tmp_path / "fm" / "tensorboard" / stage))
+        events = event_accumulator.EventAccumulator(str(tmp_path / "fm" / "tensorboard" / stage))
         events.Reload()
         assert [(point.step, point.value) for point in events.Scalars("train/loss")] == [
             (5, 1.0),
@@ -33,7 +35,7 @@ def test_a_resumed_training_has_each_point_once_in_tensorboard(tmp_path: Path) -
         time.sleep(
             1 - time.time() % 1
         )  # TensorBoard reads files in the order of the seconds in their names
-    events = EventAccumulator(str(tmp_path / "fm" / "tensorboard" / "student"))
+    events = event_accumulator.EventAccumulator(str(tmp_path / "fm" / "tensorboard" / "student"))
     events.Reload()
     assert [point.step for point in events.Scalars("train/loss")] == [5, 15, 25]
     assert [point.step for point in events.Scalars("validation/top1")] == [10, 20, 30]

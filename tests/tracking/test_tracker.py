@@ -1,5 +1,6 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra.utils import instantiate
@@ -41,7 +42,8 @@ class Notebook(Backend, TrackerRun):
     "path", sorted((CONF / "logger").glob("*.yaml")), ids=lambda path: path.stem
 )
 def test_every_logger_config_builds_a_backend_under_its_own_name(path: Path) -> None:
-    (name, node), *others = OmegaConf.to_container(OmegaConf.load(path)).items()  # type: ignore[union-attr]
+    content: Any = OmegaConf.to_container(OmegaConf.load(path))
+    (name, node), *others = content.items()
     assert (name, others) == (path.stem, [])
     assert isinstance(instantiate(node), Backend)
 

@@ -122,8 +122,8 @@ def test_the_results_contain_the_number_of_labeled_images(
         "loss=[nkd,soft_target]",
     ]
     note = (
-        "10 of 1,295 images to train on keep their label (data.label_fraction=0.01); the others"
-        " are seen without"
+        "10 of 1,295 training images keep their label (data.label_fraction=0.01); the others are"
+        " used without"
     )
     assert note in call(*words, command="kd-check").out
     result = call(*words)
@@ -154,9 +154,7 @@ def test_plan_and_check_list_unlabeled_images(
     ]
     result = call(*words, "data.batch_size=16", "data.views=2", "teacher.outputs=cached", "out=run")
     assert (result.code, result.err) == (0, "")
-    assert (
-        "28 of the training images have a label" in " ".join(result.out.split())
-    )
+    assert "28 of the training images have a label" in " ".join(result.out.split())
     assert results(tmp_path / "run")["data"]["sizes"]["unlabeled"] == 20
     stored = stage(tmp_path / "run", "answers-teacher-views")
     assert np.load(stored / "logits.npy", mmap_mode="r").shape == (2, 48, 2)
