@@ -24,7 +24,11 @@ def checkout(tmp_path: Path) -> Path:
 
 def plan(target: str, checkout: Path) -> str:
     return subprocess.run(
-        ["make", "-n", target], cwd=checkout, capture_output=True, text=True, check=True
+        ["make", "--no-print-directory", "-n", target],
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
 
 
