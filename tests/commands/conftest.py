@@ -27,7 +27,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(made: Path, tmp_path: Path) -> Path:
-    """A copy of the finished run, to do something to; its stages are where they were."""
+    """A copy of the finished run that a test may change; its stages stay in place."""
     return Path(shutil.copytree(made / "run", tmp_path / "here" / "run"))
 
 

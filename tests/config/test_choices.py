@@ -28,8 +28,8 @@ def _cwd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def slow_but(*quick: str, group: str) -> list[Any]:
-    """Every choice of a group; all but some run with the slow tests. That each composes and
-    its parts can be built is tested in test_compose.py.
+    """Every choice of a group; all but some run with the slow tests. That each composes
+    and its parts can be built is tested in test_compose.py.
     """
     return [
         name if name in quick else pytest.param(name, marks=pytest.mark.slow)

@@ -23,8 +23,8 @@ _SHELLS = {"bash", "sh", "shell"}
 
 
 def find_commands(markdown: str) -> list[tuple[str, ...]]:
-    """Every ``kd-...`` command with its overrides, as a shell reads them, in the order of
-    the text. A command that torchrun starts by its module counts, too.
+    """Every ``kd-...`` command with its overrides, as a shell reads them, in the order
+    of the text. A command that torchrun starts by its module counts, too.
     """
     pieces = [
         *((block.start(), block[2]) for block in _BLOCK.finditer(markdown) if block[1] in _SHELLS),
@@ -44,8 +44,8 @@ def remove_blocks(markdown: str) -> str:
 
 
 def _parse_commands(code: str) -> Iterator[tuple[str, ...]]:
-    """The commands of one piece of code. Comments are skipped, and a line that ends in a
-    backslash continues in the next.
+    """The commands of one piece of code. Comments are skipped, and a line that ends in
+    a backslash continues in the next.
     """
     for line in code.replace("\\\n", " ").splitlines():
         try:

@@ -1,4 +1,4 @@
-"""Every relative link of README and docs leads to a file, and its anchor to a heading."""
+"""Every relative link of README and docs leads to a file and an existing heading."""
 
 import re
 from pathlib import Path

@@ -43,8 +43,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shorten(word: str) -> str:
-    """An override with a stand-in for weights of the hub, and with fewer values where it
-    sweeps: one seed, and two of anything else.
+    """An override with a stand-in for weights of the hub, and with fewer values where
+    it sweeps: one seed, and two of anything else.
     """
     key, _, value = word.partition("=")
     if value in STAND_INS:

@@ -1,4 +1,4 @@
-"""The reference pages hold every setting of ``conf/`` and every field of results.json."""
+"""The reference pages list every setting of ``conf/`` and every results.json field."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""``kill -9`` at any moment of a whole run, again and again, and then the same words."""
+"""``kill -9`` at any moment of a run, again and again; the same command resumes it."""
 
 import random
 import signal
