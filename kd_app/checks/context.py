@@ -18,7 +18,8 @@ from kd_app.data.batch import Batch
 from kd_app.deployment.predictions import predict
 from kd_app.metrics.record import Predictions
 from kd_app.metrics.verdict import VerdictRule
-from kd_app.models.create import LoadedModel, create, resolve_input
+from kd_app.models.create import create, resolve_input
+from kd_app.models.spec import LoadedModel
 from kd_app.run.role_jobs import build_teacher_job
 from kd_app.run.train import find_trained
 from kd_app.run.workspace import RunModel, Workspace

@@ -17,8 +17,8 @@ from kd_app.checks.context import CheckContext
 from kd_app.config import RequestError, RunError
 from kd_app.data.batch import Batch
 from kd_app.deployment.predictions import predict
-from kd_app.models.create import LoadedModel, create, resolve_input
-from kd_app.models.spec import ModelSpec
+from kd_app.models.create import create, resolve_input
+from kd_app.models.spec import LoadedModel, ModelSpec
 from kd_app.reporting.console import Console
 from kd_app.run.role_jobs import draft_role_job
 from kd_app.training.callbacks import LAST

@@ -15,8 +15,7 @@ from kd_app.checks.context import CheckContext
 from kd_app.checks.finding import Finding, note, refuse, warn
 from kd_app.config import RequestError
 from kd_app.data.normalize import normalize
-from kd_app.models.create import LoadedModel
-from kd_app.models.spec import ModelSpec
+from kd_app.models.spec import LoadedModel, ModelSpec
 from kd_app.models.teacher import FrozenTeacher
 from kd_app.models.weights import hash_state
 from kd_app.reporting.results import read

@@ -16,10 +16,10 @@ from kd_app.compression.step import Step
 from kd_app.config import InputSpec, RequestError
 from kd_app.config.errors import take_first_line
 from kd_app.models.cost import count_macs, count_params
-from kd_app.models.create import LoadedModel
 from kd_app.models.layer_widths import find_changes, read_layer_sizes
 from kd_app.models.save import save_model
 from kd_app.models.simkd_student import SimKDStudent
+from kd_app.models.spec import LoadedModel
 from kd_app.run.workspace import RunModel, Workspace
 from kd_app.stages import write_atomically
 from kd_app.training.fit import MODEL, build, build_trained_spec

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from kd_app.config import InputSpec, RequestError
 from kd_app.models.class_map import ClassMap, ClassMappedModel, ModelClasses
-from kd_app.models.create import LoadedModel, create, resolve_input
+from kd_app.models.create import create, resolve_input
 from kd_app.models.license import Policy
 from kd_app.models.outputs import LogitsOnly
-from kd_app.models.spec import CompositeTeacher, ImageStats, ModelSpec, WeightsSource
+from kd_app.models.spec import CompositeTeacher, ImageStats, LoadedModel, ModelSpec, WeightsSource
 from kd_app.models.teacher import InputAdapter
 from kd_app.models.weights import WeightsReport
 

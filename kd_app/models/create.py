@@ -4,7 +4,6 @@ import inspect
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import timm
@@ -14,10 +13,10 @@ from torch import Tensor, nn
 
 from kd_app.config import InputSpec, RequestError
 from kd_app.config.errors import take_first_line
-from kd_app.models.layer_widths import WIDTHS, Widths, resize
+from kd_app.models.layer_widths import WIDTHS, resize
 from kd_app.models.save import CONFIG
 from kd_app.models.simkd_student import REUSED, build_simkd_student
-from kd_app.models.spec import CompositeTeacher, ImageStats, ModelSpec, WeightsSource
+from kd_app.models.spec import CompositeTeacher, ImageStats, LoadedModel, ModelSpec, WeightsSource
 from kd_app.models.weights import WeightsReport, hash_state, load_weights, read_state
 from kd_app.models.weights_metadata import hash_weights
 
@@ -25,18 +24,6 @@ SMALL = 64
 """Images up to this side (pixels) are used whole, without a center crop."""
 _HUB_TIMEOUT = 5.0
 """Seconds to wait for the first response of a hub."""
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model with its input spec, a report of the loaded weights, and the layer widths
-    that differ from the architecture.
-    """
-
-    model: nn.Module
-    pixels: InputSpec
-    weights: WeightsReport
-    widths: Widths = field(default_factory=dict)
 
 
 def resolve_input(spec: ModelSpec, image_stats: ImageStats) -> InputSpec:

@@ -5,9 +5,9 @@ or fetched.
 import json
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import timm
 import torch
@@ -16,13 +16,12 @@ from torch import nn
 
 import kd_app.models.small  # noqa: F401
 from kd_app.config import InputSpec, RequestError, Typed, build_unknown_error
+from kd_app.models.layer_widths import Widths
 from kd_app.models.license import NONE, UNKNOWN
 from kd_app.models.save import WEIGHTS
+from kd_app.models.weights import WeightsReport
 from kd_app.models.weights_metadata import read_metadata
 from kd_app.run_files import RESULTS, STUDENT
-
-if TYPE_CHECKING:
-    from kd_app.models.create import LoadedModel
 
 Kind = Literal["random", "hub", "folder", "file", "own"]
 _SET_ELSEWHERE = {
@@ -138,6 +137,18 @@ class ModelSpec(Typed):
         }
 
 
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with its input spec, a report of the loaded weights, and the layer widths
+    that differ from the architecture.
+    """
+
+    model: nn.Module
+    pixels: InputSpec
+    weights: WeightsReport
+    widths: Widths = field(default_factory=dict)
+
+
 class CompositeTeacher(ModelSpec):
     """A teacher built from something else than one set of weights. It is not trained.
     `bind_data` must be called before the other methods.
@@ -166,7 +177,7 @@ class CompositeTeacher(ModelSpec):
         """Return the input spec of the teacher."""
 
     @abstractmethod
-    def build(self, input_spec: InputSpec, num_classes: int, *, seed: int) -> "LoadedModel":
+    def build(self, input_spec: InputSpec, num_classes: int, *, seed: int) -> LoadedModel:
         """Build the teacher on the CPU, in eval mode."""
 
 

@@ -3,8 +3,8 @@ training, and the estimated duration.
 """
 
 from kd_app.models.cost import count_params
-from kd_app.models.create import LoadedModel, create, resolve_input
-from kd_app.models.spec import ModelSpec, suggest_pretrained_tag
+from kd_app.models.create import create, resolve_input
+from kd_app.models.spec import LoadedModel, ModelSpec, suggest_pretrained_tag
 from kd_app.run.workspace import Workspace
 from kd_app.training.job import Recipe
 from kd_app.training.timing import StepEstimate, count_steps_per_epoch, estimate

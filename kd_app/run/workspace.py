@@ -17,8 +17,8 @@ from kd_app.deployment.predictions import predict
 from kd_app.deployment.xnnpack import Lowered
 from kd_app.metrics.record import Predictions
 from kd_app.models.cost import count_params
-from kd_app.models.create import LoadedModel, create, resolve_input
-from kd_app.models.spec import CompositeTeacher, ImageStats, ModelSpec
+from kd_app.models.create import create, resolve_input
+from kd_app.models.spec import CompositeTeacher, ImageStats, LoadedModel, ModelSpec
 from kd_app.reporting.console import Console
 from kd_app.run.controls import Control, select_nearest
 from kd_app.run.spec import RunSpec

@@ -22,10 +22,10 @@ from kd_app.config import RequestError
 from kd_app.data.base import RunData
 from kd_app.data.batch import Batch
 from kd_app.data.normalize import normalize
-from kd_app.models.create import LoadedModel, create
+from kd_app.models.create import create
 from kd_app.models.outputs import Outputs
 from kd_app.models.save import save_model
-from kd_app.models.spec import ModelSpec
+from kd_app.models.spec import LoadedModel, ModelSpec
 from kd_app.models.taps import Taps
 from kd_app.models.teacher import FrozenTeacher
 from kd_app.reporting.console import Console

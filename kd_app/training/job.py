@@ -15,8 +15,8 @@ from kd_app.config.make import make
 from kd_app.data.base import RunData
 from kd_app.losses.base import LossTerm
 from kd_app.models.composite import EmaTeacher
-from kd_app.models.create import LoadedModel, create
-from kd_app.models.spec import ModelSpec
+from kd_app.models.create import create
+from kd_app.models.spec import LoadedModel, ModelSpec
 from kd_app.schedules import Schedule
 from kd_app.training.loss import DistillationLoss
 from kd_app.training.optimizer import Optimizer

@@ -21,8 +21,8 @@ from kd_app.data.base import ViewReplay
 from kd_app.data.batch import Batch
 from kd_app.data.normalize import normalize
 from kd_app.metrics.record import Predictions
-from kd_app.models.create import LoadedModel
 from kd_app.models.outputs import Outputs
+from kd_app.models.spec import LoadedModel
 from kd_app.models.teacher import FrozenTeacher
 from kd_app.stages import write_atomically
 
