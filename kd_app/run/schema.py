@@ -4,6 +4,7 @@ unknown keys, validated before anything is read.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,18 +15,13 @@ from kd_app.config.compose import explain_not_chosen, is_choice
 from kd_app.config.paths import list_choices
 from kd_app.models.license import Policy
 from kd_app.reporting.results import Split
+from kd_app.run.controls import ControlSettings
 
 Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
 Place = Annotated[str, Field(min_length=1)]
 Group = dict[str, Any]
 
-_CONTROL_KEYS = (
-    "loss",
-    "student",
-    "match_wall_time",
-    "label_entropy_temperature",
-    "shuffle_teacher_images",
-)
+_CONTROL_KEYS = tuple(signature(ControlSettings).parameters)
 _MODEL_KEYS = ("_target_", "name", "pretrained", "checkpoint", "kwargs", "image_size", "license")
 _TRAINING_KEYS = ("loss", "optimizer", "scheduler", "max_epochs", "seed", "outputs")
 _COMPOSITE_KEYS = ("classes", "chain", "members", "by", "decay")
