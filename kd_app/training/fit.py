@@ -145,19 +145,14 @@ def _describe_training(
     job: TrainingJob, created: LoadedModel, data: RunData, settings: TrainerSettings
 ) -> dict[str, Any]:
     """Everything that must be equal on all ranks of a training, as plain data."""
-    teacher = job.teacher
-    hashes = {
+    teacher = job.teacher.created.weights.sha256 if job.teacher else None
+    return {
+        "role": job.name,
+        "identity": job.describe_identity(data, settings),
         "student": created.weights.sha256,
-        "teacher": teacher.created.weights.sha256 if teacher else None,
+        "teacher": teacher,
         "data": data.fingerprint,
     }
-    config = {
-        "recipe": job.recipe.to_json(),
-        "pixels": vars(job.input),
-        "partner_images": job.partner_images,
-        "cached_logits": teacher is not None and teacher.cached_logits is not None,
-    }
-    return {"role": job.name, "trainer": settings.describe_identity(), **config, **hashes}
 
 
 def prepare_resume(folder: Path, warn: Callable[[str], None] = print) -> int | None:
