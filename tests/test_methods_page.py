@@ -12,7 +12,6 @@ from tests.losses.samples import CONF, TERMS
 
 COSTS = read_costs()
 REFUSED = [known for known in COSTS.values() if known.ratio is None]
-every_pair = pytest.mark.parametrize("number", range(len(PAIRS)), ids=[pair.name for pair in PAIRS])
 
 
 def test_the_page_is_up_to_date() -> None:
@@ -58,7 +57,7 @@ def test_a_refused_pair_has_a_reason_and_three_alternatives(known: Cost) -> None
     assert sum(COSTS[known.pair, term].ratio is not None for term in named) >= 3
 
 
-@every_pair
+@pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_step_is_measured_relative_to_soft_targets(number: int) -> None:
     result = measure_cost(PAIRS[number], "simple_recipe", rounds=1)
     assert result.ratio is not None

@@ -7,7 +7,7 @@ import csv
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +37,36 @@ def read(name: str) -> Any:
     return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)  # type: ignore[no-untyped-call]
 
 
-def executed(name: str, folder: Path, **environment: str) -> Any:
-    """The notebook after a clean kernel, started in `folder`, ran it; raises where a
-    cell does.
-    """
+def read_without_outputs(name: str) -> Any:
     notebook = read(name)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
+    return notebook
+
+
+def execute(notebook: Any, folder: Path, **environment: str) -> Any:
+    """Run the cells in a clean kernel that starts in `folder`; raises where a cell
+    does.
+    """
     client = NotebookClient(
         notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
     )
     client.execute(env={**os.environ, "WANDB_MODE": "disabled", **environment})
     return notebook
+
+
+def execute_together(names: Iterable[str], folder: Path, **environment: str) -> dict[str, Any]:
+    """Run notebooks in one kernel, which forgets all names between them: most of a
+    kernel's time is imports.
+    """
+    notebooks = {name: read_without_outputs(name) for name in names}
+    together = nbformat.v4.new_notebook()  # type: ignore[no-untyped-call]
+    for notebook in notebooks.values():
+        forget = nbformat.v4.new_code_cell("%reset -f")  # type: ignore[no-untyped-call]
+        together.cells += [forget, *notebook.cells]
+    execute(together, folder, **environment)
+    return notebooks
 
 
 def outputs(notebook: Any) -> Iterator[Any]:
@@ -146,13 +163,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=FIGURES)
-def of_a_folder(request: pytest.FixtureRequest, folder: Path) -> tuple[str, Any]:
-    """Each notebook, executed once on the runs in `found`."""
-    return request.param, executed(request.param, folder, KD_RUNS="found")
+@pytest.fixture(scope="module")
+def notebooks(folder: Path) -> dict[str, Any]:
+    """The notebooks, executed once on the runs in `found`."""
+    return execute_together(FIGURES, folder, KD_RUNS="found")
 
 
-def test_a_clean_kernel_reads_a_folder_of_runs_and_draws_every_figure(
+@pytest.fixture(params=FIGURES)
+def of_a_folder(request: pytest.FixtureRequest, notebooks: dict[str, Any]) -> tuple[str, Any]:
+    """Each notebook, executed."""
+    return request.param, notebooks[request.param]
+
+
+def test_it_reads_a_folder_of_runs_and_draws_every_figure(
     of_a_folder: tuple[str, Any], folder: Path
 ) -> None:
     name, notebook = of_a_folder
@@ -209,8 +232,8 @@ def test_the_decision_is_what_the_runs_hold(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FIGURES)
 def test_without_a_folder_it_makes_small_runs_and_reads_those(name: str, tmp_path: Path) -> None:
-    notebook = executed(
-        name,
+    notebook = execute(
+        read_without_outputs(name),
         tmp_path,
         KD_APP_OVERRIDES=(
             "debug=fdr teacher.name=resnet8 teacher.max_epochs=1 controls=[labels_only]"

@@ -76,9 +76,6 @@ def test_tab_completion_can_be_installed(home: Path, command: str) -> None:
 
 
 def test_a_wrong_request_is_one_line_on_stderr_and_exit_code_2(home: Path) -> None:
-    ended = process("loss.soft_target.temprature=2", cwd=home)
-    assert (ended.code, ended.out) == (2, "")
-    assert "Did you mean 'loss.soft_target.temperature'?" in paragraph(ended.err)
     ended = process("loss.soft_target.temperature=-2", cwd=home)
     assert (ended.code, ended.out) == (2, "")
     assert "temperature=-2 does not fit" in paragraph(ended.err)
@@ -86,11 +83,18 @@ def test_a_wrong_request_is_one_line_on_stderr_and_exit_code_2(home: Path) -> No
 
 
 def test_as_it_comes_a_run_follows_itself_offline_and_asks_nobody(home: Path) -> None:
-    ended = process("debug=fdr", "teacher.name=resnet8", "out=run", "stages=stages", cwd=home)
+    ended = process(
+        "debug=fdr",
+        "teacher.name=resnet8",
+        "controls=[]",
+        "out=run",
+        "stages=stages",
+        cwd=home,
+    )
     assert (ended.code, ended.err) == (0, "")
     (line,) = [line for line in ended.out.splitlines() if "wandb sync" in line]
     assert "offline" in line
-    assert len(list((home / "run" / "wandb").glob("offline-run-*"))) == 3
+    assert len(list((home / "run" / "wandb").glob("offline-run-*"))) == 2
     assert ended.out.splitlines()[0].startswith("Data: 10 classes")
     assert ended.out.splitlines()[-1] == "Everything is in run"
     assert {path.name for path in home.iterdir() if not path.name.startswith(".")} == {
@@ -107,6 +111,7 @@ def test_as_it_comes_a_run_follows_itself_offline_and_asks_nobody(home: Path) ->
     }
 
 
+@pytest.mark.slow
 def test_a_hub_out_of_reach_is_told_soon_and_once(home: Path) -> None:
     start = time.perf_counter()
     ended = process(

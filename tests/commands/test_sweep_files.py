@@ -10,6 +10,8 @@ import pytest
 import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
+from kd_app.config.compose import compose_config
+from kd_app.run.spec import build_spec
 from kd_app.tracking.weights_and_biases import BEST
 from tests.builders import results
 from tests.commands.call import TINY, done
@@ -48,6 +50,14 @@ def test_there_are_sweep_files() -> None:
     assert {path.stem for path in FILES} == {"temperature", "method", "optimizer"}
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_trial_of_every_sweep_file_composes(path: Path) -> None:
+    first, *words = command(yaml.safe_load(path.read_text(encoding="utf-8")))
+    assert first == "kd-distill"
+    assert build_spec(compose_config("distill", words)).config["test"] == "never"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_trial_of_every_sweep_file_runs_and_leaves_the_test_set_alone(path: Path) -> None:
     sweep = yaml.safe_load(path.read_text(encoding="utf-8"))

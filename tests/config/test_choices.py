@@ -53,7 +53,7 @@ def test_every_experiment_runs_for_two_batches(name: str) -> None:
         assert all(value > 0 for value in values)
 
 
-@pytest.mark.parametrize("name", slow_but("patient", group="recipe"))
+@pytest.mark.parametrize("name", slow_but(group="recipe"))
 def test_every_recipe_runs_for_two_batches(name: str) -> None:
     done(f"recipe={name}", "debug=fdr", *SMALL)
     record = results(Path("run"))
@@ -99,7 +99,7 @@ def test_overrides_take_precedence_over_a_recipe() -> None:
     ) == (30, {"soft_target", "dist"}, None)
 
 
-@pytest.mark.parametrize("name", slow_but("profiler", group="debug"))
+@pytest.mark.parametrize("name", slow_but(group="debug"))
 def test_every_debug_choice_runs(name: str) -> None:
     few = {
         "overfit": ("trainer.max_epochs=8",),

@@ -1,4 +1,7 @@
-"""Every command of the README runs as it is written, for two batches."""
+"""Every command of the README runs as it is written, for two batches.
+
+That each composes is tested in test_commands.py.
+"""
 
 import re
 from pathlib import Path
@@ -77,6 +80,7 @@ def run_shortened(command: str, words: tuple[str, ...]) -> Ended:
     return call(*map(shorten, words), *photos, *models, *QUICK.get(command, ()), command=command)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "words"), SHOWN, ids=[" ".join(words)[:60] for _, words in SHOWN]
 )

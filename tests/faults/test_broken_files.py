@@ -36,7 +36,12 @@ OF_RUNS = (
 )
 
 
-@pytest.fixture(params=DAMAGES)
+@pytest.fixture(
+    params=[
+        "changed in its middle",
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ("cut off", "empty")),
+    ]
+)
 def damage(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -67,6 +72,7 @@ def test_files_of_stages_that_are_damaged_are_named_and_made_anew(
         fault(f"a stage's {file.name} is {damage}", happened=happened, lost="that stage's time")
 
 
+@pytest.mark.slow
 def test_checkpoints_that_are_damaged_are_named_and_their_trainings_start_again(
     tmp_path: Path, undisturbed: Path, fault: Fault
 ) -> None:
@@ -121,6 +127,7 @@ def test_a_finished_runs_files_that_are_damaged_are_written_again(
             )
 
 
+@pytest.mark.slow
 def test_a_searchs_record_that_is_damaged_is_refused_by_name_and_the_trials_are_kept(
     tmp_path: Path, fault: Fault
 ) -> None:
@@ -157,25 +164,25 @@ def test_a_searchs_record_that_is_damaged_is_refused_by_name_and_the_trials_are_
 
 
 def test_an_image_that_is_damaged_is_named_or_left_out(
-    photos: Path, tmp_path: Path, fault: Fault
+    photos: Path, tmp_path: Path, damage: str, fault: Fault
 ) -> None:
     words = (
         *TINY,
         "student.name=resnet8",
+        "controls=[]",
         "data=folder",
         "data.image_size=16",
         f"stages={tmp_path / 'stages'}",
     )
-    for damage in DAMAGES:
-        folder = Path(shutil.copytree(photos, tmp_path / damage))
-        spoil(folder / "class1" / "003.png", damage)
-        ended = call(*words, f"data.root={folder}", f"out={damage}")
-        assert ended.code == 2
-        assert "1 of 36 images can't be read: class1/003.png" in paragraph(ended.err)
-        said = done(*words, f"data.root={folder}", f"out={damage}", "data.on_error=skip")
-        assert "1 image(s) can't be read and are left out: class1/003.png" in " ".join(said.split())
-        happened = (
-            "refused in one paragraph that names it; with data.on_error=skip the run ended and"
-            " names it"
-        )
-        fault(f"an image is {damage}", happened=happened, lost="that image")
+    folder = Path(shutil.copytree(photos, tmp_path / damage))
+    spoil(folder / "class1" / "003.png", damage)
+    ended = call(*words, f"data.root={folder}", f"out={damage}")
+    assert ended.code == 2
+    assert "1 of 36 images can't be read: class1/003.png" in paragraph(ended.err)
+    said = done(*words, f"data.root={folder}", f"out={damage}", "data.on_error=skip")
+    assert "1 image(s) can't be read and are left out: class1/003.png" in " ".join(said.split())
+    happened = (
+        "refused in one paragraph that names it; with data.on_error=skip the run ended and"
+        " names it"
+    )
+    fault(f"an image is {damage}", happened=happened, lost="that image")

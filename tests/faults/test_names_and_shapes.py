@@ -23,6 +23,7 @@ def distilled(folder: Path, *words: str) -> str:
         "data.image_size=16",
         "out=run",
         "stages=stages",
+        "controls=[]",
         *words,
     )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -19,6 +20,7 @@ from tests.faults.conftest import Fault
 from tests.faults.whole_run import WORDS, outcome, places
 
 
+@pytest.mark.slow
 def test_workers_that_are_killed_end_the_run_and_the_same_words_go_on(
     photos: Path, tmp_path: Path, fault: Fault
 ) -> None:

@@ -133,24 +133,6 @@ def test_the_student_is_the_exported_model(tmp_path: Path) -> None:
         torch.testing.assert_close(load_run(tmp_path).load_student()(image), exported(image))
 
 
-def test_a_fresh_process_loads_a_small_network(tmp_path: Path) -> None:
-    import kd_app.models.small  # noqa: F401
-
-    write(tmp_path / "results.json", build_results())
-    pixels = InputSpec(channels=1, height=8, width=8, mean=(0.5,), std=(0.5,))
-    exported = timm.create_model("resnet8", num_classes=10, in_chans=1)
-    save_model(
-        exported,
-        tmp_path / "student",
-        pixels=pixels,
-        classes=list("abcdefghij"),
-        license="apache-2.0",
-    )
-    code = f"import kd_app; print(kd_app.load_run({str(tmp_path)!r}).load_student().num_classes)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "10\n"
-
-
 @pytest.fixture
 def distilled(tmp_path: Path) -> Path:
     """A run whose teacher is in a stage."""

@@ -4,6 +4,7 @@ The runs are written as files; nothing is trained.
 """
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,10 +40,11 @@ FOREIGN = {"_target_": "os.mkdir", "path": "mark"}
 SILENT = Console(silent=True)
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    """A finished run on digits: a teacher in a folder, and a student."""
-    folder, teacher = tmp_path / "run", teacher_folder(tmp_path / "teacher")
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run on digits, a teacher beside it, and a student."""
+    parent = tmp_path_factory.mktemp("written")
+    folder, teacher = parent / "run", teacher_folder(parent / "teacher")
     teacher_folder(folder / "student")
     overrides = [
         "debug=fdr",
@@ -63,7 +65,18 @@ def run(tmp_path: Path) -> Path:
     data = {"classes": list(DIGITS), "sizes": {"test": 4}, "fingerprint": "f00d"}
     models = {role: build_model("resnet8", 100, 1000) for role in ("teacher", "student")}
     write(folder / "results.json", build_results(data=data, models=models))
-    return folder
+    return parent
+
+
+@pytest.fixture
+def run(written: Path, tmp_path: Path) -> Path:
+    """A copy of that run, which a test may change, and its teacher."""
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
+    for name in ("config.yaml", "teacher/reference.json"):
+        path = tmp_path / "run" / name
+        text = path.read_text(encoding="utf-8").replace(str(written), str(tmp_path))
+        path.write_text(text, encoding="utf-8")
+    return tmp_path / "run"
 
 
 def read_config(run: Path) -> dict[str, Any]:
