@@ -88,7 +88,7 @@ def test_training_the_rounded_graph_recovers_what_rounding_lost(
     rounded = quantize_after_training(student, digits, float_units=[], per_channel=True)
     lost = top1(rounded, digits)
     graph = prepare_trainable(student, digits)
-    train_model(graph.train(), teacher, digits, steps=150, lr=1e-3)
+    train_model(graph.train(), teacher, digits, steps=60, lr=2e-3)
     trained = top1(graph.eval(), digits)
     copy_tensors(graph.graph.state_dict(), student)
     converted = convert(graph.graph)

@@ -182,7 +182,6 @@ def test_an_image_that_is_damaged_is_named_or_left_out(
     said = done(*words, f"data.root={folder}", f"out={damage}", "data.on_error=skip")
     assert "1 image(s) can't be read and are left out: class1/003.png" in " ".join(said.split())
     happened = (
-        "refused in one paragraph that names it; with data.on_error=skip the run ended and"
-        " names it"
+        "refused in one paragraph that names it; with data.on_error=skip the run ended and names it"
     )
     fault(f"an image is {damage}", happened=happened, lost="that image")

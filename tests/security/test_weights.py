@@ -156,9 +156,7 @@ def test_arrays_of_a_stage_are_no_pickles(tmp_path: Path, mark: Path) -> None:
         assert call(*words, "out=second").code == 1
 
 
-def test_answers_of_a_stage_are_no_pickles(
-    made: Path, tmp_path: Path, mark: Path
-) -> None:
+def test_answers_of_a_stage_are_no_pickles(made: Path, tmp_path: Path, mark: Path) -> None:
     stages = Path(shutil.copytree(made / "stages", tmp_path / "stages"))
     zipped(
         forged(stages / stage(made / "run", "answers-student-test").name) / "answers.safetensors",
