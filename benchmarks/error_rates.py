@@ -2,7 +2,6 @@
 benchmarks.error_rates > docs/verdict.md``, or ``make verdict``
 """
 
-import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, product
@@ -425,8 +424,6 @@ when the methods were chosen; they are not in the table below.
 
 
 if __name__ == "__main__":
-    # statsmodels runs the garbage collector at every correction.
-    gc.freeze()
     print(TEXT)
     print("| what | images | truth | claimed | measured |\n|---|---|---|---|---|")
     for rate in chain(verdicts(), intervals()):

@@ -29,12 +29,12 @@ def compute_wilson_bounds(
     successes: Real[np.ndarray, " rates"], n: Real[np.ndarray, " rates"], z: float
 ) -> tuple[Float[np.ndarray, " rates"], Float[np.ndarray, " rates"]]:
     """Wilson's bounds of many rates at the normal quantile `z`; n must be above 0."""
-    from statsmodels.stats.proportion import proportion_confint
-
-    low, high = proportion_confint(successes, n, 2 * NormalDist().cdf(-z), method="wilson")
-    rate = successes / n
-    # Rounding can push a bound past the rate.
-    return np.minimum(low, rate), np.maximum(high, rate)
+    rate, shrinkage = successes / n, 1 / (1 + z * z / n)
+    center = shrinkage * (rate + z * z / (2 * n))
+    half = shrinkage * z * np.sqrt(rate * (1 - rate) / n + (z / (2 * n)) ** 2)
+    # Rounding can push a bound past the rate, or past 0 or 1.
+    low, high = np.clip(center - half, 0.0, rate), np.clip(center + half, rate, 1.0)
+    return low, high
 
 
 def bootstrap(
