@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping
-from statistics import NormalDist
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Real
@@ -10,31 +9,40 @@ from jaxtyping import Bool, Float, Int, Real
 Interval = tuple[float, float]
 _BLOCK = 2**22
 """Weights held in memory at a time: 32 MB in float64."""
-
-
-def compute_wilson_interval(successes: int, n: int, confidence: float) -> Interval:
-    """Wilson's score interval of a rate; (0, 1) if n is 0.
-
-    All p with ``|successes / n - p| <= z sqrt(p (1 - p) / n)``. E. B. Wilson, 'Probable
-    inference, the law of succession, and statistical inference', JASA 1927.
-    """
-    if n == 0:
-        return 0.0, 1.0
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    low, high = compute_wilson_bounds(np.array([successes]), np.array([n]), z)
-    return float(low[0]), float(high[0])
+_ROUNDING = 1e-12
+"""Relative differences of resampled values up to this size are rounding errors."""
 
 
 def compute_wilson_bounds(
     successes: Real[np.ndarray, " rates"], n: Real[np.ndarray, " rates"], z: float
 ) -> tuple[Float[np.ndarray, " rates"], Float[np.ndarray, " rates"]]:
-    """Wilson's bounds of many rates at the normal quantile `z`; n must be above 0."""
-    from statsmodels.stats.proportion import proportion_confint
+    """Wilson's bounds of many rates at the normal quantile `z`; n must be above 0.
 
-    low, high = proportion_confint(successes, n, 2 * NormalDist().cdf(-z), method="wilson")
-    rate = successes / n
-    # Rounding can push a bound past the rate.
-    return np.minimum(low, rate), np.maximum(high, rate)
+    All p with ``|successes / n - p| <= z sqrt(p (1 - p) / n)``. E. B. Wilson, 'Probable
+    inference, the law of succession, and statistical inference', JASA 1927.
+    """
+    rate, shrinkage = successes / n, 1 / (1 + z * z / n)
+    center = shrinkage * (rate + z * z / (2 * n))
+    half = shrinkage * z * np.sqrt(rate * (1 - rate) / n + (z / (2 * n)) ** 2)
+    # Rounding can push a bound past the rate, or past 0 or 1.
+    low, high = np.clip(center - half, 0.0, rate), np.clip(center + half, rate, 1.0)
+    return low, high
+
+
+def compute_share_interval(successes: int, n: int, confidence: float) -> Interval:
+    """Clopper and Pearson's interval of a rate; (0, 1) if n is 0.
+
+    All p under which counts of `successes` or more, and of `successes` or fewer, both
+    have a probability of at least ``(1 - confidence) / 2``. It covers the true rate
+    with at least the probability `confidence`, for every n and rate. C. J. Clopper and
+    E. S. Pearson, Biometrika 26:404-413, 1934.
+    """
+    from scipy.special import betaincinv
+
+    error = (1 - confidence) / 2
+    low = float(betaincinv(successes, n - successes + 1, error)) if successes else 0.0
+    high = float(betaincinv(successes + 1, n - successes, 1 - error)) if successes < n else 1.0
+    return low, high
 
 
 def bootstrap(
@@ -68,7 +76,13 @@ def bootstrap(
 def compute_percentile_interval(
     point: float, resampled: Float[np.ndarray, " resamples"], confidence: float
 ) -> Interval:
-    """The central `confidence` share of the resampled values, widened to the point."""
+    """The central `confidence` share of the resampled values, widened to the point.
+
+    (NaN, NaN) if all resampled values are equal: such a bootstrap contains no
+    information about the spread, and an interval without width would claim certainty.
+    """
+    if not _has_spread(resampled):
+        return math.nan, math.nan
     low, high = _compute_central_range(resampled, confidence)
     return min(point, low), max(point, high)
 
@@ -87,13 +101,22 @@ def reflect_interval(
     the interval begins at 0. The interval always includes the point.
 
     This is the 'basic' interval of Davison and Hinkley, 'Bootstrap Methods and their
-    Application', 1997, section 5.2, which alone misses true values near 0.
+    Application', 1997, section 5.2, which alone misses true values near 0. (NaN, NaN)
+    if all resampled values are equal.
     """
+    if not _has_spread(resampled):
+        return math.nan, math.nan
     low, high = _compute_central_range(resampled, confidence)
     low, high = max(0.0, 2 * point - high), max(point, 2 * point - low)
     if point <= _compute_central_range(nothing, confidence)[1]:
         return 0.0, high
     return min(point, low), high
+
+
+def _has_spread(resampled: Float[np.ndarray, " resamples"]) -> bool:
+    """Whether the resampled values differ by more than rounding errors."""
+    defined = resampled[np.isfinite(resampled)]
+    return len(defined) > 0 and bool(np.ptp(defined) > _ROUNDING * np.abs(defined).max())
 
 
 def _compute_central_range(

@@ -12,9 +12,10 @@ from kd_app.metrics.intervals import (
     Interval,
     bootstrap,
     compute_percentile_interval,
-    compute_wilson_interval,
+    compute_share_interval,
     reflect_interval,
 )
+from kd_app.metrics.paired import compute_paired_interval, is_shown_above
 
 Weights = Float[np.ndarray, "resamples images"]
 """How often each resample includes each image; the images are sorted by class."""
@@ -22,7 +23,10 @@ Column = Float[np.ndarray, " resamples"]
 Draws = Float[np.ndarray, "resamples columns"]
 Statistic = Callable[[Weights], Column]
 Estimate = tuple[float, Interval]
+Hits = Bool[np.ndarray, " images"]
 UNKNOWN: Interval = (math.nan, math.nan)
+MIN_DISCORDANT = 10
+"""Discordant images that a bootstrap of a difference needs."""
 
 
 @runtime_checkable
@@ -50,9 +54,9 @@ class Plain:
 
 @dataclass(frozen=True)
 class Rate:
-    """The share of images that are hits, in 0..1, with Wilson's interval."""
+    """The share of images that are hits, in 0..1, with its exact interval."""
 
-    hits: Bool[np.ndarray, " images"]
+    hits: Hits
     statistics: Sequence[Statistic] = ()
 
     def estimate(self, draws: Draws, confidence: float) -> Estimate:
@@ -102,33 +106,116 @@ class Resampled:
 
 
 @dataclass(frozen=True)
-class ResampledRatio:
-    """`part` over `whole`, with a bootstrap interval.
-
-    Undefined unless the interval of `whole` is above 0.
+class PairedDifference:
+    """Accuracy of one model minus that of another on the same images, with the interval
+    of the exact paired test.
     """
 
-    part: Resampled
-    whole: Resampled
+    first: Hits
+    second: Hits
+    statistics: Sequence[Statistic] = ()
+
+    @property
+    def value(self) -> float:
+        return (self._better - self._worse) / len(self.first)
+
+    @property
+    def num_discordant(self) -> int:
+        """Number of images that exactly one of the models gets right."""
+        return self._better + self._worse
+
+    def estimate(self, draws: Draws, confidence: float) -> Estimate:
+        return self.value, self.bound(confidence)
+
+    def bound(self, confidence: float) -> Interval:
+        """The two-sided interval of the difference."""
+        return compute_paired_interval(
+            self._better, self._worse, len(self.first), 0.5 + confidence / 2
+        )
+
+    def is_positive(self, confidence: float) -> bool:
+        """Whether the two-sided interval lies above 0."""
+        n, level = len(self.first), 0.5 + confidence / 2
+        return is_shown_above(self._better, self._worse, n, 0.0, level)
+
+    @property
+    def _better(self) -> int:
+        return int((self.first & ~self.second).sum())
+
+    @property
+    def _worse(self) -> int:
+        return int((self.second & ~self.first).sum())
+
+
+@dataclass(frozen=True)
+class PairedRatio:
+    """Accuracy of one model over that of another on the same images.
+
+    ``first / second = 1 + (first - second) / second``, on the images that at least one
+    model gets right, as the others change nothing. The interval combines the exact
+    intervals of the difference and of the second accuracy on these images, which miss
+    with at most 80 % and 20 % of the error (Bonferroni). Undefined if the second
+    accuracy is 0.
+    """
+
+    first: Hits
+    second: Hits
+    statistics: Sequence[Statistic] = ()
+
+    def estimate(self, draws: Draws, confidence: float) -> Estimate:
+        rows, error = self.first | self.second, 1 - confidence
+        hits, n = int(self.second.sum()), int(rows.sum())
+        if hits == 0:
+            return math.nan, UNKNOWN
+        low, high = PairedDifference(self.first[rows], self.second[rows]).bound(1 - 0.8 * error)
+        least, most = compute_share_interval(hits, n, 1 - 0.2 * error)
+        bounds = (
+            max(0.0, 1 + low / (least if low < 0 else most)),
+            1 + high / (least if high > 0 else most),
+        )
+        return int(self.first.sum()) / hits, bounds
+
+
+@dataclass(frozen=True)
+class DifferenceRatio:
+    """`part` over `whole`, two differences of accuracies, with a bootstrap interval.
+
+    Undefined unless the interval of `whole` is above 0. A bootstrap of a few discordant
+    images is too narrow: if `part`, or `rest` (whole minus part), has fewer than
+    `MIN_DISCORDANT` of them, the ratio has no interval.
+
+    order: sorts the images by class, as those of the resamples are.
+    """
+
+    part: PairedDifference
+    whole: PairedDifference
+    rest: PairedDifference
+    order: Int64[np.ndarray, " images"]
 
     @property
     def statistics(self) -> Sequence[Statistic]:
-        return (self.part.statistic, self.whole.statistic)
+        def average(difference: PairedDifference) -> Statistic:
+            values = difference.first[self.order].astype(np.float64)
+            values -= difference.second[self.order]
+            return lambda weights: weights @ values / len(values)
+
+        return average(self.part), average(self.whole)
 
     def estimate(self, draws: Draws, confidence: float) -> Estimate:
         """Return the ratio between percentiles of the drawn ratios."""
-        _, (low, _) = self.whole.estimate(draws[:, 1:], confidence)
-        if low <= 0:
+        if not self.whole.is_positive(confidence):
             return math.nan, UNKNOWN
+        value = self.part.value / self.whole.value
+        if min(self.part.num_discordant, self.rest.num_discordant) < MIN_DISCORDANT:
+            return value, UNKNOWN
         with np.errstate(divide="ignore", invalid="ignore"):
-            value = float(np.divide(self.part.value, self.whole.value))
             return value, compute_percentile_interval(value, draws[:, 0] / draws[:, 1], confidence)
 
 
-def estimate_rate(hits: Bool[np.ndarray, " images"], confidence: float) -> Estimate:
-    """The share of hits with Wilson's interval; NaN and (0, 1) without images."""
+def estimate_rate(hits: Hits, confidence: float) -> Estimate:
+    """The share of hits with its exact interval; NaN and (0, 1) without images."""
     count, n = int(hits.sum()), len(hits)
-    return count / n if n else math.nan, compute_wilson_interval(count, n, confidence)
+    return count / n if n else math.nan, compute_share_interval(count, n, confidence)
 
 
 def resample(

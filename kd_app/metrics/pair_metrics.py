@@ -13,12 +13,13 @@ from jaxtyping import Bool, Float
 
 from kd_app.metrics.measure import (
     Column,
+    DifferenceRatio,
     Draws,
     Measure,
+    PairedDifference,
+    PairedRatio,
     Plain,
     Rate,
-    Resampled,
-    ResampledRatio,
     Sums,
 )
 from kd_app.metrics.record import (
@@ -59,7 +60,7 @@ class ModelComparison:
 
 def measure_retention(pair: ModelComparison) -> Measure:
     """``top1(student) / top1(teacher)``."""
-    return ResampledRatio(_resample_accuracy(pair.candidate), _resample_accuracy(pair.teacher))
+    return PairedRatio(pair.candidate.hits, pair.teacher.hits)
 
 
 def measure_gain(pair: ModelComparison) -> Measure:
@@ -71,18 +72,17 @@ def measure_gain(pair: ModelComparison) -> Measure:
 def measure_gap_closed(pair: ModelComparison) -> Measure:
     """``(top1(student) - top1(control)) / (top1(teacher) - top1(control))``."""
     assert pair.control is not None
-    return ResampledRatio(
-        measure_difference(pair.candidate, pair.control),
-        measure_difference(pair.teacher, pair.control),
+    return DifferenceRatio(
+        part=measure_difference(pair.candidate, pair.control),
+        whole=measure_difference(pair.teacher, pair.control),
+        rest=measure_difference(pair.teacher, pair.candidate),
+        order=sort_by_class(pair.candidate),
     )
 
 
-def measure_difference(first: Record, second: Record) -> Resampled:
+def measure_difference(first: Record, second: Record) -> PairedDifference:
     """Difference of two models' accuracies on the same images."""
-    one, other = _resample_accuracy(first), _resample_accuracy(second)
-    return Resampled(
-        one.value - other.value, lambda weights: one.statistic(weights) - other.statistic(weights)
-    )
+    return PairedDifference(first.hits, second.hits)
 
 
 def measure_agreement(pair: ModelComparison) -> Measure:
@@ -144,11 +144,6 @@ def find_flips(
     return reference.hits & ~candidate.hits, candidate.hits & ~reference.hits
 
 
-def _resample_accuracy(record: Record) -> Resampled:
-    hits, n = record.hits[sort_by_class(record)].astype(np.float64), len(record.target)
-    return Resampled(float(record.hits.mean()), lambda weights: weights @ hits / n)
-
-
 def _measure_defined(value: float, column: Float[np.ndarray, " images"]) -> Measure:
     """The mean over the images on which `column` is finite."""
 
@@ -171,7 +166,7 @@ PAIR_METRICS: Final[tuple[MetricSpec[ModelComparison], ...]] = (
         places=EVERYWHERE,
         meaning="student / teacher accuracy",
         needs=("teacher",),
-        undefined="the teacher is not measurably right on any of these images",
+        undefined="the teacher is right on none of these images",
     ),
     MetricSpec(
         "gain",

@@ -4,13 +4,13 @@
 the second model gets right: the discordant pairs.
 """
 
-from statistics import NormalDist
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
 from jaxtyping import Float, Real
 
-from kd_app.metrics.intervals import Interval
+from kd_app.metrics.intervals import Interval, compute_share_interval
 
 Numbers = Real[np.ndarray, "..."] | int | float
 _STEPS: Final = 24
@@ -78,16 +78,6 @@ def _find_root(
     return high
 
 
-def compute_paired_interval(better: int, worse: int, n: int, confidence: float) -> Interval:
-    """The differences of paired rates that Tango's score test does not reject.
-
-    Each bound is one-sided at `confidence`.
-    """
-    z = NormalDist().inv_cdf(confidence)
-    low, high = compute_paired_bounds(np.array([better]), np.array([worse]), np.array([n]), z)
-    return float(low[0]), float(high[0])
-
-
 def is_shown_above(better: int, worse: int, n: int, difference: float, confidence: float) -> bool:
     """Whether the paired rates are shown to differ by more than `difference`.
 
@@ -113,21 +103,21 @@ def compute_exact_p(
     """
     if better - worse <= n * difference:
         return 1.0
-    from scipy.stats import beta, binom
+    from scipy.special import bdtrc, bdtrik, betaln, xlog1py, xlogy
 
     least, most = max(0.0, -difference), (1 - difference) / 2
-    ends = [
-        beta.ppf(nuisance_error / 2, worse, n - worse + 1) if worse else 0.0,
-        beta.ppf(1 - nuisance_error / 2, worse + 1, n - worse) if worse < n else 1.0,
-    ]
+    ends = compute_share_interval(worse, n, 1 - nuisance_error)
     low, high = np.sqrt(np.clip(ends, least, most))
-    q = np.clip(np.linspace(low, high, _NUISANCE) ** 2, least, most)
-    tables = np.arange(int(binom.ppf(_TAIL, n, q[0])), int(binom.ppf(1 - _TAIL, n, q[-1])) + 1)
+    q = np.clip(np.linspace(low, high, _NUISANCE) ** 2, least, most)[:, None]
+    first, last = bdtrik(_TAIL, n, q[0, 0]), bdtrik(1 - _TAIL, n, q[-1, 0])
+    tables = np.arange(int(np.nan_to_num(first)), min(n, int(np.nan_to_num(last)) + 1) + 1)
     z = float(compute_tango_score(better, worse, n, difference)) - _TAIL
     fewest = _find_fewest(tables, n, difference, z)
     of_rest = np.clip((q + difference) / np.maximum(1 - q, _TAIL), 0, 1)
-    beyond = binom.sf(fewest - 1, n - tables, of_rest[:, None])
-    return float((binom.pmf(tables, n, q[:, None]) * beyond).sum(axis=1).max()) + nuisance_error
+    beyond = np.where(fewest > 0, bdtrc(np.maximum(fewest, 1) - 1, n - tables, of_rest), 1.0)
+    log_choices = -np.log(n + 1) - betaln(tables + 1, n - tables + 1)
+    share = np.exp(log_choices + xlogy(tables, q) + xlog1py(n - tables, -q))
+    return float((share * beyond).sum(axis=1).max()) + nuisance_error
 
 
 def _find_fewest(
@@ -146,13 +136,15 @@ def _find_fewest(
     return high
 
 
-def compute_exact_interval(
-    better: int, worse: int, n: int, confidence: float, *, at: float
+@lru_cache(4096)
+def compute_paired_interval(
+    better: int, worse: int, n: int, confidence: float, *, at: float = 0.0
 ) -> Interval:
-    """The differences that the exact test does not reject.
+    """The differences of paired rates that the exact test does not reject.
 
-    Each bound is one-sided at `confidence`. A bound lies beyond the difference `at` if
-    and only if the test rejects `at`.
+    Each bound is one-sided at `confidence`: an interval that misses the difference with
+    a probability of at most 5 % has a confidence of 0.975. A bound lies beyond the
+    difference `at` if and only if the test rejects `at`.
     """
     low = _find_exact_low(better, worse, n, confidence, at)
     high = -_find_exact_low(worse, better, n, confidence, -at)

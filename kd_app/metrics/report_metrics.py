@@ -46,9 +46,10 @@ def measure_split(
 
     Each model has the `MODEL_METRICS`; the pair has those of the `PAIR_METRICS` whose
     models are present. Each metric has an interval at `confidence` over the images,
-    ``<name>_low`` and ``<name>_high``: Wilson's interval for rates, otherwise a
-    bootstrap interval (1,000 resamples from `seed`, the same images for all models).
-    Undefined and non-finite values are None.
+    ``<name>_low`` and ``<name>_high``: exact intervals for accuracies, shares, their
+    differences and retention, otherwise bootstrap intervals (1,000 resamples from
+    `seed`, the same images for all models). Undefined and non-finite values are None,
+    and so are the bounds where the images contain no information about the spread.
 
     The section 'gains' holds the top1 of the candidate minus that of each control. The
     section 'groups' holds top1 and agreement of the 100 groups with the most images,

@@ -91,10 +91,10 @@ def correct_for_multiplicity(differences: Sequence[SeedDifference]) -> list[Seed
     """
     if len(differences) < 2:
         return list(differences)
-    from statsmodels.stats.multitest import multipletests
-
-    p_values = [1.0 if each.p is None else each.p for each in differences]
-    corrected = multipletests(p_values, method="holm")[1]
+    p_values = np.array([1.0 if each.p is None else each.p for each in differences])
+    order, factors = np.argsort(p_values, kind="stable"), np.arange(len(p_values), 0, -1)
+    corrected = np.empty_like(p_values)
+    corrected[order] = np.minimum(np.maximum.accumulate(factors * p_values[order]), 1)
     return [
         replace(
             each,

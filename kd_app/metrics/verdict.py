@@ -12,7 +12,7 @@ from pydantic import Field
 
 from kd_app.config import Typed
 from kd_app.metrics.intervals import Interval, compute_wilson_bounds
-from kd_app.metrics.paired import compute_exact_interval, compute_mcnemar_p, compute_paired_bounds
+from kd_app.metrics.paired import compute_mcnemar_p, compute_paired_bounds, compute_paired_interval
 from kd_app.metrics.record import Record
 
 Outcome = Literal["kept", "lost", "not shown"]
@@ -192,7 +192,7 @@ class VerdictRule(Typed):
         """Judge two models by their counts."""
         better, worse, n = (int(each.sum()) for each in (tally.better, tally.worse, tally.n))
         if self.metric == "top1":
-            low, high = compute_exact_interval(better, worse, n, self.confidence, at=-self.margin)
+            low, high = compute_paired_interval(better, worse, n, self.confidence, at=-self.margin)
         else:
             low, high = self._compute_bounds(tally, 0.0)
         outcome: Outcome = "not shown"

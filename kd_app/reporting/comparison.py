@@ -33,7 +33,7 @@ class ModelDifference:
     """Top-1 of one student minus that of the baseline's student with the same seed, on
     the same images.
 
-    low, high: Tango's interval · p: exact McNemar test.
+    low, high: exact interval · p: exact McNemar test.
     """
 
     seed: int

@@ -181,7 +181,7 @@ def _describe_models(label: str, baseline: str, models: "ModelDifference") -> st
         f"About two models, not two methods: with seed {models.seed}, on the same"
         f" {models.num_images:,} images, the student of {label} minus that of {baseline}:"
         f" {format_points(models.difference)} points, {low} to {high} at"
-        f" {100 * models.confidence:g} % (Tango's score interval), McNemar's p {models.p:.2g}."
+        f" {100 * models.confidence:g} % (exact interval), McNemar's p {models.p:.2g}."
     )
 
 

@@ -170,7 +170,7 @@ def measure_speed(
 
 
 def estimate_top1(predictions: Predictions, confidence: float) -> Estimate:
-    """Top-1 accuracy with Wilson's interval."""
+    """Top-1 accuracy with its exact interval."""
     top1, (low, high) = estimate_rate(predictions.hits, confidence)
     return Estimate(value=top1, low=low, high=high)
 

@@ -9,13 +9,14 @@ from benchmarks.error_rates import (
     CLASSES,
     SIDES,
     Side,
-    bootstrap_coverage,
     by_classes,
+    difference_coverage,
+    gap_coverage,
     holm_error,
     power,
+    retention_coverage,
     seeds_coverage,
-    tango_coverage,
-    wilson_coverage,
+    share_coverage,
     wrong_verdict,
 )
 
@@ -48,20 +49,21 @@ def test_the_needed_number_of_images_is_decisive_in_four_of_five_sets(
     assert 0.74 <= result.measured <= 0.86
 
 
-def test_wilsons_and_tangos_intervals_have_the_claimed_mean_coverage() -> None:
-    rates = [
-        wilson_coverage(n, rate / 200).measured for n in (100, 359) for rate in range(160, 199)
-    ]
-    rates += [tango_coverage(359, 0.01 * k, 0.02 * k).measured for k in (1, 2, 3)]
-    assert sum(rates) / len(rates) == pytest.approx(0.95, abs=0.005)
-    assert min(rates) > 0.9
+def test_intervals_of_shares_and_differences_cover_every_truth() -> None:
+    assert share_coverage(49).measured >= 0.95
+    assert difference_coverage(20, (0.0, 0.01, 0.1, 0.5)).measured >= 0.95
 
 
-def test_bootstrap_intervals_have_the_claimed_coverage() -> None:
-    for result in bootstrap_coverage(2000, (0.93, 0.92, 0.9), sets=300, resamples=400):
-        assert result.sets is not None
-        assert result.sets > 250
-        assert result.measured == pytest.approx(0.95, abs=result.error)
+def test_the_interval_of_retention_covers_the_truth() -> None:
+    result = retention_coverage(30, 0.8, 0.1, 0.05, sets=100)
+    assert result.measured >= 0.95 - result.error
+
+
+def test_the_bootstrap_interval_of_the_gap_closed_has_the_claimed_coverage() -> None:
+    result = gap_coverage(2000, (0.93, 0.92, 0.9), sets=100, resamples=400)
+    assert result.sets is not None
+    assert result.sets > 80
+    assert result.measured == pytest.approx(0.95, abs=result.error)
 
 
 def test_intervals_over_seeds_have_the_claimed_coverage() -> None:

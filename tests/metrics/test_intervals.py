@@ -1,3 +1,5 @@
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,7 +10,8 @@ from kd_app.metrics.intervals import (
     bootstrap,
     compute_percentile_interval,
     compute_recalls,
-    compute_wilson_interval,
+    compute_share_interval,
+    compute_wilson_bounds,
     find_class_starts,
     reflect_interval,
 )
@@ -19,23 +22,36 @@ from kd_app.metrics.intervals import (
 def test_wilsons_interval_equals_scipys(data: st.DataObject, n: int, confidence: float) -> None:
     successes = data.draw(st.integers(0, n))
     expected = binomtest(successes, n).proportion_ci(confidence, method="wilson")
-    assert compute_wilson_interval(successes, n, confidence) == pytest.approx(
+    low, high = compute_wilson_bounds(
+        np.array([successes]), np.array([n]), NormalDist().inv_cdf(0.5 + confidence / 2)
+    )
+    assert (low[0], high[0]) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), n=st.integers(1, 5000), confidence=st.floats(0.5, 0.999))
+def test_the_interval_of_a_share_equals_scipys_exact_one(
+    data: st.DataObject, n: int, confidence: float
+) -> None:
+    successes = data.draw(st.integers(0, n))
+    expected = binomtest(successes, n).proportion_ci(confidence, method="exact")
+    assert compute_share_interval(successes, n, confidence) == pytest.approx(
         (expected.low, expected.high), abs=1e-9
     )
 
 
 @settings(max_examples=200, deadline=None)
 @given(data=st.data(), n=st.integers(1, 5000), confidence=st.floats(0.01, 0.999))
-def test_wilsons_interval_includes_the_rate_and_stays_within_0_and_1(
+def test_the_interval_of_a_share_includes_the_rate_and_stays_within_0_and_1(
     data: st.DataObject, n: int, confidence: float
 ) -> None:
     successes = data.draw(st.integers(0, n))
-    low, high = compute_wilson_interval(successes, n, confidence)
+    low, high = compute_share_interval(successes, n, confidence)
     assert 0 <= low <= successes / n <= high <= 1
 
 
 def test_the_interval_without_images_is_0_to_1() -> None:
-    assert compute_wilson_interval(0, 0, 0.95) == (0, 1)
+    assert compute_share_interval(0, 0, 0.95) == (0, 1)
 
 
 def test_a_resample_has_as_many_images_and_each_image_once_on_average() -> None:
@@ -94,7 +110,7 @@ def test_the_percentile_interval_of_a_mean_has_the_claimed_coverage() -> None:
 def test_every_interval_includes_its_point(
     point: float, resampled: list[float], nothing: float
 ) -> None:
-    draws = np.array(resampled)
+    draws = np.array([*resampled, 3.0])  # equal values give no interval
     for low, high in (
         compute_percentile_interval(point, draws, 0.95),
         reflect_interval(point, draws, np.full(len(draws), nothing), 0.95),

@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 
-from kd_app.metrics.intervals import compute_wilson_interval
+from kd_app.metrics.intervals import compute_share_interval
 from kd_app.metrics.measure import (
+    DifferenceRatio,
     Measure,
+    PairedDifference,
+    PairedRatio,
     Plain,
     Rate,
     Resampled,
-    ResampledRatio,
     Sums,
     Weights,
     estimate_rate,
@@ -29,8 +31,8 @@ def mean_of(values: np.ndarray) -> Resampled:
     return Resampled(float(values.mean()), compute)
 
 
-def test_a_rate_has_wilsons_interval() -> None:
-    assert Rate(HITS).estimate(NONE, 0.95) == (0.75, compute_wilson_interval(75, 100, 0.95))
+def test_a_rate_has_the_exact_interval() -> None:
+    assert Rate(HITS).estimate(NONE, 0.95) == (0.75, compute_share_interval(75, 100, 0.95))
     assert estimate_rate(HITS, 0.95) == Rate(HITS).estimate(NONE, 0.95)
 
 
@@ -65,17 +67,57 @@ def test_sums_and_functions_of_the_resamples_use_the_same_draws() -> None:
     )
 
 
-def test_a_ratio_is_undefined_if_its_denominator_may_be_0() -> None:
-    part, sure, unsure = (
-        mean_of(values) for values in (np.ones(100), np.ones(100), np.array([1.0, -1.0] * 50))
+def flip(count: int) -> np.ndarray:
+    """`HITS` with `count` hits turned into misses."""
+    hits = HITS.copy()
+    hits[np.flatnonzero(HITS)[:count]] = False
+    return hits
+
+
+def test_a_difference_of_equal_models_has_an_interval_with_width() -> None:
+    value, (low, high) = PairedDifference(HITS[:49], HITS[:49]).estimate(NONE, 0.95)
+    assert (value, low, high) == (0, pytest.approx(-0.0733, abs=1e-4), -low)
+    value, (low, high) = PairedDifference(HITS, flip(20)).estimate(NONE, 0.95)
+    assert value == 0.2
+    assert (low, high) == pytest.approx((0.128, 0.292), abs=5e-3)
+
+
+def test_a_ratio_of_equal_accuracies_has_an_interval_with_width() -> None:
+    value, (low, high) = PairedRatio(HITS, HITS).estimate(NONE, 0.95)
+    assert value == 1
+    assert (low, high) == pytest.approx((0.948, 1.055), abs=5e-3)
+    value, (low, high) = PairedRatio(HITS & False, HITS).estimate(NONE, 0.95)
+    assert (value, low) == (0, 0)
+    assert 0 < high < 0.3
+    assert np.isnan(PairedRatio(HITS, HITS & False).estimate(NONE, 0.95)[0])
+
+
+@pytest.mark.parametrize(
+    ("control", "student", "defined", "bounded"),
+    [(40, 20, True, True), (40, 40, True, False), (40, 0, True, False), (2, 1, False, False)],
+)
+def test_a_ratio_of_differences_needs_images_that_differ(
+    control: int, student: int, defined: bool, bounded: bool
+) -> None:
+    ratio = DifferenceRatio(
+        PairedDifference(flip(student), flip(control)),
+        PairedDifference(HITS, flip(control)),
+        PairedDifference(HITS, flip(student)),
+        ORDER,
     )
-    measures: dict[str, Measure] = {
-        "sure": ResampledRatio(part, sure),
-        "unsure": ResampledRatio(part, unsure),
-    }
-    (draws,) = resample([measures], ORDER, seed=0)
-    assert measures["sure"].estimate(draws["sure"], 0.95) == (1, (1, 1))
-    assert np.isnan(measures["unsure"].estimate(draws["unsure"], 0.95)[0])
+    (draws,) = resample([{"closed": ratio}], ORDER, seed=0)
+    value, interval = ratio.estimate(draws["closed"], 0.95)
+    assert value == pytest.approx(1 - student / control, nan_ok=True) or not defined
+    assert np.isnan(value) != defined
+    assert np.isnan(interval).any() != bounded
+
+
+def test_a_bootstrap_without_spread_has_no_interval() -> None:
+    measure = Sums(0.3, np.full((100, 1), 0.3), lambda sums: sums[:, 0] / 100)
+    (draws,) = resample([{"mean": measure}], ORDER, seed=0)
+    value, interval = measure.estimate(draws["mean"], 0.95)
+    assert value == 0.3
+    assert np.isnan(interval).all()
 
 
 @pytest.mark.parametrize("reflect", [False, True])

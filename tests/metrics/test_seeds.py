@@ -56,11 +56,22 @@ def difference(p: float | None) -> SeedDifference:
     return SeedDifference({0: 0.1, 1: 0.2}, 0.95, 0.15, 0.07, None, None, p, p)
 
 
-def test_several_differences_are_corrected_by_holms_method() -> None:
-    result = correct_for_multiplicity([difference(p) for p in (0.03, 0.01, 0.02, 0.5)])
-    assert [each.corrected for each in result] == pytest.approx([0.06, 0.04, 0.06, 0.5])
-    assert {each.compared for each in result} == {4}
-    assert [each.p for each in result] == [0.03, 0.01, 0.02, 0.5]
+@pytest.mark.parametrize(
+    ("p_values", "corrected"),
+    [  # the values of statsmodels' multipletests(p_values, method="holm")
+        ((0.03, 0.01, 0.02, 0.5), (0.06, 0.04, 0.06, 0.5)),
+        ((0.04, 0.04, 0.04), (0.12, 0.12, 0.12)),
+        ((0.6, 0.7), (1, 1)),
+        ((0.2, 0.01, 0.01, 0.9, 0.03, 1.0, 0.011), (0.6, 0.07, 0.07, 1, 0.12, 1, 0.07)),
+    ],
+)
+def test_several_differences_are_corrected_by_holms_method(
+    p_values: tuple[float, ...], corrected: tuple[float, ...]
+) -> None:
+    result = correct_for_multiplicity([difference(p) for p in p_values])
+    assert [each.corrected for each in result] == pytest.approx(corrected)
+    assert {each.compared for each in result} == {len(p_values)}
+    assert tuple(each.p for each in result) == p_values
 
 
 def test_a_difference_without_a_p_value_counts_in_the_correction() -> None:

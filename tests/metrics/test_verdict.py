@@ -7,9 +7,9 @@ from scipy.stats import multinomial, norm
 
 from kd_app.config import RequestError
 from kd_app.metrics.paired import (
-    compute_exact_interval,
     compute_exact_p,
     compute_mcnemar_p,
+    compute_paired_bounds,
     compute_paired_interval,
     compute_tango_score,
     is_shown_above,
@@ -77,12 +77,13 @@ def test_the_score_for_no_difference_equals_mcnemars() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(data=st.data(), n=st.integers(2, 3000), confidence=st.floats(0.6, 0.99))
-def test_the_interval_ends_at_the_limits_of_the_score_test(
+def test_the_score_bounds_end_at_the_limits_of_the_score_test(
     data: st.DataObject, n: int, confidence: float
 ) -> None:
     better = data.draw(st.integers(0, n))
     worse = data.draw(st.integers(0, n - better))
-    low, high = compute_paired_interval(better, worse, n, confidence)
+    bounds = compute_paired_bounds(*np.array([[better], [worse], [n]]), norm.ppf(confidence))
+    low, high = (float(each[0]) for each in bounds)
     assert -1 <= low <= (better - worse) / n <= high <= 1
     if low > -0.999 and high < 0.999:
         assert compute_tango_score(better, worse, n, low) == pytest.approx(
@@ -136,15 +137,16 @@ def test_the_worst_class_is_judged_by_its_recall() -> None:
 def test_a_bound_lies_beyond_the_margin_if_and_only_if_the_exact_test_rejects() -> None:
     for better, worse in ((0, 0), (3, 4), (1, 6), (9, 2), (20, 30)):
         for at in (-0.03, -0.01, 0.01):
-            low, high = compute_exact_interval(better, worse, 359, 0.95, at=at)
+            low, high = compute_paired_interval(better, worse, 359, 0.95, at=at)
             assert low <= (better - worse) / 359 <= high
             assert (low >= at) == is_shown_above(better, worse, 359, at, 0.95)
             assert (high <= at) == is_shown_above(worse, better, 359, -at, 0.95)
 
 
 def test_the_exact_bounds_are_close_to_tangos() -> None:
-    assert compute_exact_interval(20, 33, 2000, 0.95, at=-0.01) == pytest.approx(
-        compute_paired_interval(20, 33, 2000, 0.95), abs=3e-4
+    bounds = compute_paired_bounds(*np.array([[20], [33], [2000]]), norm.ppf(0.95))
+    assert compute_paired_interval(20, 33, 2000, 0.95, at=-0.01) == pytest.approx(
+        np.ravel(bounds), abs=3e-4
     )
 
 

@@ -1,9 +1,8 @@
 """Comparison of runs: methods and their seeds, pairs, and the sentences about them."""
 
 import dataclasses
-import gc
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,14 +30,6 @@ CONFIG: dict[str, Any] = {
     "verdict": {"margin": 0.01},
 }
 SKILL = {"teacher": 3.0, "labels_only": 1.0, "student": 2.0}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _without_garbage() -> Iterator[None]:
-    """Freeze torch's objects: statsmodels collects garbage with every correction."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @cache
