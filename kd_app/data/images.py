@@ -1,7 +1,10 @@
 """Decode image files to 8-bit gray or color pixels; needs only numpy and Pillow."""
 
+import re
 import warnings
+from contextlib import suppress
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,6 +28,20 @@ _UPRIGHT = {
 """EXIF orientation -> the transposition that turns the stored pixels upright."""
 
 
+_SIGNATURES = {
+    "JPEG": re.compile(rb"\xff\xd8\xff"),
+    "PNG": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    "GIF": re.compile(rb"GIF8[79]a"),
+    "WEBP": re.compile(rb"RIFF....WEBP", re.DOTALL),
+    "TIFF": re.compile(rb"II[*+]\0|MM\0[*+]"),
+    # The reserved bytes of a bitmap are 0; text may begin with BM.
+    "BMP": re.compile(rb"BM....\0\0\0\0", re.DOTALL),
+    "AVIF": re.compile(rb"....ftypavi[fs]", re.DOTALL),
+    "HEIF": re.compile(rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL),
+    "JPEG2000": re.compile(rb"\xff\x4f\xff\x51|\0\0\0\x0cjP {2}\r\n\x87\n"),
+}
+
+
 class BadImageError(RequestError):
     """An image that can't be read; the message includes file, reason and remedies.
 
@@ -37,13 +54,21 @@ class BadImageError(RequestError):
 @cache
 def _list_formats() -> tuple[str, ...]:
     Image.init()
+    _register_heif()
     return tuple(name for name in Image.ID if name not in _NOT_READ)
+
+
+def _register_heif() -> None:
+    """Let Pillow read HEIC if the extra "heic" is installed."""
+    with suppress(ImportError):
+        import_module("pi_heif").register_heif_opener()
 
 
 @cache
 def list_image_extensions() -> frozenset[str]:
     """Return the extensions that `open_image` reads ('.jpg' ..., lower case)."""
-    readable = set(_list_formats())
+    # Pillow opens MPO, the format of many cameras, as JPEG.
+    readable = {*_list_formats(), "MPO"}
     return frozenset(
         extension for extension, name in Image.registered_extensions().items() if name in readable
     )
@@ -52,6 +77,17 @@ def list_image_extensions() -> frozenset[str]:
 def is_image_name(name: str) -> bool:
     """Whether the name has an image extension, in lower or upper case."""
     return Path(name).suffix.lower() in list_image_extensions()
+
+
+def find_image_signature(path: str) -> str | None:
+    """Return the format that the first bytes of a file have; None if it isn't read."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            head = file.read(16)
+    except OSError:
+        return None
+    names = (name for name, pattern in _SIGNATURES.items() if pattern.match(head))
+    return next((name for name in names if name in _list_formats()), None)
 
 
 def open_image(path: Path, channels: int, *, shorter_side: int | None = None) -> Image.Image:

@@ -156,7 +156,7 @@ def _decode(source: Source, index: int, decode_size: int) -> _Decoded:
     try:
         image = source.read(index, shorter_side=decode_size)
     except BadImageError as error:
-        return _Decoded(None, (0, 0), str(error))
+        return _Decoded(None, (0, 0), error.reason or str(error))
     pixels = np.asarray(bound_size(image, decode_size))
     return _Decoded(
         np.ascontiguousarray(pixels.reshape(*pixels.shape[:2], source.channels)),

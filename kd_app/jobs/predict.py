@@ -17,6 +17,7 @@ from pydantic import Field, PositiveInt, StrictBool
 
 from kd_app.config import RequestError, Typed
 from kd_app.data.image_list import ImageList, read_image_list
+from kd_app.data.image_tree import write_reasons
 from kd_app.data.images import BadImageError, open_image
 from kd_app.data.scan import bound_size
 from kd_app.deployment.cascade import prepare_batch
@@ -112,9 +113,14 @@ def predict(config: Config, *, console: Console | None = None) -> Path:
             f" top={len(labeler.classes)}."
         )
     predictions = _label_images(labeler, images, settings, console)
-    _check_bad(predictions.bad, len(images.names), settings)
+    left_out = _list_left_out(predictions.bad, images, settings)
+    _check_bad(predictions.bad, len(images.names), settings, left_out)
     _write_table(_build_table(predictions, labeler, images), settings.out)
     console.print(_summarize(predictions, labeler, settings))
+    for note in images.left_out.describe(images.base):
+        console.print(f"Note: {note}")
+    if left_out:
+        console.print(f"Note: all files without a label are listed in {left_out}")
     return settings.out
 
 
@@ -230,7 +236,27 @@ def _add_batch(
         predictions.stages.append(stage)
 
 
-def _check_bad(bad: dict[str, BadImageError], total: int, settings: Prediction) -> None:
+def _list_left_out(
+    bad: dict[str, BadImageError], images: ImageList, settings: Prediction
+) -> Path | None:
+    """Write the files that have no label, with reasons, beside `out`; returns the path,
+    None without such files.
+    """
+    path = settings.out.with_suffix(".left_out.csv")
+    rows = [(name, error.reason) for name, error in bad.items()]
+    rows += [(os.path.relpath(file, images.base), "no image") for file in images.left_out.files]
+    if not rows:
+        if settings.overwrite:
+            path.unlink(missing_ok=True)
+        return None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_reasons(path, sorted(rows))
+    return path
+
+
+def _check_bad(
+    bad: dict[str, BadImageError], total: int, settings: Prediction, table: Path | None
+) -> None:
     """Raises `RequestError` for unreadable images, unless they may be skipped and other
     images are left.
     """
@@ -241,7 +267,8 @@ def _check_bad(bad: dict[str, BadImageError], total: int, settings: Prediction) 
     fix = "" if may_skip else ", or set on_error=skip to leave them out"
     raise RequestError(
         f"{len(bad):,} of {total:,} images can't be read: {_list_bad(bad)}. The first:"
-        f" {first.reason}. Nothing was written. Replace or remove the files{fix}."
+        f" {first.reason}. All are listed in {table}; nothing else was written. Replace or remove"
+        f" the files{fix}."
     )
 
 

@@ -1,5 +1,6 @@
 """Tests of the index of images, splits and labels."""
 
+import csv
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -76,14 +77,19 @@ def test_bad_images_are_refused_by_name_and_number(tmp_path: Path) -> None:
         ),
     ):
         files(tmp_path, bad=(3, 5, 10, 11, 20, 30, 59))
+    with (tmp_path / "unreadable.csv").open(newline="") as table:
+        rows = list(csv.DictReader(table))
+    assert [row["file"] for row in rows] == ["003", "005", "010", "011", "020", "030", "059"]
+    assert rows[6]["reason"] == "photos/059 is truncated"
 
 
 def test_the_scan_of_a_refused_run_can_be_reused_with_skip(tmp_path: Path) -> None:
     with pytest.raises(RequestError):
         files(tmp_path, bad=(3, 59))
     data = files(tmp_path, bad=(3, 59), on_error="skip")
-    assert data.notes == (
-        "2 image(s) can't be read and are left out: 003, 059. The first: photos/003 is truncated",
+    (note,) = data.notes
+    assert note.startswith(
+        "2 image(s) can't be read and are left out: 003, 059. The first: photos/003 is truncated."
     )
     everything = np.concatenate([data.list_rows(name) for name in data.sizes])
     assert sorted(everything.tolist()) == [number for number in range(60) if number not in (3, 59)]
