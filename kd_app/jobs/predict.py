@@ -3,6 +3,7 @@ folder or a cascade, and writes a table.
 """
 
 import os
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -113,10 +114,10 @@ def predict(config: Config, *, console: Console | None = None) -> Path:
             f" top={len(labeler.classes)}."
         )
     predictions = _label_images(labeler, images, settings, console)
-    left_out = _list_left_out(predictions.bad, images, settings)
-    _check_bad(predictions.bad, len(images.names), settings, left_out)
+    _check_bad(predictions.bad, len(images.names), settings)
     _write_table(_build_table(predictions, labeler, images), settings.out)
     console.print(_summarize(predictions, labeler, settings))
+    left_out = _write_left_out(predictions.bad, images, settings)
     for note in images.left_out.describe(images.base):
         console.print(f"Note: {note}")
     if left_out:
@@ -236,12 +237,31 @@ def _add_batch(
         predictions.stages.append(stage)
 
 
-def _list_left_out(
+def _check_bad(bad: dict[str, BadImageError], total: int, settings: Prediction) -> None:
+    """Raises `RequestError` for unreadable images, unless they may be skipped and other
+    images are left. A long list of them is written to a temporary file.
+    """
+    may_skip = settings.on_error == "skip"
+    if not bad or (may_skip and len(bad) < total):
+        return
+    first = next(iter(bad.values()))
+    fix = "" if may_skip else ", or set on_error=skip to leave them out"
+    table = ""
+    if len(bad) > _MAX_NAMES:
+        path = Path(tempfile.mkdtemp(prefix="kd-predict-")) / "unreadable.csv"
+        write_reasons(path, [(name, error.reason) for name, error in bad.items()])
+        table = f" All are listed in {str(path)!r}."
+    raise RequestError(
+        f"{len(bad):,} of {total:,} images can't be read: {_list_bad(bad)}. The first:"
+        f" {first.reason}.{table} Nothing was written to {str(settings.out)!r}. Replace or remove"
+        f" the files{fix}."
+    )
+
+
+def _write_left_out(
     bad: dict[str, BadImageError], images: ImageList, settings: Prediction
 ) -> Path | None:
-    """Write the files that have no label, with reasons, beside `out`; returns the path,
-    None without such files.
-    """
+    """Write a table of the files without a label beside `out`, if there are any."""
     path = settings.out.with_suffix(".left_out.csv")
     rows = [(name, error.reason) for name, error in bad.items()]
     rows += [(os.path.relpath(file, images.base), "no image") for file in images.left_out.files]
@@ -249,27 +269,8 @@ def _list_left_out(
         if settings.overwrite:
             path.unlink(missing_ok=True)
         return None
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_reasons(path, sorted(rows))
     return path
-
-
-def _check_bad(
-    bad: dict[str, BadImageError], total: int, settings: Prediction, table: Path | None
-) -> None:
-    """Raises `RequestError` for unreadable images, unless they may be skipped and other
-    images are left.
-    """
-    may_skip = settings.on_error == "skip"
-    if not bad or (may_skip and len(bad) < total):
-        return
-    first = next(iter(bad.values()))
-    fix = "" if may_skip else ", or set on_error=skip to leave them out"
-    raise RequestError(
-        f"{len(bad):,} of {total:,} images can't be read: {_list_bad(bad)}. The first:"
-        f" {first.reason}. All are listed in {table}; nothing else was written. Replace or remove"
-        f" the files{fix}."
-    )
 
 
 def _list_bad(bad: dict[str, BadImageError]) -> str:
