@@ -20,7 +20,13 @@ from kd_app.data.image_tree import write_reasons
 from kd_app.data.images import BadImageError
 from kd_app.data.label_subset import select_labeled_images
 from kd_app.data.pixel_store import Cache, PixelStore, compute_channel_statistics, hold, open_store
-from kd_app.data.scan import Progress, choose_typical_size, read_scan, scan
+from kd_app.data.scan import (
+    Progress,
+    choose_typical_size,
+    note_aspect_ratio,
+    read_scan,
+    scan,
+)
 from kd_app.data.source import SPLITS, Listing, Source
 from kd_app.data.splits import split as divide
 from kd_app.data.splits import write_split
@@ -195,7 +201,7 @@ class ImageIndex:
             if self._bad
             else ()
         )
-        self.notes = (*self.notes, *notes, *skipped)
+        self.notes = (*self.notes, *notes, *skipped, *note_aspect_ratio(result.sizes))
 
     def _name_bad(self, folder: Path | None) -> str:
         some = [self.listing.files[int(number)] for number in self._bad][:_LISTED]
@@ -359,9 +365,15 @@ def build_source(source: Callable[..., Any], root: Path | None) -> Source:
     try:
         built = source(root=root) if reads_root else source()
     except RequestError as error:
-        raise RequestError(f"{error} Set data.root to the location of the images.") from (
-            None if root is None else error
-        )
+        fix = ""
+        if "root" in str(error):
+            fix = " Set data.root to the location of the images."
+        elif "channels=" in str(error):
+            fix = (
+                " Image files are read in color (3) or gray (1). Images with other channels need a"
+                " data module of your own (data._target_, see docs/extending.md)."
+            )
+        raise RequestError(f"{error}{fix}") from (None if root is None else error)
     assert isinstance(built, Source)
     return built
 

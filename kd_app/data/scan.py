@@ -19,6 +19,8 @@ from kd_app.stages import write_atomically
 
 PIXELS, SIZES, SHAPES, RECORD = "pixels.bin", "sizes.npy", "shapes.npy", "scan.json"
 
+_FAR_FROM_SQUARE = 1.6
+"""Ratio of the sides from which a crop to a square is noted; 3:2 photos are below."""
 _LARGEST, _STEP = 224, 32
 """Largest side, and step of the sides, of models for images of different sizes."""
 
@@ -133,6 +135,19 @@ def choose_typical_size(sizes: Int64[np.ndarray, "images 2"]) -> int:
     if not len(good) or ((good == good[0, 0]).all() and good[0, 0] <= _LARGEST):
         return int(good[0, 0]) if len(good) else _STEP
     return min(max(round(float(np.median(good.min(axis=1))) / _STEP), 1) * _STEP, _LARGEST)
+
+
+def note_aspect_ratio(sizes: Int64[np.ndarray, "images 2"]) -> tuple[str, ...]:
+    """Return a note if most images are so far from square that a crop misses much."""
+    good = sizes[sizes[:, 0] > 0]
+    ratio = float(np.median(good.max(axis=1) / good.min(axis=1))) if len(good) else 1.0
+    if ratio < _FAR_FROM_SQUARE:
+        return ()
+    return (
+        f"Most images are far from square (the median ratio of their sides is {ratio:.1f}). In"
+        f" validation and test, models see the square in the middle, {100 / ratio:.0f} % of the"
+        " image. If the rest matters, cut the images into squares, or pad them to squares, first.",
+    )
 
 
 def _decode_images(
