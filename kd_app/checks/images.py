@@ -59,7 +59,7 @@ class ScannedImages:
 
 
 def check_missing_classes(context: CheckContext) -> Iterator[Finding]:
-    """Refuse splits that have no image of some class."""
+    """Warn of splits that have no image of some class; without one in train, refuse."""
     for split in SPLITS:
         targets = context.workspace.data.list_targets(split)
         if targets is None:
@@ -72,7 +72,8 @@ def check_missing_classes(context: CheckContext) -> Iterator[Finding]:
         ]
         if missing:
             more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
-            yield refuse(
+            build = refuse if split == "train" else warn
+            yield build(
                 "class-missing",
                 f"There is no image of {', '.join(missing[:8])}{more} in {split}. Add images of"
                 " each class, or provide ready splits that contain all classes.",

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from kd_app.config import RequestError, suggest_closest
 from kd_app.data.files import FileSource, require_two_classes, resolve_root
-from kd_app.data.folder import SPLIT_WORDS
+from kd_app.data.layout import SPLIT_WORDS
 from kd_app.data.source import Listing
 
 _COLUMNS = ("path", "label", "split", "group")

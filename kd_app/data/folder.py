@@ -1,98 +1,92 @@
 """Images in one folder per class, optionally in train, validation and test folders."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from kd_app.config import RequestError
-from kd_app.data.files import FileSource, require_two_classes, resolve_root
-from kd_app.data.images import is_image_name
-from kd_app.data.source import SPLITS, Listing
-
-SPLIT_WORDS = {
-    "train": "train", "training": "train",
-    "val": "validation", "valid": "validation", "validation": "validation",
-    "test": "test", "testing": "test",
-}  # fmt: skip
-"""Accepted folder name -> split."""
-
-_LAYOUT = (
-    "Expected: <root>/<class>/<image>, or <root>/train/<class>/<image> with test/ and val/ (or"
-    " validation/) next to train/ for predefined splits."
+from kd_app.data.files import FileSource, resolve_root
+from kd_app.data.image_tree import (
+    LeftOut,
+    describe_others,
+    is_folder,
+    is_image,
+    list_folders,
+    list_visible,
+    suggest_conversion,
+    walk_images,
 )
+from kd_app.data.layout import LAYOUT, ClassLevel, find_layout, list_some
+from kd_app.data.source import Listing
 
 
 class Folder(FileSource):
     """The images of a folder ``root/<class>/**/<image>``.
 
     For predefined splits: ``root/train/<class>/**/<image>``, and ``test``, ``val`` (or
-    ``validation``) or both next to ``train``. Classes and files are sorted by code
-    point, as in torchvision's ImageFolder, independent of file system and locale. Names
-    that begin with a dot, ``__MACOSX`` and files without an image extension are left
-    out; `ignored` counts the last kind. Links are followed; no folder is visited twice
-    within a class.
+    ``validation``) or both next to ``train``; names that contain these words are read,
+    too. Classes and files are sorted by code point, as in torchvision's ImageFolder,
+    independent of file system and locale. Names that begin with a dot, system folders
+    and files that are no images are left out, with a note. Links are followed; no
+    folder is visited twice within a class.
+
+    class_level: 1 if the folders in root (or in the folder of a split) are the classes;
+    2 if the folders in those are, where folders of the same name are one class; None:
+    1, unless the layout is doubtful.
     """
 
-    def __init__(self, *, root: Path | None, channels: Literal[1, 3]) -> None:
+    def __init__(
+        self,
+        *,
+        root: Path | None,
+        channels: Literal[1, 3],
+        class_level: ClassLevel | None,
+    ) -> None:
         self.root = root
         self.channels = channels
-        self.ignored = 0
+        self.class_level = class_level
 
     def find(self) -> Listing:
         """List the folder.
 
         Raises `RequestError`: the folder is missing, a file, empty or of another
-        layout; fewer than two classes, an empty class, splits with different classes.
+        layout; fewer than two classes; a class without an image in train.
         """
-        self.base = _require_folder(self.root)
-        parts = _find_splits(self.base) or {"": self.base}
+        root = _require_folder(self.root)
+        layout = find_layout(root, self.class_level)
+        self.base = layout.base
+        left_out = LeftOut()
         rows: list[tuple[str, str, str]] = []
-        classes: dict[str, list[str]] = {}
-        for split, part in parts.items():
-            classes[split] = _list_class_names(part)
-            rows += [
-                (file, name, split)
-                for name in classes[split]
-                for file in self._list_class_images(part, name)
-            ]
-        _check_same_classes(classes, parts)
-        names = next(iter(classes.values()))
-        require_two_classes(names, next(iter(parts.values())))
+        for split, classes in layout.parts.items():
+            for name, folders in classes.items():
+                images = self._list_class_images(folders, left_out)
+                rows += [(file, name, split) for file in images]
+        names = list(next(iter(layout.parts.values())))
+        _check_classes(names, layout.parts, rows, left_out)
+        _find_beside(root, layout.parts, left_out)
         files, labels, splits = zip(*sorted(rows), strict=True)
-        return self.build_listing(names, files, labels, splits, ("",) * len(files))
+        notes = (*layout.notes, *left_out.describe(root))
+        return self.build_listing(names, files, labels, splits, ("",) * len(files), notes=notes)
 
-    def _list_class_images(self, part: Path, name: str) -> list[str]:
-        """Return the images of one class, relative to the root.
-
-        Raises `RequestError` for a class without images.
-        """
-        visited = {os.path.realpath(folder) for folder in (self.base, part)}
-        files = list(walk(part / name, visited))
-        images = [
+    def _list_class_images(self, folders: Sequence[Path], left_out: LeftOut) -> list[str]:
+        """Return the images of one class, relative to the base."""
+        visited = {os.path.realpath(folder) for folder in (self.base, *(f.parent for f in folders))}
+        return [
             os.path.relpath(path, self.base).replace(os.sep, "/")
-            for path in files
-            if is_image_name(path)
+            for folder in folders
+            for path in walk_images(folder, visited, left_out)
         ]
-        self.ignored += len(files) - len(images)
-        if not images:
-            others = f"{len(files)} file(s) of other kinds" if files else "no file"
-            raise RequestError(
-                f"The class {name!r} in {str(part)!r} has no image ({others}). Add images to it, or"
-                " remove the folder."
-            )
-        return images
 
 
-def list_images_below(folder: Path) -> list[str]:
+def list_images_below(folder: Path, left_out: LeftOut) -> list[str]:
     """Return all images in and below a folder, relative to the folder, '/'-separated.
 
     The same names as in `Folder` are left out.
     """
     return [
         os.path.relpath(path, folder).replace(os.sep, "/")
-        for path in walk(folder, set())
-        if is_image_name(path)
+        for path in walk_images(folder, set(), left_out)
     ]
 
 
@@ -105,113 +99,91 @@ def _require_folder(root: Path | None) -> Path:
         if path.suffix.lower() in (".csv", ".tsv")
         else "If this is an archive, unpack the archive. Set data.root to the folder."
     )
-    raise RequestError(f"{str(path)!r} is a file. {_LAYOUT} {fix}")
+    raise RequestError(f"{str(path)!r} is a file. {LAYOUT} {fix}")
 
 
-def _list_visible(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(
-                (
-                    entry
-                    for entry in entries
-                    if not entry.name.startswith(".") and entry.name != "__MACOSX"
-                ),
-                key=lambda entry: entry.name,
-            )
-    except OSError as error:
-        raise RequestError(
-            f"The folder {str(folder)!r} can't be listed: {error.strerror}. Allow this"
-            " user to read the folder, or move the folder away."
-        ) from error
+def _check_classes(
+    names: Sequence[str],
+    parts: Mapping[str, Mapping[str, Sequence[Path]]],
+    rows: Sequence[tuple[str, str, str]],
+    left_out: LeftOut,
+) -> None:
+    """Check that train has images of at least two classes, and of all classes.
 
-
-def _list_folders(folder: Path) -> list[str]:
-    return [entry.name for entry in _list_visible(folder) if _is_folder(entry)]
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:
-        # A link to itself is no folder.
-        return False
-
-
-def walk(folder: Path, visited: set[str]) -> Iterator[str]:
-    """Yield the paths of all files in and below `folder`; links are followed.
-
-    visited: real paths of folders to skip; visited folders are added.
+    names: the classes of train.
     """
-    real = os.path.realpath(folder)
-    if real in visited:
-        return
-    visited.add(real)
-    for entry in _list_visible(folder):
-        if _is_folder(entry):
-            yield from walk(Path(entry.path), visited)
-        elif entry.is_symlink() or entry.is_file():
-            # Broken links are included: reading them raises an error with their name.
-            yield entry.path
-
-
-def _find_splits(root: Path) -> dict[str, Path]:
-    """Return split -> folder, ordered train, validation, test; empty without splits."""
-    folders = _list_folders(root)
-    splits = {name: SPLIT_WORDS[name.lower()] for name in folders if name.lower() in SPLIT_WORDS}
-    others = [name for name in folders if name not in splits]
-    # A folder 'train' without sub-folders, next to other folders, is a class.
-    if not splits or (others and not any(_list_folders(root / name) for name in splits)):
-        return {}
-    place = f"{str(root)!r} holds {_list_some(list(splits))}"
-    if others:
+    train = next(iter(parts))
+    readable = {name for _, name, split in rows if split == train}
+    more = sorted({name for _, name, _ in rows} - readable)
+    if more:
         raise RequestError(
-            f"{place} and also {_list_some(others)}: predefined splits or classes? {_LAYOUT} Move"
-            " the other folders away."
+            f"Validation or test have images of {list_some(more)}, but train has none."
+            f"{_compare_case(more, names)} Expected: every class in train. Rename the folders, add"
+            " images to train, or remove the classes."
         )
-    if len(set(splits.values())) < len(splits):
-        raise RequestError(f"{place}: two folders for the same split. {_LAYOUT} Merge the folders.")
-    if "train" not in splits.values():
-        raise RequestError(f"{place} but no train folder. {_LAYOUT}")
-    return {split: root / name for split in SPLITS for name in splits if splits[name] == split}
+    empty = [name for name in names if name not in readable]
+    if len(names) - len(empty) < 2:
+        with_images = [name for name in names if name not in empty]
+        raise RequestError(_explain_single_class(parts[train], with_images, left_out))
+    if empty:
+        folders = [folder for name in empty for folder in parts[train][name]]
+        count = "A class has" if len(empty) == 1 else f"{len(empty)} classes have"
+        raise RequestError(
+            f"{count} no image in {str(folders[0].parent)!r}: {list_some(empty)}"
+            f" ({_describe_files(folders, left_out)})."
+            f"{suggest_conversion(left_out.files)} Add images, or remove the folders."
+        )
 
 
-def _list_class_names(part: Path) -> list[str]:
-    entries = _list_visible(part)
-    names = [entry.name for entry in entries if _is_folder(entry)]
-    if names:
-        return names
-    images = sum(is_image_name(entry.name) for entry in entries)
-    if images:
-        content = f"{images} image(s) and no class folder"
-    elif entries:
-        content = f"{len(entries)} file(s), none of them an image, and no class folder"
-    else:
-        content = "nothing"
-    raise RequestError(
-        f"{str(part)!r} holds {content}. {_LAYOUT} Put the images of each class into a separate"
-        " folder."
-    )
+def _compare_case(names: Sequence[str], others: Sequence[str]) -> str:
+    lower = {name.lower(): name for name in others}
+    pairs = [f"{name!r} and {lower[name.lower()]!r}" for name in names if name.lower() in lower]
+    return f" The names differ in case: {', '.join(pairs[:3])}." if pairs else ""
 
 
-def _check_same_classes(classes: dict[str, list[str]], parts: dict[str, Path]) -> None:
-    first, *others = classes
-    for other in others:
-        missing = [name for name in classes[first] if name not in classes[other]]
-        extra = [name for name in classes[other] if name not in classes[first]]
-        if missing or extra:
-            wrong = [
-                f"{_list_some(names)} only in {parts[part].name!r}"
-                for names, part in ((missing, first), (extra, other))
-                if names
-            ]
-            raise RequestError(
-                f"The predefined splits have different classes: {', '.join(wrong)}. Expected:"
-                " the same class folders in each. Rename, add or remove folders."
-            )
+def _describe_files(folders: Sequence[Path], left_out: LeftOut) -> str:
+    inside = tuple(os.path.join(folder, "") for folder in folders)
+    files = [file for file in left_out.files if file.startswith(inside)]
+    return f"{describe_others(files)} of other kinds" if files else "no file"
 
 
-def _list_some(names: Sequence[str]) -> str:
-    return ", ".join(repr(name) for name in names[:8]) + (
-        f" and {len(names) - 8} more" if len(names) > 8 else ""
-    )
+def _explain_single_class(
+    classes: Mapping[str, Sequence[Path]], readable: Sequence[str], left_out: LeftOut
+) -> str:
+    """Return the error for fewer than two classes; names the folder to use instead."""
+    name = (readable or list(classes))[0]
+    folder = classes[name][0]
+    if not readable:
+        return (
+            f"The folders in {str(folder.parent)!r} ({list_some(list(classes))}) have no image"
+            f" ({_describe_files([folder.parent], left_out)}).{suggest_conversion(left_out.files)}"
+            f" {LAYOUT} Set data.root to the folder of the images."
+        )
+    start = f"{str(folder.parent)!r} holds a single class, {name!r}. Expected: at least two."
+    below = list_folders(folder)
+    while len(below) == 1:
+        folder /= below[0]
+        below = list_folders(folder)
+    if below:
+        return (
+            f"{start} If the folders in it ({list_some(below)}) are the classes, set"
+            f" data.root={folder}. Else add the images of another class."
+        )
+    return f"{start} Add the images of another class."
+
+
+def _find_beside(
+    root: Path, parts: Mapping[str, Mapping[str, Sequence[Path]]], left_out: LeftOut
+) -> None:
+    """Add the images that lie in `root`, but in no class folder."""
+    above: set[Path] = set()
+    for classes in parts.values():
+        for folder in (folder for folders in classes.values() for folder in folders):
+            parent = folder.parent
+            while parent not in above and parent != root.parent:
+                above.add(parent)
+                parent = parent.parent
+    for folder in sorted(above):
+        for entry in list_visible(folder, left_out):
+            if not is_folder(entry) and is_image(entry.path):
+                left_out.beside.append(entry.path)

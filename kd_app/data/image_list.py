@@ -1,12 +1,12 @@
 """Images to label: those of a folder, a single one, or those in a table."""
 
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kd_app.config import RequestError, suggest_closest
 from kd_app.data.folder import list_images_below
-from kd_app.data.images import is_image_name
+from kd_app.data.image_tree import LeftOut, describe_others, is_image, suggest_conversion
 
 _TABLES = (".csv", ".tsv")
 _COLUMN = "path"
@@ -14,10 +14,14 @@ _COLUMN = "path"
 
 @dataclass(frozen=True)
 class ImageList:
-    """Names of images, relative to the folder `base`."""
+    """Names of images, relative to the folder `base`.
+
+    left_out: the other files in and below a folder of images.
+    """
 
     base: Path
     names: tuple[str, ...]
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
 def read_image_list(location: str) -> ImageList:
@@ -26,17 +30,20 @@ def read_image_list(location: str) -> ImageList:
     Images in and below a folder are sorted by code point; images in the column 'path'
     of a .csv or .tsv table keep the order of the table. Raises `RequestError`: nothing
     at `location`, a folder without images, a table without that column or without rows,
-    a file without an image extension.
+    a file that is no image by its extension or its content.
     """
     path = Path(location).expanduser()
     if path.is_dir():
-        names = list_images_below(path)
+        left_out = LeftOut()
+        names = list_images_below(path, left_out)
         if not names:
+            others = f" but {describe_others(left_out.files)}" if left_out.files else ""
             raise RequestError(
-                f"The folder images={location!r} and its sub-folders have no image. Expected: files"
-                " with an image extension (.jpg, .png ...)."
+                f"The folder images={location!r} and its sub-folders have no image{others}."
+                " Expected: image files (.jpg, .png ...)."
+                f"{suggest_conversion(left_out.files)}"
             )
-        return ImageList(path, tuple(sorted(names)))
+        return ImageList(path, tuple(sorted(names)), left_out)
     if not path.is_file():
         siblings = path.parent.iterdir() if path.parent.is_dir() else ()
         near = suggest_closest(path.name, [each.name for each in siblings])
@@ -46,10 +53,11 @@ def read_image_list(location: str) -> ImageList:
         )
     if path.suffix.lower() in _TABLES:
         return ImageList(path.parent, _read_table(path))
-    if not is_image_name(path.name):
+    if not is_image(str(path)):
         raise RequestError(
-            f"images={location!r} has no image extension (.jpg, .png ...). Expected: a folder of"
-            " images, an image, or a .csv with the paths of images."
+            f"images={location!r} is no image by its name (.jpg, .png ...), and not by its content."
+            " Expected: a folder of images, an image, or a .csv with the paths of images."
+            f"{suggest_conversion([path.name])}"
         )
     return ImageList(path.parent, (path.name,))
 

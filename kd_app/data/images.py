@@ -1,12 +1,15 @@
 """Decode image files to 8-bit gray or color pixels; needs only numpy and Pillow."""
 
+import re
 import warnings
+from contextlib import suppress
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from kd_app.config.errors import RequestError
 
@@ -25,6 +28,28 @@ _UPRIGHT = {
 """EXIF orientation -> the transposition that turns the stored pixels upright."""
 
 
+_SIGNATURES = {
+    "JPEG": re.compile(rb"\xff\xd8\xff"),
+    "PNG": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    "GIF": re.compile(rb"GIF8[79]a"),
+    "WEBP": re.compile(rb"RIFF....WEBP", re.DOTALL),
+    "TIFF": re.compile(rb"II[*+]\0|MM\0[*+]"),
+    # The reserved bytes of a bitmap are 0; text may begin with BM.
+    "BMP": re.compile(rb"BM....\0\0\0\0", re.DOTALL),
+    "AVIF": re.compile(rb"....ftypavi[fs]", re.DOTALL),
+    "HEIF": re.compile(rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL),
+    "JPEG2000": re.compile(rb"\xff\x4f\xff\x51|\0\0\0\x0cjP {2}\r\n\x87\n"),
+}
+
+
+class _OtherTiffError(UnidentifiedImageError):
+    def __str__(self) -> str:
+        return (
+            "it is a damaged TIFF, or one that Pillow can't read (color of 10, 12 or 32 bits, or"
+            " 64-bit values); convert it to 8 or 16 bits"
+        )
+
+
 class BadImageError(RequestError):
     """An image that can't be read; the message includes file, reason and remedies.
 
@@ -37,13 +62,21 @@ class BadImageError(RequestError):
 @cache
 def _list_formats() -> tuple[str, ...]:
     Image.init()
+    _register_heif()
     return tuple(name for name in Image.ID if name not in _NOT_READ)
+
+
+def _register_heif() -> None:
+    """Let Pillow read HEIC if the extra "heic" is installed."""
+    with suppress(ImportError):
+        import_module("pi_heif").register_heif_opener()
 
 
 @cache
 def list_image_extensions() -> frozenset[str]:
     """Return the extensions that `open_image` reads ('.jpg' ..., lower case)."""
-    readable = set(_list_formats())
+    # Pillow opens MPO, the format of many cameras, as JPEG.
+    readable = {*_list_formats(), "MPO"}
     return frozenset(
         extension for extension, name in Image.registered_extensions().items() if name in readable
     )
@@ -54,15 +87,26 @@ def is_image_name(name: str) -> bool:
     return Path(name).suffix.lower() in list_image_extensions()
 
 
+def find_image_signature(path: str) -> str | None:
+    """Return the format that the first bytes of a file have; None if it isn't read."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            head = file.read(16)
+    except OSError:
+        return None
+    names = (name for name, pattern in _SIGNATURES.items() if pattern.match(head))
+    return next((name for name in names if name in _list_formats()), None)
+
+
 def open_image(path: Path, channels: int, *, shorter_side: int | None = None) -> Image.Image:
     """Return the image in `path`, upright, in mode 'L' (`channels` = 1) or 'RGB' (3).
 
     The EXIF orientation is applied; color profiles are not. Transparent pixels are
     blended with white, as in a browser. Of animations and multi-page files, the first
-    frame is read. Values are mapped linearly to 0..255 from the following range:
-    0..65535 for 16-bit gray, and for 32-bit integers in that range; for floats, the
-    smallest of 0..1, 0..255 and 0..65535 that contains all values; else the range of
-    the image's values.
+    frame is read. Values of more than 8 bits are mapped linearly to 0..255 from the
+    range that a TIFF file of 12 bits has; else from the smallest of 0..255, 0..4095,
+    0..65535, and for floats 0..1, that contains all values; else from the range of the
+    image's values.
 
     shorter_side: larger images are reduced until their shorter side has that many
     pixels. Raises `BadImageError`: no file, no image, truncated, too many pixels (more
@@ -82,6 +126,10 @@ def decode_image(
     _silence_pillow()
     try:
         return _decode(file, channels, shorter_side)
+    except UnidentifiedImageError as error:
+        file.seek(0)
+        is_tiff = _SIGNATURES["TIFF"].match(file.read(4))
+        raise _build_bad_image_error(name, _OtherTiffError() if is_tiff else error) from error
     except Exception as error:
         # Decoders raise nearly any exception for damaged files.
         raise _build_bad_image_error(name, error) from error
@@ -142,10 +190,20 @@ def _reduce(image: Image.Image, stored: tuple[int, int], shorter_side: int) -> I
 def _reduce_to_eight_bits(image: Image.Image) -> Image.Image:
     """Convert gray with more bits to mode 'L'; the transparent value becomes white."""
     stored = np.asarray(image)
+    tags = getattr(image, "tag_v2", {})
+    bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (0,))[0]
+    if image.mode == "I" and bits == 32 and tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0] == 1:
+        # Pillow reads unsigned integers as signed ones.
+        stored = stored.view(np.uint32)
     precision = np.float32 if image.mode.startswith("I;16") else np.float64
     values = np.nan_to_num(stored.astype(precision), posinf=0.0, neginf=0.0)
     low, high = _choose_value_range(image.mode, float(values.min()), float(values.max()))
+    if bits == 12:
+        low, high = 0.0, 4095.0
     gray = np.rint((values - low) * 255.0 / (high - low)).astype(np.uint8)
+    if image.mode.startswith("I;16") and tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
+        # White is 0; Pillow inverts only 8-bit images.
+        gray = 255 - gray
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         gray[stored == transparent] = 255
@@ -154,7 +212,8 @@ def _reduce_to_eight_bits(image: Image.Image) -> Image.Image:
 
 def _choose_value_range(mode: str, least: float, greatest: float) -> tuple[float, float]:
     """Return the values that are mapped to 0 and 255."""
-    for full in (1.0, 255.0, 65535.0) if mode == "F" else (65535.0,):
+    # Files of 16 bits often hold 8 or 12 bits, which would be black in 0..65535.
+    for full in (1.0, 255.0, 4095.0, 65535.0)[mode != "F" :]:
         if least >= 0 and greatest <= full:
             return 0.0, full
     return least, max(greatest, least + 1)
@@ -183,6 +242,8 @@ def _build_bad_image_error(name: str, error: Exception) -> BadImageError:
 
 
 def _explain_failure(error: Exception) -> str:
+    if isinstance(error, _OtherTiffError):
+        return str(error)
     if isinstance(error, UnidentifiedImageError):
         return "it is empty, damaged at its beginning, or not an image"
     if isinstance(error, Image.DecompressionBombError):

@@ -16,10 +16,17 @@ from pydantic.dataclasses import dataclass
 
 from kd_app.config import RequestError
 from kd_app.data.base import ScanJob
+from kd_app.data.image_tree import write_reasons
 from kd_app.data.images import BadImageError
 from kd_app.data.label_subset import select_labeled_images
 from kd_app.data.pixel_store import Cache, PixelStore, compute_channel_statistics, hold, open_store
-from kd_app.data.scan import Progress, choose_typical_size, read_scan, scan
+from kd_app.data.scan import (
+    Progress,
+    choose_typical_size,
+    note_aspect_ratio,
+    read_scan,
+    scan,
+)
 from kd_app.data.source import SPLITS, Listing, Source
 from kd_app.data.splits import split as divide
 from kd_app.data.splits import write_split
@@ -32,6 +39,8 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 _SAMPLE = 10_000
 """Maximum number of images for the channel statistics."""
 _LISTED = 5
+_UNREADABLE = "unreadable.csv"
+"""Table of the images that can't be read, in the output folder of the scan."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -99,7 +108,8 @@ class ImageIndex:
                 labeled, seed=self.seed, validation=self.shares.validation, test=self.shares.test
             )
             names = (*division.names, *(UNLABELED,) * (len(listing.files) - len(labeled.files)))
-            self._listing, self._names, self.notes = listing, names, division.notes
+            self._listing, self._names = listing, names
+            self.notes = (*listing.notes, *division.notes)
             self._divide()
 
     def _divide(self) -> None:
@@ -137,6 +147,10 @@ class ImageIndex:
                 threads=count_cores(),
                 progress=progress,
             )
+            bad = read_scan(folder).summary.bad
+            if bad:
+                rows = [(self.listing.files[int(key)], reason) for key, reason in bad.items()]
+                write_reasons(folder / _UNREADABLE, rows)
 
         return ScanJob(
             config={
@@ -166,7 +180,7 @@ class ImageIndex:
         else:
             self._load_scan(folder)
         self._statistics = None
-        self._check_splits()
+        self._check_splits(folder)
         self._note_labels()
 
     def _load_scan(self, folder: Path) -> None:
@@ -175,37 +189,40 @@ class ImageIndex:
         if self._bad and self.on_error == "raise":
             raise RequestError(
                 f"{len(self._bad)} of {len(self.listing.files)} images can't be read:"
-                f" {self._name_bad()} Expected: every image can be read. Replace or remove"
-                " the files, or set data.on_error=skip, which leaves them out and counts them."
+                f" {self._name_bad(folder)} Replace or remove the files, or set"
+                " data.on_error=skip, which leaves them out and counts them."
             )
         self._store, notes = open_store(self.source, folder, self.cache)
         self._decode_size = result.summary.decode_size
         self._divide()
         self._measured_size = choose_typical_size(result.sizes[self.listing.target >= 0])
         skipped = (
-            (f"{len(self._bad)} image(s) can't be read and are left out: {self._name_bad()}",)
+            (f"{len(self._bad)} image(s) can't be read and are left out: {self._name_bad(folder)}",)
             if self._bad
             else ()
         )
-        self.notes = (*self.notes, *notes, *skipped)
+        self.notes = (*self.notes, *notes, *skipped, *note_aspect_ratio(result.sizes))
 
-    def _name_bad(self) -> str:
+    def _name_bad(self, folder: Path | None) -> str:
         some = [self.listing.files[int(number)] for number in self._bad][:_LISTED]
         more = f" and {len(self._bad) - _LISTED} more" if len(self._bad) > _LISTED else ""
-        return f"{', '.join(some)}{more}. The first: {next(iter(self._bad.values()))}"
+        table = folder / _UNREADABLE if folder else None
+        listed = f" All are listed in {str(table)!r}." if table and table.is_file() else ""
+        return f"{', '.join(some)}{more}. The first: {next(iter(self._bad.values()))}.{listed}"
 
-    def _check_splits(self) -> None:
+    def _check_splits(self, folder: Path | None) -> None:
         """Raise `RequestError` for a split, or a class of train, without images."""
         for name in SPLITS:
             if not len(self.list_rows(name)):
                 raise RequestError(
-                    f"No image of the {name} set can be read. Replace the files: {self._name_bad()}"
+                    f"No image of the {name} set can be read. Replace the files:"
+                    f" {self._name_bad(folder)}"
                 )
         missing = sorted(set(range(len(self.classes))) - set(self.list_targets("train").tolist()))
         if missing:
             raise RequestError(
                 f"No image of the class {self.classes[missing[0]]!r} in train can be read. Replace"
-                f" the files: {self._name_bad()}"
+                f" the files: {self._name_bad(folder)}"
             )
 
     def _note_labels(self) -> None:
@@ -348,9 +365,15 @@ def build_source(source: Callable[..., Any], root: Path | None) -> Source:
     try:
         built = source(root=root) if reads_root else source()
     except RequestError as error:
-        raise RequestError(f"{error} Set data.root to the location of the images.") from (
-            None if root is None else error
-        )
+        fix = ""
+        if "root" in str(error):
+            fix = " Set data.root to the location of the images."
+        elif "channels=" in str(error):
+            fix = (
+                " Image files are read in color (3) or gray (1). Images with other channels need a"
+                " data module of your own (data._target_, see docs/extending.md)."
+            )
+        raise RequestError(f"{error}{fix}") from (None if root is None else error)
     assert isinstance(built, Source)
     return built
 

@@ -19,6 +19,8 @@ from kd_app.stages import write_atomically
 
 PIXELS, SIZES, SHAPES, RECORD = "pixels.bin", "sizes.npy", "shapes.npy", "scan.json"
 
+_FAR_FROM_SQUARE = 1.6
+"""Ratio of the sides from which a crop to a square is noted; 3:2 photos are below."""
 _LARGEST, _STEP = 224, 32
 """Largest side, and step of the sides, of models for images of different sizes."""
 
@@ -135,6 +137,19 @@ def choose_typical_size(sizes: Int64[np.ndarray, "images 2"]) -> int:
     return min(max(round(float(np.median(good.min(axis=1))) / _STEP), 1) * _STEP, _LARGEST)
 
 
+def note_aspect_ratio(sizes: Int64[np.ndarray, "images 2"]) -> tuple[str, ...]:
+    """Return a note if most images are so far from square that a crop misses much."""
+    good = sizes[sizes[:, 0] > 0]
+    ratio = float(np.median(good.max(axis=1) / good.min(axis=1))) if len(good) else 1.0
+    if ratio < _FAR_FROM_SQUARE:
+        return ()
+    return (
+        f"Most images are far from square (the median ratio of their sides is {ratio:.1f}). In"
+        f" validation and test, models see the square in the middle, {100 / ratio:.0f} % of the"
+        " image. If the rest matters, cut the images into squares, or pad them to squares, first.",
+    )
+
+
 def _decode_images(
     source: Source, images: int, decode_size: int, threads: int
 ) -> Iterator[_Decoded]:
@@ -156,7 +171,7 @@ def _decode(source: Source, index: int, decode_size: int) -> _Decoded:
     try:
         image = source.read(index, shorter_side=decode_size)
     except BadImageError as error:
-        return _Decoded(None, (0, 0), str(error))
+        return _Decoded(None, (0, 0), error.reason or str(error))
     pixels = np.asarray(bound_size(image, decode_size))
     return _Decoded(
         np.ascontiguousarray(pixels.reshape(*pixels.shape[:2], source.channels)),

@@ -7,7 +7,7 @@ the result depends only on the seed and on names.
 import csv
 import io
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
@@ -44,10 +44,12 @@ def split(listing: Listing, *, seed: int, validation: float, test: float) -> Ima
     split, or from train if all have one. A missing validation set is then drawn from
     train and the images without a split. All other images are train. Of a class of n
     images, max(1, round(share * n)) are drawn, but at least one is left for each later
-    set. Groups are never divided: a group is drawn if this brings the class counts
-    closer to their targets; for a class without a drawn image, the smallest suitable
-    group is drawn. A group with a predefined split for some of its images has that
-    split as a whole.
+    set. If these counts add up to another share than was set (many classes of few
+    images), the share is kept instead, and some classes have no image in the set.
+    Groups are never divided: a group is drawn if this brings the class counts closer to
+    their targets; for a class without a drawn image, the smallest suitable group is
+    drawn. A group with a predefined split for some of its images has that split as a
+    whole.
 
     Images with the smallest hashes of (seed, set, name) are drawn, where name is the
     group or the file. Without groups, images of other classes therefore have no effect,
@@ -73,10 +75,13 @@ def split(listing: Listing, *, seed: int, validation: float, test: float) -> Ima
             notes.append("The predefined splits have no test set; it was drawn from train.")
         keep = 2 if part == "test" and "validation" not in predefined else 1
         allowed = [name in pool for name in names]
-        for image in _draw(listing, allowed, share, keep, f"{seed}/{part}"):
+        images = list(_draw(listing, allowed, share, keep, f"{seed}/{part}"))
+        for image in images:
             names[image] = part
+        if _differs(len(images), share * sum(allowed), allowance=5):
+            notes.append(_note_share(part, len(images), sum(allowed), share))
     names = [name or "train" for name in names]
-    notes += _check(listing, names)
+    notes += _check(listing, names, predefined)
     return ImageSplit(tuple(names), tuple(notes))
 
 
@@ -128,10 +133,8 @@ def _draw(
     images = Counter(
         number for number, free in zip(listing.target.tolist(), allowed, strict=True) if free
     )
-    want = {
-        number: min(count - 1, max(1, min(count - keep, round(share * count))))
-        for number, count in images.items()
-    }
+    want = _count_wanted(images, listing.classes, share, keep, salt)
+    wanted = {number for number, count in want.items() if count}
     left = Counter(number for group in groups.values() for number in group.classes)
     chosen: list[_Group] = []
     rest: list[_Group] = []
@@ -147,14 +150,65 @@ def _draw(
         for number, count in group.classes.items():
             left[number] -= 1
             want[number] -= count
-    chosen += _cover(chosen, rest, left, keep)
+    chosen += _cover(wanted, chosen, rest, left, keep)
     return (image for group in chosen for image in group.images)
 
 
+def _count_wanted(
+    images: Counter[int], classes: Sequence[str], share: float, keep: int, salt: str
+) -> dict[int, int]:
+    """Return how many images of each class to draw.
+
+    Of n images max(1, round(share * n)), if the sum is near the share of all images;
+    else the counts with the right sum that are nearest to share * n.
+    """
+    total = share * images.total()
+    want = {
+        number: min(count - 1, max(1, min(count - keep, round(share * count))))
+        for number, count in images.items()
+    }
+    if not _differs(sum(want.values()), total, allowance=20):
+        return want
+    room = {number: max(0, count - keep) for number, count in images.items()}
+    if sum(room.values()) < total:
+        room = {number: count - 1 for number, count in images.items()}
+        # Half of what can be drawn is left for the next set.
+        total = min(total, max(1, sum(room.values()) // 2))
+    quota = {number: share * count for number, count in images.items()}
+    want = {number: min(room[number], int(quota[number])) for number in images}
+    order = sorted(
+        images,
+        key=lambda number: (want[number] - quota[number], _hash(salt, ("class", classes[number]))),
+    )
+    missing = max(1, round(total)) - sum(want.values())
+    while missing > 0 and (room_left := [each for each in order if want[each] < room[each]]):
+        for number in room_left[:missing]:
+            want[number] += 1
+        missing -= len(room_left)
+    return want
+
+
+def _differs(count: int, expected: float, *, allowance: int) -> bool:
+    """Whether `count` is not near what was asked for: by a tenth and `allowance`."""
+    return abs(count - expected) > max(allowance, 0.1 * expected)
+
+
+def _note_share(part: str, count: int, pool: int, share: float) -> str:
+    return (
+        f"The {part} set has {count:,} of {pool:,} images ({100 * count / pool:.0f} %) instead of"
+        f" {100 * share:.0f} % (data.split.{part}={share:g}), because classes and groups of images"
+        " can't be divided further."
+    )
+
+
 def _cover(
-    chosen: Iterable[_Group], rest: Iterable[_Group], left: Counter[int], keep: int
+    wanted: Iterable[int],
+    chosen: Iterable[_Group],
+    rest: Iterable[_Group],
+    left: Counter[int],
+    keep: int,
 ) -> list[_Group]:
-    """Choose a group for each class that has no chosen one.
+    """Choose a group for each of the classes `wanted` that has no chosen one.
 
     The smallest group is chosen that leaves one group of each class, if possible one
     that leaves `keep` groups.
@@ -162,7 +216,7 @@ def _cover(
     covered = {number for group in chosen for number in group.classes}
     choices: dict[int, list[_Group]] = defaultdict(list)
     for group in rest:
-        for number in group.classes.keys() - covered:
+        for number in group.classes.keys() & (set(wanted) - covered):
             choices[number].append(group)
     more: list[_Group] = []
     for number in sorted(choices):
@@ -202,8 +256,10 @@ def _hash(salt: str, name: tuple[str, str]) -> bytes:
     ).digest()
 
 
-def _check(listing: Listing, names: Sequence[str]) -> list[str]:
+def _check(listing: Listing, names: Sequence[str], predefined: Collection[str]) -> list[str]:
     """Return notes about classes that are missing in validation or test.
+
+    predefined: the splits that were not drawn.
 
     Raises `RequestError` for an empty set, and for a class that is missing in train.
     """
@@ -233,8 +289,9 @@ def _check(listing: Listing, names: Sequence[str]) -> list[str]:
                 " predefined splits, or add images."
             )
         if missing:
+            cause = "" if part in predefined else " too few images to divide, and"
             notes.append(
-                f"{len(missing)} class(es) have too few images to divide, and no image in {part}:"
-                f" {some}. Metrics on {part} do not include these classes."
+                f"{len(missing)} class(es) have{cause} no image in {part}: {some}. Metrics on"
+                f" {part} do not include these classes."
             )
     return notes

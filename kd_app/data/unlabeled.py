@@ -10,8 +10,9 @@ from PIL import Image
 from kd_app.config import RequestError
 from kd_app.data.files import resolve_root
 from kd_app.data.fingerprint import hash_files
-from kd_app.data.folder import Folder, walk
-from kd_app.data.images import is_image_name, open_image
+from kd_app.data.folder import Folder, list_images_below
+from kd_app.data.image_tree import LeftOut, suggest_conversion
+from kd_app.data.images import open_image
 from kd_app.data.source import Listing, Source
 
 UNLABELED = "unlabeled"
@@ -32,6 +33,7 @@ class WithUnlabeled(Source):
         self.channels = labeled.channels
         self.license = labeled.license
         self._files: tuple[str, ...] = ()
+        self._left_out = LeftOut()
 
     def list_images(self) -> Listing:
         """List the labeled, then the unlabeled images.
@@ -49,14 +51,13 @@ class WithUnlabeled(Source):
                 " where every folder is a class. Move the unlabeled images out of data.root."
             )
         if not self._files:
-            paths = walk(self.folder, set()) if self.folder.is_dir() else ()
-            images = [Path(path) for path in paths if is_image_name(path)]
-            names = (path.relative_to(self.folder).as_posix() for path in images)
-            self._files = tuple(sorted(names))
+            images = list_images_below(self.folder, self._left_out) if self.folder.is_dir() else ()
+            self._files = tuple(sorted(images))
         if not self._files:
             raise RequestError(
                 f"data.unlabeled={str(self.folder)!r} holds no image. Expected: a folder with"
-                " images, at any depth. Set data.unlabeled to another folder."
+                f" images, at any depth. Set data.unlabeled to another folder."
+                f"{suggest_conversion(self._left_out.files)}"
             )
         contents = hash_files([self.folder / file for file in self._files])
         total = hashlib.sha256(first.fingerprint.encode())
@@ -70,6 +71,7 @@ class WithUnlabeled(Source):
             split=(*first.split, *(UNLABELED,) * count),
             group=(*first.group, *("",) * count),
             fingerprint=total.hexdigest(),
+            notes=(*first.notes, *self._left_out.describe(self.folder)),
         )
 
     def read(self, index: int, *, shorter_side: int | None = None) -> Image.Image:

@@ -3,6 +3,7 @@ folder or a cascade, and writes a table.
 """
 
 import os
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +18,7 @@ from pydantic import Field, PositiveInt, StrictBool
 
 from kd_app.config import RequestError, Typed
 from kd_app.data.image_list import ImageList, read_image_list
+from kd_app.data.image_tree import write_reasons
 from kd_app.data.images import BadImageError, open_image
 from kd_app.data.scan import bound_size
 from kd_app.deployment.cascade import prepare_batch
@@ -115,6 +117,11 @@ def predict(config: Config, *, console: Console | None = None) -> Path:
     _check_bad(predictions.bad, len(images.names), settings)
     _write_table(_build_table(predictions, labeler, images), settings.out)
     console.print(_summarize(predictions, labeler, settings))
+    left_out = _write_left_out(predictions.bad, images, settings)
+    for note in images.left_out.describe(images.base):
+        console.print(f"Note: {note}")
+    if left_out:
+        console.print(f"Note: all files without a label are listed in {left_out}")
     return settings.out
 
 
@@ -232,17 +239,38 @@ def _add_batch(
 
 def _check_bad(bad: dict[str, BadImageError], total: int, settings: Prediction) -> None:
     """Raises `RequestError` for unreadable images, unless they may be skipped and other
-    images are left.
+    images are left. A long list of them is written to a temporary file.
     """
     may_skip = settings.on_error == "skip"
     if not bad or (may_skip and len(bad) < total):
         return
     first = next(iter(bad.values()))
     fix = "" if may_skip else ", or set on_error=skip to leave them out"
+    table = ""
+    if len(bad) > _MAX_NAMES:
+        path = Path(tempfile.mkdtemp(prefix="kd-predict-")) / "unreadable.csv"
+        write_reasons(path, [(name, error.reason) for name, error in bad.items()])
+        table = f" All are listed in {str(path)!r}."
     raise RequestError(
         f"{len(bad):,} of {total:,} images can't be read: {_list_bad(bad)}. The first:"
-        f" {first.reason}. Nothing was written. Replace or remove the files{fix}."
+        f" {first.reason}.{table} Nothing was written to {str(settings.out)!r}. Replace or remove"
+        f" the files{fix}."
     )
+
+
+def _write_left_out(
+    bad: dict[str, BadImageError], images: ImageList, settings: Prediction
+) -> Path | None:
+    """Write a table of the files without a label beside `out`, if there are any."""
+    path = settings.out.with_suffix(".left_out.csv")
+    rows = [(name, error.reason) for name, error in bad.items()]
+    rows += [(os.path.relpath(file, images.base), "no image") for file in images.left_out.files]
+    if not rows:
+        if settings.overwrite:
+            path.unlink(missing_ok=True)
+        return None
+    write_reasons(path, sorted(rows))
+    return path
 
 
 def _list_bad(bad: dict[str, BadImageError]) -> str:

@@ -28,18 +28,20 @@ def put(root: Path, names: Iterable[str]) -> Path:
 
 
 def listed(root: Path) -> Listing:
-    return Folder(root=root, channels=1).list_images()
+    return Folder(root=root, channels=1, class_level=None).list_images()
 
 
 def refused(root: Path) -> str:
     with pytest.raises(RequestError) as raised:
-        Folder(root=root, channels=3).list_images()
+        Folder(root=root, channels=3, class_level=None).list_images()
     assert "\n" not in str(raised.value)
     return str(raised.value)
 
 
 def test_a_sub_folder_is_a_class_and_its_name_the_label(tmp_path: Path) -> None:
-    source = Folder(root=put(tmp_path, ["cat/1.png", "cat/2.JPG", "dog/1.png"]), channels=1)
+    source = Folder(
+        root=put(tmp_path, ["cat/1.png", "cat/2.JPG", "dog/1.png"]), channels=1, class_level=None
+    )
     listing = source.list_images()
     assert listing.classes == ("cat", "dog")
     assert listing.files == ("cat/1.png", "cat/2.JPG", "dog/1.png")
@@ -52,12 +54,15 @@ def test_a_sub_folder_is_a_class_and_its_name_the_label(tmp_path: Path) -> None:
 
 def test_images_have_the_configured_channels(tmp_path: Path) -> None:
     put(tmp_path, ["a/1.png", "b/1.png"])
-    assert [Folder(root=tmp_path, channels=channels).read(0).mode for channels in (1, 3)] == [
+    assert [
+        Folder(root=tmp_path, channels=channels, class_level=None).read(0).mode
+        for channels in (1, 3)
+    ] == [
         "L",
         "RGB",
     ]
     with pytest.raises(RequestError, match="channels=2"):
-        Folder(root=tmp_path, channels=2)  # type: ignore[arg-type]
+        Folder(root=tmp_path, channels=2, class_level=None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("word", ["val", "valid", "validation", "Val"])
@@ -123,7 +128,7 @@ def test_nested_folders_belong_to_their_class(tmp_path: Path) -> None:
     assert [listing.classes[number] for number in listing.target] == ["cat", "cat", "dog"]
 
 
-def test_hidden_names_and_archive_leftovers_are_left_out(tmp_path: Path) -> None:
+def test_hidden_names_and_leftovers_of_archives_are_left_out(tmp_path: Path) -> None:
     names = [
         "a/1.png",
         "b/1.png",
@@ -137,13 +142,67 @@ def test_hidden_names_and_archive_leftovers_are_left_out(tmp_path: Path) -> None
     assert listed(put(tmp_path, names)).files == ("a/1.png", "b/1.png")
 
 
-def test_other_files_are_left_out_and_counted(tmp_path: Path) -> None:
-    source = Folder(
-        root=put(tmp_path, ["a/1.png", "b/1.png", "a/notes.txt", "b/Thumbs.db", "b/sub/data.csv"]),
-        channels=3,
-    )
-    assert len(source.list_images().files) == 2
-    assert source.ignored == 3
+def test_files_that_are_no_images_are_counted_by_ending(tmp_path: Path) -> None:
+    names = ["a/notes.txt", "b/Thumbs.db", "b/sub/data.csv", "a/LICENSE", "a/x.TXT"]
+    (note,) = listed(put(tmp_path, ["a/1.png", "b/1.png", *names])).notes
+    assert "4 files (2 .txt, 1 without an ending, 1 .csv): left out" in note
+    assert "HEIC" not in note
+
+
+def test_heic_files_are_counted_with_a_way_to_read_them(tmp_path: Path) -> None:
+    (note,) = listed(put(tmp_path, ["a/1.png", "b/1.png", "b/2.HEIC", "b/3.heic"])).notes
+    assert "2 files (2 .heic)" in note
+    assert "pip install 'kd_app[heic]'" in note
+    assert "sips" in note
+    message = refused(put(tmp_path / "only", ["a/1.png", "b/1.png", "c/1.HEIC"]))
+    assert "'c' (1 file (1 .heic) of other kinds)" in message
+    assert "kd_app[heic]" in message
+
+
+def test_images_beside_the_class_folders_are_counted(tmp_path: Path) -> None:
+    source = put(tmp_path, ["train/a/1.png", "train/b/1.png", "test/a/1.png", "test/b/1.png"])
+    put(tmp_path, ["x.png", "train/y.png", "readme.md"])
+    (note,) = listed(source).notes
+    assert "2 image(s) beside the class folders have no class and are left out: 'x.png'" in note
+
+
+def test_system_names_are_left_out_with_a_note(tmp_path: Path) -> None:
+    names = ["a/@eaDir/1.png", "b/@eaDir/1.png", "$RECYCLE.BIN/c/1.png", "a/._1.jpg", "b/.DS_Store"]
+    listing = listed(put(tmp_path, ["a/1.png", "b/1.png", *names]))
+    assert listing.files == ("a/1.png", "b/1.png")
+    (note,) = listing.notes
+    assert "'@eaDir' (2 times), '.* (hidden images)', '$RECYCLE.BIN'" in note
+
+
+@pytest.mark.parametrize(
+    "name", ["1", "1.jpg_large", "1.jpg.1", "1.jpg?w=200", "1.heic", "a.b c", "1.tif_large"]
+)
+def test_images_with_a_strange_ending_are_recognized_by_content(tmp_path: Path, name: str) -> None:
+    root = put(tmp_path, ["a/1.png", "b/2.png"])
+    kind = "tiff" if ".tif" in name else "jpeg"
+    Image.new("L", (4, 3), 7).save(root / "a" / name, format=kind)
+    (root / "b" / name).write_bytes(b"BM is no bitmap here")
+    listing = listed(root)
+    assert f"a/{name}" in listing.files
+    assert f"b/{name}" not in listing.files
+    assert np.asarray(Folder(root=root, channels=1, class_level=None).read(0)).shape == (3, 4)
+
+
+@pytest.mark.parametrize("name", ["1.nef", "1.jpg.bak", "1.jpg~", "1.jpg_original", "1.jpg.part"])
+def test_raw_photos_backups_and_partial_downloads_are_no_images(tmp_path: Path, name: str) -> None:
+    root = put(tmp_path, ["a/1.png", "b/1.png"])
+    Image.new("L", (4, 3)).save(root / "a" / name, format="tiff" if "nef" in name else "jpeg")
+    listing = listed(root)
+    assert listing.files == ("a/1.png", "b/1.png")
+    assert "1 file (" in listing.notes[0]
+
+
+def test_files_that_are_something_else_by_name_are_not_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path, ["a/1.png", "b/1.png", "a/1.xml", "a/2.json", "a/3.txt", "a/4.zip"])
+    monkeypatch.setattr("kd_app.data.image_tree.find_image_signature", pytest.fail)
+    assert "4 files" in listed(tmp_path).notes[0]
 
 
 def test_unusual_names_are_read(tmp_path: Path) -> None:
@@ -154,7 +213,7 @@ def test_unusual_names_are_read(tmp_path: Path) -> None:
         "c;,\t/%20$HOME.png",
         "c;,\t/" + os.fsdecode(b"\xff\xfe.png"),
     ]
-    source = Folder(root=put(tmp_path, names), channels=1)
+    source = Folder(root=put(tmp_path, names), channels=1, class_level=None)
     assert set(source.list_images().files) == set(names)
     assert sorted(int(np.asarray(source.read(index)).max()) for index in range(5)) == [
         0,
@@ -179,7 +238,7 @@ def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
 
 
 def test_a_broken_link_is_a_bad_image(tmp_path: Path) -> None:
-    source = Folder(root=put(tmp_path, ["a/1.png", "b/1.png"]), channels=3)
+    source = Folder(root=put(tmp_path, ["a/1.png", "b/1.png"]), channels=3, class_level=None)
     (tmp_path / "a" / "0.png").symlink_to(tmp_path / "gone.png")
     assert source.list_images().files[0] == "a/0.png"
     with pytest.raises(BadImageError, match=r"0\.png"):
@@ -210,7 +269,7 @@ def test_the_message_for_a_missing_root_suggests_a_similar_name(tmp_path: Path) 
 
 def test_a_root_is_required() -> None:
     with pytest.raises(RequestError, match=r"data\.root is not set"):
-        Folder(root=None, channels=3).list_images()
+        Folder(root=None, channels=3, class_level=None).list_images()
 
 
 def test_a_file_as_root_is_refused_with_a_fix(tmp_path: Path) -> None:
@@ -233,6 +292,15 @@ def test_images_without_class_folders_are_refused_with_the_layout(tmp_path: Path
     )
 
 
+def test_a_single_class_is_refused_with_the_folder_to_use(tmp_path: Path) -> None:
+    photos = put(tmp_path / "d", ["photos/cat/1.png", "photos/dog/1.png"])
+    message = refused(photos)
+    assert "single class, 'photos'" in message
+    assert f"data.root={photos / 'photos'}" in message
+    deep = put(tmp_path / "deep", ["x/y/cat/1.png", "x/y/dog/1.png"])
+    assert f"data.root={deep / 'x/y'}" in refused(deep)
+
+
 def test_a_single_class_is_refused(tmp_path: Path) -> None:
     assert "single class, 'cat'" in refused(put(tmp_path, ["cat/1.png", "cat/2.png"]))
     assert "single class, 'a'" in refused(
@@ -241,17 +309,28 @@ def test_a_single_class_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_class_without_an_image_is_refused_by_name(tmp_path: Path) -> None:
-    message = refused(put(tmp_path, ["cat/1.png", "dog/1.txt"]))
-    assert "'dog'" in message
-    assert "1 file(s) of other kinds" in message
+    message = refused(put(tmp_path, ["cat/1.png", "dog/1.txt", "eel/1.png"]))
+    assert "A class has no image" in message
+    assert "'dog' (1 file (1 .txt) of other kinds)" in message
+    assert "'a', 'b'" in refused(put(tmp_path / "none", ["a/1.txt", "b/1.txt"]))
 
 
-def test_predefined_splits_with_different_classes_are_refused(tmp_path: Path) -> None:
-    message = refused(
-        put(tmp_path, ["train/a/1.png", "train/b/1.png", "test/a/1.png", "test/c/1.png"])
+def test_a_class_that_only_validation_or_test_have_is_refused(tmp_path: Path) -> None:
+    names = ["train/a/1.png", "train/b/1.png", "test/a/1.png"]
+    assert "images of 'c', but train has none" in refused(
+        put(tmp_path / "x", [*names, "test/c/1.png"])
     )
-    assert "'b' only in 'train'" in message
-    assert "'c' only in 'test'" in message
+    message = refused(put(tmp_path / "y", [*names, "train/c/1.txt", "test/c/1.png"]))
+    assert "images of 'c', but train has none" in message
+    assert "'A' and 'a'" in refused(put(tmp_path / "z", [*names, "test/A/1.png"]))
+
+
+@pytest.mark.parametrize("more", [[], ["val/b/notes.txt"], ["test/c/notes.txt"]])
+def test_validation_and_test_may_lack_a_class(tmp_path: Path, more: list[str]) -> None:
+    names = ["train/a/1.png", "train/b/1.png", "val/a/1.png", "test/a/1.png", "test/b/1.png"]
+    listing = listed(put(tmp_path, [*names, *more]))
+    assert listing.classes == ("a", "b")
+    assert listing.split.count("validation") == 1
 
 
 def test_predefined_splits_without_train_or_with_duplicates_are_refused(tmp_path: Path) -> None:

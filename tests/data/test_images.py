@@ -144,8 +144,55 @@ def test_a_16_bit_ramp_maps_linearly(tmp_path: Path, ending: str) -> None:
 
 
 def test_a_dark_16_bit_image_stays_dark(tmp_path: Path) -> None:
-    Image.fromarray(np.full((4, 4), 257, dtype=np.uint16)).save(tmp_path / "a.png")
-    assert (pixels(open_image(tmp_path / "a.png", 1)) == 1).all()
+    Image.fromarray(np.full((4, 4), 5140, dtype=np.uint16)).save(tmp_path / "a.png")
+    assert (pixels(open_image(tmp_path / "a.png", 1)) == 20).all()
+
+
+@pytest.mark.parametrize("ending", ["png", "tiff"])
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+@pytest.mark.parametrize("full", [255, 4095, 65535])
+def test_8_12_and_16_bits_in_a_larger_type_are_not_black(
+    tmp_path: Path, ending: str, dtype: type, full: int
+) -> None:
+    if ending == "png" and dtype != np.uint16:
+        return
+    values = (np.linspace(0, full, 256).reshape(16, 16)).astype(dtype)
+    Image.fromarray(values).save(tmp_path / f"a.{ending}")
+    expected = np.rint(values.astype(float) * 255 / full)
+    assert np.abs(pixels(open_image(tmp_path / f"a.{ending}", 1)) - expected).max() <= 1
+
+
+def write_tiff(path: Path, data: bytes, bits: int, *, white: int = 255) -> None:
+    """Write a gray TIFF of 2x1 pixels, unsigned, little-endian."""
+    rows = ((256, 2), (257, 1), (258, bits), (259, 1), (262, white // 255), (273, 134), (277, 1))
+    tags = (*rows, (278, 1), (279, len(data)), (339, 1))
+    entries = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags)
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + b"\0\0\0\0"
+    path.write_bytes(head + data)
+
+
+@pytest.mark.parametrize(
+    ("data", "bits", "white"),
+    [
+        (bytes([0x10, 0x0F, 0xFF]), 12, 255),  # 256 and 4095
+        (np.array([4112, 65535], dtype="<u2").tobytes(), 16, 255),
+        (np.array([61423, 0], dtype="<u2").tobytes(), 16, 0),
+        (np.array([2**28, 2**32 - 1], dtype="<u4").tobytes(), 32, 255),
+    ],
+)
+def test_tiff_files_of_any_depth_keep_their_brightness(
+    tmp_path: Path, data: bytes, bits: int, white: int
+) -> None:
+    write_tiff(tmp_path / "a.tif", data, bits, white=white)
+    dark, bright = pixels(open_image(tmp_path / "a.tif", 1))[0]
+    assert bright == 255
+    assert dark in ((0,) if bits == 32 else (16,))
+
+
+def test_a_tiff_of_a_kind_that_is_not_read_is_refused_with_the_reason(tmp_path: Path) -> None:
+    write_tiff(tmp_path / "a.tif", bytes(16), 64)
+    with pytest.raises(BadImageError, match="convert it to 8 or 16 bits"):
+        open_image(tmp_path / "a.tif", 1)
 
 
 def test_big_endian_16_bit_files_are_read_as_such(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Tests of the index of images, splits and labels."""
 
+import csv
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from kd_app.config import RequestError
+from kd_app.data.folder import Folder
 from kd_app.data.index import ImageIndex, SplitRatios, build_source
 from tests.data.test_module import Arrays, Files, subfolder
 
@@ -76,14 +78,19 @@ def test_bad_images_are_refused_by_name_and_number(tmp_path: Path) -> None:
         ),
     ):
         files(tmp_path, bad=(3, 5, 10, 11, 20, 30, 59))
+    with (tmp_path / "unreadable.csv").open(newline="") as table:
+        rows = list(csv.DictReader(table))
+    assert [row["file"] for row in rows] == ["003", "005", "010", "011", "020", "030", "059"]
+    assert rows[6]["reason"] == "photos/059 is truncated"
 
 
 def test_the_scan_of_a_refused_run_can_be_reused_with_skip(tmp_path: Path) -> None:
     with pytest.raises(RequestError):
         files(tmp_path, bad=(3, 59))
     data = files(tmp_path, bad=(3, 59), on_error="skip")
-    assert data.notes == (
-        "2 image(s) can't be read and are left out: 003, 059. The first: photos/003 is truncated",
+    (note,) = data.notes
+    assert note.startswith(
+        "2 image(s) can't be read and are left out: 003, 059. The first: photos/003 is truncated."
     )
     everything = np.concatenate([data.list_rows(name) for name in data.sizes])
     assert sorted(everything.tolist()) == [number for number in range(60) if number not in (3, 59)]
@@ -131,3 +138,26 @@ def test_root_is_passed_only_to_sources_that_use_it() -> None:
     assert source.root == Path("photos")
     with pytest.raises(RequestError, match=r"data\.root=photos has no effect"):
         build_source(partial(Arrays, images=6), Path("photos"))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "noted"),
+    [
+        ([(40, 40), (30, 45), (45, 30)], False),
+        ([(40, 40), (20, 60), (60, 20)], True),
+        ([(40, 40), (0, 0), (0, 0)], False),
+        ([(0, 0)], False),
+    ],
+)
+def test_images_far_from_square_are_noted(sizes: list[tuple[int, int]], noted: bool) -> None:
+    notes = note_aspect_ratio(np.array(sizes))
+    assert bool(notes) == noted
+    assert all("ratio of their sides is 3.0" in note and "33 %" in note for note in notes)
+
+
+def test_wrong_channels_are_refused_with_what_works() -> None:
+    with pytest.raises(RequestError) as raised:
+        build_source(partial(Folder, channels=4, class_level=None), Path("photos"))
+    assert "channels=4 does not fit: expected 1 or 3" in str(raised.value)
+    assert "data module of your own" in str(raised.value)
+    assert "data.root" not in str(raised.value)

@@ -23,7 +23,9 @@ def listing(
 ) -> Listing:
     count = len(labels)
     return Listing(
-        classes=tuple("abcdefghij"[: max(labels) + 1]),
+        classes=tuple("abcdefghij"[: max(labels) + 1])
+        if max(labels) < 10
+        else tuple(map(str, range(max(labels) + 1))),
         files=tuple(files) or tuple(f"image{number}.png" for number in range(count)),
         target=np.array(labels, dtype=np.int64),
         split=tuple(ready) or ("",) * count,
@@ -103,6 +105,37 @@ def test_images_added_to_a_class_change_few_others_of_it_and_none_of_other_class
     changed = [label for label, old, new in zip(labels, before, after, strict=False) if old != new]
     assert set(changed) <= {0}
     assert len(changed) <= 4 * added
+
+
+@pytest.mark.parametrize(
+    ("classes", "images", "test", "counts"),
+    [
+        (400, 3, 0.2, {"train": 864, "validation": 96, "test": 240}),
+        (400, 2, 0.2, {"train": 576, "validation": 64, "test": 160}),
+        (400, 3, 0.9, {"train": 720, "validation": 80, "test": 400}),
+        (1000, 14, 0.1, {"train": 11340, "validation": 1260, "test": 1400}),
+        (10, 4, 0.2, {"train": 20, "validation": 10, "test": 10}),
+    ],
+)
+def test_many_classes_of_few_images_keep_the_shares(
+    classes: int, images: int, test: float, counts: dict[str, int]
+) -> None:
+    several = listing([number for number in range(classes) for _ in range(images)])
+    names, _ = divided(several, test=test)
+    assert Counter(names) == counts
+    assert all(each["train"] for each in per_class(several, names).values())
+
+
+def test_shares_that_differ_much_from_those_set_are_noted() -> None:
+    images = listing([0, 1] * 60, group=[f"patient{number // 30}" for number in range(120)])
+    note, *_ = divided(images, validation=0.05, test=0.05).notes
+    assert "The test set has 30 of 120 images (25 %) instead of 5 % (data.split.test=0.05)" in note
+
+
+def test_classes_missing_in_predefined_splits_are_noted() -> None:
+    ready = ["train", "train", "validation", "test", "test"]
+    (note,) = divided(listing([0, 1, 0, 0, 1], ready)).notes
+    assert note.startswith("1 class(es) have no image in validation: 'b'.")
 
 
 def test_predefined_splits_are_kept_and_the_rest_is_train() -> None:

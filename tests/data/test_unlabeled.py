@@ -31,7 +31,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def served(photos: Path, folder: Path, **changed: object) -> ImageData:
     settings = {"root": photos / "labeled", "view": VIEW, "unlabeled": photos / "more", **changed}
-    data = build_images(partial(Folder, channels=3), **settings)
+    data = build_images(partial(Folder, channels=3, class_level=None), **settings)
     data.list()
     if not (folder / "scan.json").exists():
         scan = data.scan_job(32)
@@ -70,7 +70,9 @@ def test_labeled_images_take_as_many_steps_as_all_images(photos: Path, tmp_path:
     assert set(torch.cat([batch.index for batch in batches]).tolist()) <= set(
         data.index.labeled_rows.tolist()
     )
-    assert [note.partition(" (")[0] for note in data.notes] == [
+    left_out, *notes = data.notes
+    assert "more', 1 file (1 .txt): left out" in left_out
+    assert [note.partition(" (")[0] for note in notes] == [
         "14 of 28 training images keep their label",
         "8 images without labels",
     ]
@@ -93,7 +95,10 @@ def test_unlabeled_images_change_the_fingerprint_but_not_the_splits(
 def test_images_and_names_change_the_fingerprint(photos: Path, tmp_path: Path) -> None:
     def fingerprint(folder: Path) -> str:
         data = build_images(
-            partial(Folder, channels=3), root=photos / "labeled", view=VIEW, unlabeled=folder
+            partial(Folder, channels=3, class_level=None),
+            root=photos / "labeled",
+            view=VIEW,
+            unlabeled=folder,
         )
         data.list()
         return data.index.listing.fingerprint
@@ -128,5 +133,8 @@ def test_an_unusable_folder_is_refused(
     place = tmp_path / folder if folder == "empty" else photos / folder
     with pytest.raises(RequestError, match=message):
         build_images(
-            partial(Folder, channels=3), root=photos / "labeled", view=VIEW, unlabeled=place
+            partial(Folder, channels=3, class_level=None),
+            root=photos / "labeled",
+            view=VIEW,
+            unlabeled=place,
         ).list()

@@ -82,9 +82,15 @@ def test_unreadable_images_are_all_named_and_either_refused_or_left_out(
     for name in ("a.png", "b.png"):
         (Path("spoiled") / name).write_bytes(b"no image")
     (Path("spoiled") / "c.png").write_bytes((photos / "2.png").read_bytes())
+    (Path("spoiled") / "d.HEIC").write_bytes(b"x")
     message = refused(*overrides, command="kd-predict")
     assert "2 of 3 images can't be read: a.png, b.png" in message
-    assert "left out: a.png, b.png" in done(*overrides, "on_error=skip", command="kd-predict")
+    text = done(*overrides, "on_error=skip", command="kd-predict")
+    assert "left out: a.png, b.png" in text
+    assert "1 file (1 .heic): left out" in text
+    left_out = pd.read_csv("labels.left_out.csv")
+    assert list(left_out["file"]) == ["a.png", "b.png", "d.HEIC"]
+    assert list(left_out["reason"])[2] == "no image"
     assert list(pd.read_csv("labels.csv")["file"]) == ["c.png"]
 
 

@@ -1,0 +1,296 @@
+"""Layout of a folder of labeled images: where its splits and its classes are."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from kd_app.config import RequestError
+from kd_app.data.image_tree import holds_image, is_folder, is_image, list_folders, list_visible
+from kd_app.data.source import SPLITS
+
+SPLIT_WORDS: Final[Mapping[str, str]] = {
+    "train": "train", "training": "train",
+    "val": "validation", "valid": "validation", "validation": "validation", "dev": "validation",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+"""Accepted folder name -> split."""
+
+LAYOUT = (
+    "Expected: <root>/<class>/<image>, or <root>/train/<class>/<image> with test/ and val/ (or"
+    " validation/) next to train/ for predefined splits."
+)
+ClassLevel = Literal[1, 2]
+
+_WORD = "|".join(sorted(SPLIT_WORDS, key=len, reverse=True))
+_FILLER = "sets?|images?|imgs?|pics?|pictures?|photos?|data|dataset|seg|split|folder|dir|files?"
+_COMPOUND = re.compile(f"(?:{_FILLER})*({_WORD})(?:{_FILLER})*")
+_PLAIN = re.compile(rf"(?:{_FILLER}|archive|jpe?gs?|pngs?|classes)+")
+_SIMILAR = 0.75
+"""Mean share of all sub-folder names in each folder, from which folders are alike."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the images are.
+
+    base: the folder to which file names are relative. parts: split ('' without splits)
+    -> class -> its folders. notes: sentences for the user.
+    """
+
+    base: Path
+    parts: dict[str, dict[str, list[Path]]]
+    notes: tuple[str, ...]
+
+
+def find_layout(root: Path, level: ClassLevel | None) -> Layout:
+    """Find the splits and the classes below `root`.
+
+    level: 1 if the folders in `root` (or in the folder of a split) are the classes, 2
+    if those in them are; None: 1, unless that is doubtful. Raises `RequestError` for a
+    doubtful layout.
+    """
+    if level is not None:
+        splits, notes = _find_splits(root)
+        parts = splits or {"": root}
+        return Layout(
+            root, {split: _find_classes(part, level)[0] for split, part in parts.items()}, (*notes,)
+        )
+    base = _descend(root)
+    splits, notes = _find_splits(base)
+    parts = splits or {"": base}
+    inner = _enter_image_folders({split: _descend(part) for split, part in parts.items()})
+    moved = [str(inner[split]) for split in parts if inner[split] != parts[split]]
+    if base != root or moved:
+        places = ", ".join(map(repr, moved or [str(base)]))
+        notes = [f"The images of {str(root)!r} are read from {places}.", *notes]
+    classes = {}
+    for split, part in inner.items():
+        classes[split], doubts = _find_classes(part, None)
+        notes += doubts if part == next(iter(inner.values())) else []
+    return Layout(base, classes, (*notes,))
+
+
+def match_split(name: str) -> tuple[str, str] | None:
+    """Return the split that a folder name contains, and the rest of the name.
+
+    Words are separated by case, digits and punctuation: 'seg_train', 'TrainImages',
+    'testset', 'val2017'. None without a split word, or with words of two splits.
+    """
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()
+    splits, rest = set(), []
+    for word in re.split(r"[\W_\d]+", spaced):
+        match = _COMPOUND.fullmatch(word)
+        if match:
+            splits.add(SPLIT_WORDS[match[1]])
+        elif word and not re.fullmatch(_FILLER, word):
+            rest.append(word)
+    return (splits.pop(), " ".join(rest)) if len(splits) == 1 else None
+
+
+def list_some(names: Sequence[str]) -> str:
+    """Return up to eight names, quoted, and the number of others."""
+    return ", ".join(repr(name) for name in names[:8]) + (
+        f" and {len(names) - 8} more" if len(names) > 8 else ""
+    )
+
+
+def _holds_images(folder: Path) -> bool:
+    """Whether an image lies directly in the folder."""
+    return any(not is_folder(entry) and is_image(entry.path) for entry in list_visible(folder))
+
+
+def _descend(folder: Path) -> Path:
+    """Return the folder to read, one or more levels down if that can't be wrong.
+
+    That is the case for a folder that holds only a folder of the same name, or only a
+    folder with splits.
+    """
+    while True:
+        names = list_folders(folder)
+        if len(names) != 1 or _holds_images(folder):
+            return folder
+        inner = folder / names[0]
+        below = list_folders(inner)
+        same_name = names[0].lower() == folder.resolve().name.lower()
+        doubled = len(below) == 1 and below[0].lower() == names[0].lower()
+        if not below or not (
+            same_name or (not match_split(names[0]) and (doubled or _find_splits(inner)[0]))
+        ):
+            return folder
+        folder = inner
+
+
+def _enter_image_folders(parts: dict[str, Path]) -> dict[str, Path]:
+    """Enter ``images/`` or the like where it is all that each split holds."""
+    inner = {}
+    for split, part in parts.items():
+        names = list_folders(part)
+        if not split or len(names) != 1 or not _PLAIN.fullmatch(names[0].lower()):
+            return parts
+        if not list_folders(part / names[0]) or _holds_images(part):
+            return parts
+        inner[split] = part / names[0]
+    return inner
+
+
+def _find_splits(folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """Return split -> folder, ordered train, validation, test, and notes.
+
+    Empty without splits. Raises `RequestError` if the folders may be splits or classes.
+    """
+    names = list_folders(folder)
+    matches = {name: match for name in names if (match := match_split(name))}
+    matched, others = _select_split_folders(folder, names, matches)
+    if not matched:
+        return {}, []
+    splits = {name: matches[name][0] for name in matched}
+    place = f"{str(folder)!r} holds {list_some(matched)}"
+    if others:
+        raise RequestError(
+            f"{place} and also {list_some(others)}: predefined splits or classes? {LAYOUT} Move"
+            " the other folders away."
+        )
+    if len(set(splits.values())) < len(splits):
+        raise RequestError(f"{place}: two folders for the same split. {LAYOUT} Merge the folders.")
+    if "train" not in splits.values():
+        raise RequestError(f"{place} but no train folder. {LAYOUT}")
+    left_out = [name for name in names if name not in matched]
+    notes = (
+        []
+        if all(name.lower() in SPLIT_WORDS for name in matched)
+        else [f"{place}: read as predefined splits."]
+    )
+    if left_out:
+        notes.append(f"In {str(folder)!r}, {list_some(left_out)} beside the splits: left out.")
+    return {s: folder / name for s in SPLITS for name in splits if splits[name] == s}, notes
+
+
+def _select_split_folders(
+    folder: Path, names: Sequence[str], matches: Mapping[str, tuple[str, str]]
+) -> tuple[list[str], list[str]]:
+    """Return the folders of splits, none if all are classes, and others with images.
+
+    matches: the result of `match_split` for the `names` that have a split word.
+    """
+    nested = [name for name in matches if list_folders(folder / name)]
+    exact = [name for name in matches if name.lower() in SPLIT_WORDS]
+    splits = {split for split, _ in matches.values()}
+    surely = _are_exact_splits(exact, nested, names)
+    if not surely and not (
+        "train" in splits and (len(splits) > 1 or len(names) == len(nested) == 1)
+    ):
+        return [], []
+    others = [name for name in names if name not in matches]
+    others = [name for name in others if not _is_ignorable(folder, name, list(matches))]
+    if not surely and not _are_splits(folder, matches, nested, others):
+        return [], []
+    matched = [name for name in matches if name in (*exact, *nested) or holds_image(folder / name)]
+    return matched, others
+
+
+def _are_exact_splits(exact: Sequence[str], nested: Sequence[str], names: Sequence[str]) -> bool:
+    """Whether folders called 'train', 'test' ... are splits (or must be asked about).
+
+    A folder 'train' without sub-folders, next to other folders, is a class.
+    """
+    splits = {SPLIT_WORDS[name.lower()] for name in exact}
+    return (
+        len(exact) == len(names)
+        or any(name in nested for name in exact)
+        or ("train" in splits and len(splits) > 1)
+    )
+
+
+def _are_splits(
+    folder: Path,
+    matches: Mapping[str, tuple[str, str]],
+    nested: Sequence[str],
+    others: Sequence[str],
+) -> bool:
+    """Whether folders with a split word inside their names are splits, not classes.
+
+    They hold the same sub-folders, or have names that are equal but for the split word:
+    not 'freight_train' and 'crash_test'.
+    """
+    if len(nested) > 1 and _are_alike([list_folders(folder / name) for name in nested]):
+        return True
+    return not others and len({rest for _, rest in matches.values()}) == 1
+
+
+def _is_ignorable(folder: Path, name: str, splits: Sequence[str]) -> bool:
+    """Whether a folder beside splits has no image, or is a copy of the splits."""
+    return set(splits) <= set(list_folders(folder / name)) or not holds_image(folder / name)
+
+
+def _are_alike(names: Sequence[Iterable[str]]) -> bool:
+    """Whether folders hold (nearly) the same sub-folders, at least two."""
+    sets = [{name.lower() for name in each} for each in names]
+    union = set().union(*sets)
+    return len(union) > 1 and sum(map(len, sets)) >= _SIMILAR * len(union) * len(sets)
+
+
+def _find_classes(part: Path, level: ClassLevel | None) -> tuple[dict[str, list[Path]], list[str]]:
+    """Return class -> folders, and a note if sub-folders may be the classes.
+
+    Raises `RequestError` without class folders, or if the sub-folders of all folders
+    have the same names.
+    """
+    names = _list_class_names(part)
+    top = {name: [part / name] for name in names}
+    if level == 1 or (level is None and any(_is_leaf(part / name) for name in names)):
+        return top, []
+    below = {name: list_folders(part / name) for name in names}
+    classes: dict[str, list[Path]] = {}
+    for name, inner in sorted(below.items()):
+        for each in inner:
+            classes.setdefault(each, []).append(part / name / each)
+    if level == 2:
+        if not classes:
+            raise RequestError(
+                f"data.source.class_level=2, but the folders in {str(part)!r} have no sub-folders."
+                " Set data.source.class_level=1."
+            )
+        return dict(sorted(classes.items())), []
+    if len(names) > 1 and _are_alike(list(below.values())):
+        raise RequestError(
+            f"The folders in {str(part)!r} ({list_some(names)}) all hold sub-folders of the same"
+            f" names ({list_some(sorted(classes))}). Which are the classes? If the sub-folders, set"
+            " data.source.class_level=2, which reads those of the same name as one class, or set"
+            f" data.root to one of the folders, for example data.root={part / names[0]}. If the"
+            f" folders, set data.source.class_level=1. If they are splits, rename them. {LAYOUT}"
+        )
+    if len(names) > 1 and any(len(inner) > 1 for inner in below.values()):
+        return top, [
+            f"The classes are the {len(names)} folders in {str(part)!r}; their {len(classes)}"
+            f" sub-folders ({list_some(sorted(classes))}) are parts of them."
+            " data.source.class_level=2 makes each sub-folder a class."
+        ]
+    return top, []
+
+
+def _is_leaf(folder: Path) -> bool:
+    """Whether the folder holds images directly, or no folder."""
+    entries = list_visible(folder)
+    return not any(map(is_folder, entries)) or any(
+        not is_folder(entry) and is_image(entry.path) for entry in entries
+    )
+
+
+def _list_class_names(part: Path) -> list[str]:
+    entries = list_visible(part)
+    names = [entry.name for entry in entries if is_folder(entry)]
+    if names:
+        return names
+    images = sum(is_image(entry.path) for entry in entries)
+    if images:
+        content = f"{images} image(s) and no class folder"
+    elif entries:
+        content = f"{len(entries)} file(s), none of them an image, and no class folder"
+    else:
+        content = "nothing"
+    raise RequestError(
+        f"{str(part)!r} holds {content}. {LAYOUT} Put the images of each class into a separate"
+        " folder."
+    )

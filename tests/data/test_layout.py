@@ -1,0 +1,192 @@
+"""Tests of the layout of folders: splits, classes, and what is asked about."""
+
+from pathlib import Path
+
+import pytest
+
+from kd_app.config import RequestError
+from kd_app.data.folder import Folder
+from kd_app.data.layout import ClassLevel, Layout, find_layout, match_split
+from tests.data.test_folder import put
+
+
+def layout(root: Path, names: list[str], level: ClassLevel | None = None) -> Layout:
+    return find_layout(put(root, names), level)
+
+
+def classes(root: Path, names: list[str], level: ClassLevel | None = None) -> dict[str, list[str]]:
+    return {split: list(part) for split, part in layout(root, names, level).parts.items()}
+
+
+def refused(root: Path, names: list[str]) -> str:
+    with pytest.raises(RequestError) as raised:
+        layout(root, names)
+    return str(raised.value)
+
+
+def fill(*folders: str, inner: tuple[str, ...] = ("cat", "dog")) -> list[str]:
+    return [f"{folder}/{name}/1.png" for folder in folders for name in inner]
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("training_set", "train"),
+        ("test_set", "test"),
+        ("seg_train", "train"),
+        ("TrainImages", "train"),
+        ("TRAIN-IMGS", "train"),
+        ("imgs val", "validation"),
+        ("valset", "validation"),
+        ("dev.data", "validation"),
+        ("val2017", "validation"),
+        ("testimages", "test"),
+        ("Testing Data", "test"),
+        ("trains", None),
+        ("contest", None),
+        ("invalid", None),
+        ("train_test", None),
+        ("devices", None),
+        ("cat", None),
+    ],
+)
+def test_a_split_word_is_found_inside_a_name(name: str, split: str | None) -> None:
+    match = match_split(name)
+    assert (match and match[0]) == split
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("training_set", "test_set"),
+        ("seg_train", "seg_test"),
+        ("train_images", "val_images"),
+        ("TrainImages", "TestImages"),
+        ("imgs train", "imgs-val", "ImgsTest"),
+        ("ILSVRC_train", "ILSVRC_val"),
+        ("my train", "test of mine"),
+    ],
+)
+def test_folders_that_all_have_a_split_word_are_splits(
+    tmp_path: Path, folders: tuple[str, ...]
+) -> None:
+    found = layout(tmp_path, fill(*folders))
+    assert next(iter(found.parts)) == "train"
+    assert len(found.parts) == len(folders)
+    assert all(list(part) == ["cat", "dog"] for part in found.parts.values())
+    assert "read as predefined splits" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["freight_train/1.png", "crash_test/1.png"],
+        ["freight_train/1.png", "passenger_train/1.png"],
+        ["train_station/2019/1.png", "test_tube/small/1.png"],
+        ["bus/1.png", "train/1.png", "car/1.png"],
+        ["test_positive/1.png", "test_negative/1.png"],
+        ["valid/1.png", "invalid/1.png"],
+        ["valid_docs/1.png", "invalid_docs/1.png"],
+    ],
+)
+def test_split_words_in_names_of_classes_are_no_splits(tmp_path: Path, names: list[str]) -> None:
+    assert list(classes(tmp_path, names)) == [""]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["train_images/1.png", "test_images/1.png"], "1 image(s) and no class folder"),
+        (["train/1.png", "test/1.png", "extra/1.png"], "predefined splits or classes?"),
+        ([*fill("training_set", "test_set"), "extra/1.png"], "predefined splits or classes?"),
+        (fill("train_a", "train_b", "test"), "two folders for the same split"),
+        (fill("seg_val", "seg_test"), "all hold sub-folders of the same names"),
+        (fill("site1", "site2", "site3"), "all hold sub-folders of the same names ('cat', 'dog')"),
+        (fill("train/a", "train/b", "test/a", "test/b"), "data.source.class_level=2"),
+        (
+            [*fill("one", inner=("a", "b", "c", "d")), *fill("two", inner=("a", "b"))],
+            "data.source.class_level=1",
+        ),
+    ],
+)
+def test_a_doubtful_layout_is_asked_about(tmp_path: Path, names: list[str], message: str) -> None:
+    assert message in refused(tmp_path, names)
+
+
+def test_the_level_of_the_classes_can_be_set(tmp_path: Path) -> None:
+    names = [*fill("site1"), *fill("site2", inner=("cat", "eel"))]
+    assert classes(tmp_path, names, level=1) == {"": ["site1", "site2"]}
+    assert classes(tmp_path, [], level=2) == {"": ["cat", "dog", "eel"]}
+    source = Folder(root=tmp_path, channels=1, class_level=2)
+    listing = source.list_images()
+    assert listing.files == (
+        "site1/cat/1.png",
+        "site1/dog/1.png",
+        "site2/cat/1.png",
+        "site2/eel/1.png",
+    )
+    assert [listing.classes[number] for number in listing.target] == ["cat", "dog", "cat", "eel"]
+
+
+def test_folders_of_classes_are_classes_with_a_note(tmp_path: Path) -> None:
+    names = [*fill("animals"), *fill("plants", inner=("oak", "rose"))]
+    found = layout(tmp_path, names)
+    assert list(found.parts[""]) == ["animals", "plants"]
+    assert "their 4 sub-folders ('cat', 'dog', 'oak', 'rose') are parts of them" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["cat/images/1.png", "dog/images/1.png"],
+        ["cat/2020/may/1.png", "cat/1.png", "dog/2021/1.png"],
+    ],
+)
+def test_usual_sub_folders_of_classes_need_no_note(tmp_path: Path, names: list[str]) -> None:
+    assert layout(tmp_path, names) == Layout(
+        tmp_path, {"": {"cat": [tmp_path / "cat"], "dog": [tmp_path / "dog"]}}, ()
+    )
+
+
+@pytest.mark.parametrize(
+    "outer",
+    ["archive/archive", "archive", "photos/photos", "a/a/a"],
+)
+def test_a_folder_that_only_holds_the_data_is_entered_with_a_note(
+    tmp_path: Path, outer: str
+) -> None:
+    found = layout(tmp_path, fill(f"{outer}/train", f"{outer}/test"))
+    assert found.base == tmp_path / outer
+    assert list(found.parts) == ["train", "test"]
+    assert f"are read from '{tmp_path / outer}'" in found.notes[0]
+
+
+def test_a_doubled_folder_of_classes_is_entered(tmp_path: Path) -> None:
+    found = layout(tmp_path / "photos", fill("photos"))
+    assert list(found.parts[""]) == ["cat", "dog"]
+    assert found.base == tmp_path / "photos" / "photos"
+    assert layout(tmp_path / "x", fill("photos/photos")).base == tmp_path / "x/photos/photos"
+
+
+def test_doubled_folders_of_splits_are_entered(tmp_path: Path) -> None:
+    names = [*fill("seg_train/seg_train", "seg_test/seg_test"), "notes/readme.txt"]
+    found = layout(tmp_path, names)
+    assert {split: list(part) for split, part in found.parts.items()} == {
+        "train": ["cat", "dog"],
+        "test": ["cat", "dog"],
+    }
+    assert found.parts["train"]["cat"] == [tmp_path / "seg_train/seg_train/cat"]
+    assert any("'notes' beside the splits: left out" in note for note in found.notes)
+
+
+def test_a_folder_of_images_in_each_split_is_entered(tmp_path: Path) -> None:
+    found = layout(tmp_path, fill("train/images", "val/images"))
+    assert found.parts["validation"]["dog"] == [tmp_path / "val/images/dog"]
+    assert found.base == tmp_path
+    assert "/train/images" in found.notes[0]
+
+
+def test_a_copy_of_the_splits_beside_them_is_left_out(tmp_path: Path) -> None:
+    found = layout(tmp_path, fill("train", "test", "x/train", "x/test"))
+    assert list(found.parts) == ["train", "test"]
+    assert "'x' beside the splits: left out" in found.notes[0]
