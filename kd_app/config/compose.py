@@ -17,6 +17,7 @@ from kd_app.config.errors import (
     suggest_closest_keys,
     take_first_line,
 )
+from kd_app.config.path_settings import quote_path, resolve_paths
 from kd_app.config.paths import CONF, list_choices
 
 COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
@@ -29,14 +30,15 @@ _NO_KEY = re.compile(r"Key '[^']+' (?:is not in struct|not in '\w+').*?full_key:
 _NO_CHOICE = re.compile(r"Could not (?:find|load) '([\w/]+)/([^/']+)'")
 
 
-def normalize_overrides(overrides: Iterable[str]) -> list[str]:
+def normalize_overrides(overrides: Iterable[str], *, is_sweep: bool = False) -> list[str]:
     """Rewrite short overrides of kd_app into Hydra's syntax.
 
     Free-form keys (``<part>.kwargs.*``, ``teacher.members.*``, ``loss.<term>.teacher``)
     get the prefix ``++``. ``loss.<term>.schedule=<name>`` becomes a choice of the group
-    scheduler: ``+scheduler@loss.<term>.schedule=<name>``.
+    scheduler: ``+scheduler@loss.<term>.schedule=<name>``. Paths are quoted, see
+    `quote_path`. Normalized overrides do not change again.
     """
-    return [_normalize_override(override) for override in overrides]
+    return [_normalize_override(quote_path(override, is_sweep=is_sweep)) for override in overrides]
 
 
 def _normalize_override(override: str) -> str:
@@ -48,7 +50,7 @@ def _normalize_override(override: str) -> str:
 
 def to_plain_dict(config: DictConfig) -> dict[str, Any]:
     """Convert a configuration to dicts and lists, with resolved interpolations and
-    without Hydra's settings.
+    paths, without Hydra's settings. Raises `RequestError`.
     """
     try:
         resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -57,7 +59,9 @@ def to_plain_dict(config: DictConfig) -> dict[str, Any]:
             f"The configuration can't be resolved: {take_first_line(error)}."
         ) from None
     assert isinstance(resolved, dict)
-    return {str(key): value for key, value in resolved.items() if key != "hydra"}
+    plain = {str(key): value for key, value in resolved.items() if key != "hydra"}
+    config: dict[str, Any] = resolve_paths(plain)
+    return config
 
 
 def compose_config(primary: str, overrides: Sequence[str]) -> dict[str, Any]:
