@@ -47,12 +47,20 @@ class FileSource(Source):
         labels: Sequence[str],
         split: Sequence[str],
         group: Sequence[str],
+        *,
+        notes: Sequence[str] = (),
     ) -> Listing:
         """Build the listing of `files` below `base`; `labels` are class names."""
         number = {name: position for position, name in enumerate(classes)}
         target = np.array([number[label] for label in labels], dtype=np.int64)
         listing = Listing(
-            tuple(classes), tuple(files), target, tuple(split), tuple(group), fingerprint=""
+            tuple(classes),
+            tuple(files),
+            target,
+            tuple(split),
+            tuple(group),
+            fingerprint="",
+            notes=tuple(notes),
         )
         return add_fingerprint(listing, hash_files([self.base / file for file in files]))
 

@@ -99,7 +99,8 @@ class ImageIndex:
                 labeled, seed=self.seed, validation=self.shares.validation, test=self.shares.test
             )
             names = (*division.names, *(UNLABELED,) * (len(listing.files) - len(labeled.files)))
-            self._listing, self._names, self.notes = listing, names, division.notes
+            self._listing, self._names = listing, names
+            self.notes = (*listing.notes, *division.notes)
             self._divide()
 
     def _divide(self) -> None:

@@ -22,7 +22,8 @@ class Listing:
     name like 'digits/0012'. split: 'train', 'validation', 'test', or '' for images
     without a predefined split. group: '' for images without a group. fingerprint:
     sha256 of names, labels, predefined splits, groups and contents; independent of the
-    machine and of the path of the data.
+    machine and of the path of the data. notes: what the user should know about the
+    listing, one sentence each.
     """
 
     classes: tuple[str, ...]
@@ -31,6 +32,7 @@ class Listing:
     split: tuple[str, ...]
     group: tuple[str, ...]
     fingerprint: str
+    notes: tuple[str, ...] = ()
 
 
 class Source(Typed):

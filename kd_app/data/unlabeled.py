@@ -70,6 +70,7 @@ class WithUnlabeled(Source):
             split=(*first.split, *(UNLABELED,) * count),
             group=(*first.group, *("",) * count),
             fingerprint=total.hexdigest(),
+            notes=first.notes,
         )
 
     def read(self, index: int, *, shorter_side: int | None = None) -> Image.Image:
