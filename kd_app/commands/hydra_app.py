@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from kd_app.commands.exit_codes import STOPPED, combine, report, run_to_exit_code
 from kd_app.config.compose import (
     COMPOSE_ERRORS,
+    check_choices,
     compose_config,
     explain_error,
     normalize_overrides,
@@ -56,6 +57,7 @@ def run_with_hydra(
 
     sys.argv[1:] = _prepare_overrides(sys.argv[1:])
     try:
+        check_choices(each for each in sys.argv[1:] if not each.startswith("-"))
         main()
     except _TrialsStopped:
         pass

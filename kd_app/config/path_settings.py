@@ -108,8 +108,8 @@ def _check_path(key: str, path: str) -> None:
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:
-        shown = path if len(path) <= _LONGEST_SHOWN else f"{path[:_LONGEST_SHOWN]}..."
-        raise RequestError(f"{key}={shown!r} can't be a path: {_explain(path, error)}") from None
+        text = path if len(path) <= _LONGEST_SHOWN else f"{path[:_LONGEST_SHOWN]}..."
+        raise RequestError(f"{key}={text!r} can't be a path: {_explain(path, error)}") from None
 
 
 def _explain(path: str, error: OSError | ValueError) -> str:

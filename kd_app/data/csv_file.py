@@ -13,7 +13,7 @@ from kd_app.config import RequestError, suggest_closest
 from kd_app.data.files import FileSource, require_two_classes, resolve_root
 from kd_app.data.folder import SPLIT_WORDS
 from kd_app.data.source import Listing
-from kd_app.data.table import TABLES, Table, read_table
+from kd_app.data.table import TABLES, ImageTable, read_table
 from kd_app.data.unread_columns import check_unread
 
 Role = Literal["path", "label", "split", "group"]
@@ -115,7 +115,7 @@ class CsvFile(FileSource):
             " the paths in the table are relative to."
         )
 
-    def _find_columns(self, table: Table) -> dict[Role, int]:
+    def _find_columns(self, table: ImageTable) -> dict[Role, int]:
         """Return role -> position. Raises `RequestError` for a missing column."""
         places: dict[Role, int] = {}
         for role, name in self.columns.items():
@@ -156,7 +156,7 @@ def _find_table(root: Path | None) -> Path:
 class _RowReader:
     """Reads the rows of a table whose paths are relative to the folder `images`."""
 
-    table: Table
+    table: ImageTable
     places: Mapping[Role, int]
     images: Path
     suffix: str

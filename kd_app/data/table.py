@@ -35,7 +35,7 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Table:
+class ImageTable:
     """A table with a header; names and cells are stripped of spaces."""
 
     file: Path
@@ -79,7 +79,7 @@ class Table:
         )
 
 
-def read_table(file: Path, names: Sequence[str]) -> Table:
+def read_table(file: Path, names: Sequence[str]) -> ImageTable:
     """Read a table in UTF-8 (or UTF-16 with a byte order mark), separated by comma,
     semicolon, tab or pipe.
 
@@ -105,7 +105,7 @@ def read_table(file: Path, names: Sequence[str]) -> Table:
             f"{str(file)!r} can't be read: {error}, in line {reader.line_num + start - 1}. Expected"
             " a CSV file; a cell with a quote in it is itself quoted. Correct that line."
         ) from None
-    return Table(file, tuple(name.strip() for name in header), rows)
+    return ImageTable(file, tuple(name.strip() for name in header), rows)
 
 
 def _read_rows(

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from kd_app.config import RequestError
 from kd_app.data.folder import SPLIT_WORDS
-from kd_app.data.table import Table
+from kd_app.data.table import ImageTable
 
 _SPLIT_NAMES = frozenset(
     [
@@ -25,7 +25,7 @@ _SHOWN = 8
 
 
 def check_unread(
-    table: Table, columns: Mapping[str, str | None], places: Mapping[str, int]
+    table: ImageTable, columns: Mapping[str, str | None], places: Mapping[str, int]
 ) -> list[str]:
     """Return notes about the columns that are not read.
 
@@ -73,7 +73,7 @@ def check_unread(
     return notes
 
 
-def _list_values(table: Table, place: int) -> set[str]:
+def _list_values(table: ImageTable, place: int) -> set[str]:
     cells = (row.cells[place] for row in table.rows if place < len(row.cells))
     return {cell.lower() for cell in cells if cell}
 
