@@ -40,6 +40,7 @@ class SearchSweeper(Sweeper):
         """Run the search, batch by batch."""
         from omegaconf import OmegaConf
 
+        from kd_app.config.compose import normalize_overrides
         from kd_app.search.trials import require_optuna
 
         require_optuna()
@@ -60,7 +61,7 @@ class SearchSweeper(Sweeper):
         search = Search(out, SearchSettings(**settings), parse_space(space))
         for batch in search.iterate_batches():
             trials = [
-                [*fixed, *(f"{key}={value}" for key, value in params.items())]
+                [*fixed, *normalize_overrides(f"{key}={value}" for key, value in params.items())]
                 for _, params in batch
             ]
             self.validate_batch_is_legal(trials)

@@ -30,6 +30,7 @@ from kd_app.training.timing import (
     EpochSteps,
     EpochTimer,
     StepEstimate,
+    count_images_per_batch,
     count_steps_per_epoch,
     estimate,
 )
@@ -163,7 +164,9 @@ def train_briefly(context: CheckContext, role: str, teacher: LoadedModel | None)
         result,
         seconds_per_epoch=timer.sum_seconds(full) + timer.estimate_overhead(short),
         setup_seconds=max(0.0, seconds - num_epochs * median(timer.epochs)),
-        inference_seconds=median(timer.validation) / workspace.data.batch_size,
+        inference_seconds=(
+            median(timer.validation) / count_images_per_batch(workspace.data, "validation")
+        ),
         model_bytes=sum(path.stat().st_size for path in (folder / MODEL).iterdir()),
         checkpoint_bytes=checkpoint.size,
         loaded=create(trained, job.input, len(workspace.classes), seed=0),
@@ -203,8 +206,8 @@ def _estimate(context: CheckContext, spec: ModelSpec, *, train: bool) -> StepEst
     workspace = context.workspace
     input_spec = resolve_input(spec, workspace.compute_image_stats())
     model = create(spec, input_spec, len(workspace.classes), seed=0).model
-    batch_size = workspace.data.batch_size
-    return estimate(model, input_spec, batch_size, workspace.spec.trainer, train=train)
+    images = count_images_per_batch(workspace.data, "train")
+    return estimate(model, input_spec, images, workspace.spec.trainer, train=train)
 
 
 def _build_teacher(context: CheckContext, teacher: LoadedModel, batches: int) -> JobTeacher:

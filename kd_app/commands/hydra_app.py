@@ -12,12 +12,14 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from kd_app.commands.exit_codes import STOPPED, combine, report, run_to_exit_code
 from kd_app.config.compose import (
     COMPOSE_ERRORS,
+    check_choices,
     compose_config,
     explain_error,
     normalize_overrides,
@@ -55,6 +57,7 @@ def run_with_hydra(
 
     sys.argv[1:] = _prepare_overrides(sys.argv[1:])
     try:
+        check_choices(each for each in sys.argv[1:] if not each.startswith("-"))
         main()
     except _TrialsStopped:
         pass
@@ -81,7 +84,7 @@ def _end_sweep(
     config: Callable[[], dict[str, Any]],
 ) -> None:
     """Remove Hydra's files and empty folders; run `after_sweep` if any trial ran."""
-    out = Path(next(each.removeprefix("out=") for each in sys.argv[1:] if each.startswith("out=")))
+    out = _find_sweep_folder(sys.argv[1:])
     (out / "multirun.yaml").unlink(missing_ok=True)
     for folder in [*out.glob("[0-9]*"), out]:
         # only empty folders can be removed
@@ -93,11 +96,21 @@ def _end_sweep(
         codes.append(run_to_exit_code(lambda: after_sweep(config())))
 
 
+def _find_sweep_folder(arguments: list[str]) -> Path:
+    # Only these are parsed: another override may be the reason for which no trial ran.
+    *_, out = _parse([each for each in arguments if each.lstrip("+").startswith("out=")])
+    return Path(str(out.value()))
+
+
 def _drop_sweeps(arguments: list[str]) -> list[str]:
-    overrides = OverridesParser.create().parse_overrides(
+    overrides = _parse(arguments)
+    return [str(override.input_line) for override in overrides if not override.is_sweep_override()]
+
+
+def _parse(arguments: list[str]) -> list[Override]:
+    return OverridesParser.create().parse_overrides(
         [each for each in arguments if not each.startswith("-")]
     )
-    return [str(override.input_line) for override in overrides if not override.is_sweep_override()]
 
 
 class _TrialsStopped(BaseException):
@@ -108,8 +121,11 @@ def _prepare_overrides(argv: list[str]) -> list[str]:
     """The command line for Hydra: normalized overrides, ``-m`` first, and an ``out=``
     for a sweep without one.
     """
-    arguments = sorted(normalize_overrides(argv), key=lambda argument: argument not in _SWEEP)
-    if _SWEEP & set(arguments) and not any(each.startswith("out=") for each in arguments):
+    is_sweep = bool(_SWEEP & set(argv))
+    arguments = sorted(
+        normalize_overrides(argv, is_sweep=is_sweep), key=lambda argument: argument not in _SWEEP
+    )
+    if is_sweep and not any(each.lstrip("+").startswith("out=") for each in arguments):
         # the same command must find the same folder to resume
         name = hashlib.sha256(" ".join(sorted(arguments)).encode()).hexdigest()[:8]
         arguments.append(f"out=runs/sweep-{name}")

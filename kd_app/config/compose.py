@@ -6,6 +6,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -17,7 +18,9 @@ from kd_app.config.errors import (
     suggest_closest_keys,
     take_first_line,
 )
+from kd_app.config.path_settings import quote_path, resolve_paths
 from kd_app.config.paths import CONF, list_choices
+from kd_app.config.values import check_values
 
 COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
 """The exceptions of Hydra for wrong overrides."""
@@ -26,17 +29,18 @@ _PRESETS = "data.presets"
 _SCHEDULE = re.compile(r"^(loss\.\w+\.schedule)=([a-z]\w*(?:,\w+)*)$")
 _FREE_FORM = re.compile(r"^(?:(?:[\w]+\.)*(?:kwargs|members)\.[\w.]+|loss\.\w+\.teacher)=")
 _NO_KEY = re.compile(r"Key '[^']+' (?:is not in struct|not in '\w+').*?full_key: (\S+)")
-_NO_CHOICE = re.compile(r"Could not (?:find|load) '([\w/]+)/([^/']+)'")
+_NO_CHOICE = re.compile(r"Could not (?:find|load) '([\w/]+)/([^/']*)'")
 
 
-def normalize_overrides(overrides: Iterable[str]) -> list[str]:
+def normalize_overrides(overrides: Iterable[str], *, is_sweep: bool = False) -> list[str]:
     """Rewrite short overrides of kd_app into Hydra's syntax.
 
     Free-form keys (``<part>.kwargs.*``, ``teacher.members.*``, ``loss.<term>.teacher``)
     get the prefix ``++``. ``loss.<term>.schedule=<name>`` becomes a choice of the group
-    scheduler: ``+scheduler@loss.<term>.schedule=<name>``.
+    scheduler: ``+scheduler@loss.<term>.schedule=<name>``. Paths are quoted, see
+    `quote_path`. Normalized overrides do not change again.
     """
-    return [_normalize_override(override) for override in overrides]
+    return [_normalize_override(quote_path(override, is_sweep=is_sweep)) for override in overrides]
 
 
 def _normalize_override(override: str) -> str:
@@ -48,7 +52,7 @@ def _normalize_override(override: str) -> str:
 
 def to_plain_dict(config: DictConfig) -> dict[str, Any]:
     """Convert a configuration to dicts and lists, with resolved interpolations and
-    without Hydra's settings.
+    paths, without Hydra's settings. Raises `RequestError`.
     """
     try:
         resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -57,7 +61,10 @@ def to_plain_dict(config: DictConfig) -> dict[str, Any]:
             f"The configuration can't be resolved: {take_first_line(error)}."
         ) from None
     assert isinstance(resolved, dict)
-    return {str(key): value for key, value in resolved.items() if key != "hydra"}
+    plain = {str(key): value for key, value in resolved.items() if key != "hydra"}
+    check_values(plain)
+    config: dict[str, Any] = resolve_paths(plain)
+    return config
 
 
 def compose_config(primary: str, overrides: Sequence[str]) -> dict[str, Any]:
@@ -68,11 +75,32 @@ def compose_config(primary: str, overrides: Sequence[str]) -> dict[str, Any]:
     if GlobalHydra.instance().is_initialized():
         GlobalHydra.instance().clear()
     try:
+        check_choices(overrides)
         with initialize_config_dir(str(CONF), version_base="1.3"):
             config = compose(primary, overrides=normalize_overrides(overrides))
     except COMPOSE_ERRORS as error:
         raise RequestError(explain_error(error, primary, overrides)) from None
     return to_plain_dict(config)
+
+
+def check_choices(overrides: Iterable[str]) -> None:
+    """Raise `RequestError` if a list of choices holds something else than names, which
+    Hydra does not check.
+    """
+    parser = OverridesParser.create()
+    for text in overrides:
+        group = text.partition("=")[0].lstrip("+")
+        if not list_choices(group):
+            continue
+        override = parser.parse_override(text)
+        is_discrete = override.is_discrete_sweep()
+        for value in override.sweep_iterator() if is_discrete else [override.value()]:
+            for name in value if isinstance(value, list) else []:
+                if not isinstance(name, str) or not name:
+                    raise RequestError(
+                        f"{text!r} chooses {name!r}. Expected a list of names. Choices of {group}=:"
+                        f" {', '.join(list_choices(group))}."
+                    )
 
 
 def explain_error(error: BaseException, primary: str, overrides: Sequence[str]) -> str:
@@ -83,7 +111,8 @@ def explain_error(error: BaseException, primary: str, overrides: Sequence[str]) 
         return (
             f"{error.override!r} can't be read. Expected <setting>=<value>, for example seed=1."
             " Quote overrides with brackets, spaces or commas for the shell:"
-            " 'loss=[cross_entropy,soft_target]'."
+            " 'loss=[cross_entropy,soft_target]'. A text with other characters than letters,"
+            " digits, /, - and . has quotes of its own inside: 'tags=[\"a (1)\"]'."
         )
     text = " ".join(
         " ".join(str(each).split("\nSet the environment")[0].split()) for each in list_causes(error)

@@ -9,19 +9,21 @@ from hydra.utils import instantiate
 from kd_app.config.errors import RequestError
 
 
-def make(node: Mapping[str, Any], kind: type[Any], **more: Any) -> Any:
+def make(node: Any, kind: type[Any], **more: Any) -> Any:
     """Build the object named by ``_target_``, with the node's other keys as arguments.
 
     Raises `RequestError` if the call fails or the object is not a `kind`.
     """
-    target = node.get("_target_")
+    target = node.get("_target_") if isinstance(node, Mapping) else None
     if not isinstance(target, str):
         raise RequestError(
-            f"{dict(node)!r} has no _target_. Expected the dotted name of a {kind.__name__}."
+            f"A {kind.__name__} is built from {node!r}, which has no _target_. Expected a choice of"
+            " its group, or settings with the dotted name of a class in _target_."
         )
     try:
         part = instantiate(dict(node), **more, _convert_="all")
-    except InstantiationException as error:
+    # TypeError and ValueError: Hydra's keys in the node, such as _partial_, are wrong.
+    except (InstantiationException, TypeError, ValueError) as error:
         if isinstance(error.__cause__, RequestError):
             raise error.__cause__ from None
         reason = " ".join(str(error.__cause__ or error).split())

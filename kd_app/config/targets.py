@@ -12,6 +12,8 @@ from kd_app.config.typed import Typed
 
 FACTORY = "timm.create_model"
 """The only function that is allowed by default."""
+_MAY_BE_NULL = ("teacher._target_",)
+"""A ``_target_`` that may be null: teacher=none."""
 OURS, CALLBACKS = "kd_app", "lightning.pytorch.callbacks"
 """Packages that are allowed by default: `Typed` classes of kd_app, and Lightning's
 callbacks.
@@ -33,12 +35,14 @@ def check_targets(config: Any, allow: Sequence[str]) -> None:
                 f"{place}={target!r} contains an interpolation. Expected a value: write the value"
                 " itself."
             )
-        if (
-            place.split(".")[-1] != "_target_"
-            or not isinstance(target, str)
-            or target == FACTORY
-            or _is_within(target, allow)
-        ):
+        if place.split(".")[-1] != "_target_" or (place in _MAY_BE_NULL and target is None):
+            continue
+        if not isinstance(target, str):
+            raise RequestError(
+                f"{place}={target!r} is not a name. Expected the dotted name of a class or"
+                " function."
+            )
+        if target == FACTORY or _is_within(target, allow):
             continue
         if not _is_within(target, (OURS, CALLBACKS)):
             raise _build_refusal(place, target, target.partition(".")[0])

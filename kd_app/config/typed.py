@@ -1,15 +1,15 @@
 """Parts that validate their settings: the signature of ``__init__`` is the schema."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import ConfigDict, ValidationError, validate_call
 from pydantic_core import ErrorDetails
 
 from kd_app.config.errors import RequestError, suggest_closest
 
-_CONFIG = ConfigDict(arbitrary_types_allowed=True)
+_CONFIG = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
 _EXPECTED = "Input should be "
 
 
@@ -28,8 +28,22 @@ class Typed:
         plain: Callable[..., None] = cls.__init__
         signature = inspect.signature(plain)
         checked = validate_call(config=_CONFIG)(plain)
+        numbers = {
+            name
+            for name, parameter in signature.parameters.items()
+            if (types := set(_list_types(parameter.annotation))) & {int, float}
+            and not types & {bool, Any}
+        }
 
         def init(self: Any, *args: Any, **values: Any) -> None:
+            # pydantic takes true for 1
+            for name in numbers & values.keys():
+                if isinstance(values[name], bool):
+                    raise RequestError(
+                        _describe_misfit(
+                            called or cls.__name__, name, values[name], [f"{_EXPECTED}a number"]
+                        )
+                    )
             try:
                 checked(self, *args, **values)
             except ValidationError as error:
@@ -40,6 +54,18 @@ class Typed:
         init.__doc__ = plain.__doc__
         init.__signature__ = signature  # type: ignore[attr-defined]
         cls.__init__ = init  # type: ignore[method-assign]
+
+
+def _list_types(annotation: Any) -> Iterator[Any]:
+    """Yield the types in an annotation, and those of the values of a Literal."""
+    parts = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        yield from map(type, parts)
+    elif parts:
+        for part in parts:
+            yield from _list_types(part)
+    elif isinstance(annotation, type) or annotation is Any:
+        yield annotation
 
 
 def _write_paragraph(
@@ -72,8 +98,10 @@ def _describe_misfit(owner: str, where: str, got: Any, messages: Sequence[str]) 
     """The sentence for a value that fits none of the accepted types."""
     plain = all(message.startswith(_EXPECTED) for message in messages)
     expected = " or ".join(dict.fromkeys(message.removeprefix(_EXPECTED) for message in messages))
-    null = " None is read as text; write null for no value." if got == "None" else ""
-    return f"{owner}: {where}={got!r} does not fit: {'expected ' if plain else ''}{expected}.{null}"
+    hint = " None is read as text; write null for no value." if got == "None" else ""
+    if isinstance(got, str) and "valid list" in expected:
+        hint = f" A list has brackets, also with one element: '{where}=[{got}]'."
+    return f"{owner}: {where}={got!r} does not fit: {'expected ' if plain else ''}{expected}.{hint}"
 
 
 def _format_location(location: Sequence[str | int], values: Mapping[str, Any]) -> str:

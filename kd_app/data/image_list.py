@@ -1,14 +1,13 @@
 """Images to label: those of a folder, a single one, or those in a table."""
 
-import csv
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kd_app.config import RequestError, suggest_closest
 from kd_app.data.folder import list_images_below
 from kd_app.data.image_tree import LeftOut, describe_others, is_image, suggest_conversion
+from kd_app.data.table import TABLES, read_table
 
-_TABLES = (".csv", ".tsv")
 _COLUMN = "path"
 
 
@@ -51,8 +50,8 @@ def read_image_list(location: str) -> ImageList:
             f"images={location!r} does not exist. {near}Expected: a folder of images, an image,"
             " or a .csv with the paths of images."
         )
-    if path.suffix.lower() in _TABLES:
-        return ImageList(path.parent, _read_table(path))
+    if path.suffix.lower() in TABLES:
+        return ImageList(path.parent, _list_paths(path))
     if not is_image(str(path)):
         raise RequestError(
             f"images={location!r} is no image by its name (.jpg, .png ...), and not by its content."
@@ -62,34 +61,22 @@ def read_image_list(location: str) -> ImageList:
     return ImageList(path.parent, (path.name,))
 
 
-def _read_table(table: Path) -> tuple[str, ...]:
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as text:
-            header = text.readline()
-            text.seek(0)
-            rows = list(csv.reader(text, delimiter=max(",;\t", key=header.count), strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise RequestError(
-            f"The table {str(table)!r} can't be read: {error}. Expected: a table in UTF-8"
-            f" with the column {_COLUMN!r}."
-        ) from None
-    columns = [name.strip().lower() for name in rows[0]] if rows else []
-    if columns.count(_COLUMN) != 1:
-        raise RequestError(
-            f"The table {str(table)!r} has the columns {', '.join(columns) or 'none'}."
-            f" {suggest_closest(_COLUMN, columns)}Expected: one column {_COLUMN!r}, with paths"
-            " relative to the folder of the table."
-        )
-    column = columns.index(_COLUMN)
-    names = tuple(row[column].strip() if len(row) > column else "" for row in rows[1:] if any(row))
+def _list_paths(file: Path) -> tuple[str, ...]:
+    table = read_table(file, [_COLUMN])
+    column = table.require_column(
+        _COLUMN,
+        f"Expected: one column {_COLUMN!r}, with paths relative to the folder of the table.",
+    )
+    names = tuple(cells[column] if len(cells) > column else "" for _, cells in table.rows)
     if not names:
         raise RequestError(
-            f"The table {str(table)!r} lists no images. Expected: one row per image, with its path."
+            f"The table {str(file)!r} lists no images. Expected: one row per image, with its path."
         )
     if "" in names:
+        number = table.rows[names.index("")].number
         raise RequestError(
-            f"In the table {str(table)!r}, {names.count(''):,} of {len(names):,} rows have no path;"
-            f" the first is row {names.index('') + 1}. Expected: a path in every row. Fill in the"
-            " paths, or remove the rows."
+            f"In the table {str(file)!r}, {names.count(''):,} of {len(names):,} rows have no path;"
+            f" the first is row {number}. Expected: a path in every row. Fill in the paths, or"
+            " remove the rows."
         )
     return names

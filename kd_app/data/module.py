@@ -181,7 +181,14 @@ class ImageData(LightningDataModule, Typed):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return self.index.notes
+        images = len(self.index.training_rows) if self.index.is_loaded else self.batch_size
+        if self.batch_size <= images:
+            return self.index.notes
+        note = (
+            f"data.batch_size={self.batch_size} is more than the {images:,} images to train on, so"
+            " that an epoch is a single step with all of them. Smaller batches train more steps."
+        )
+        return (*self.index.notes, note)
 
     @property
     def channels(self) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from kd_app.checks.context import CheckContext, Limits
 from kd_app.checks.cost import Cost, describe_cost, estimate_cost
@@ -19,18 +20,27 @@ from kd_app.checks.teacher import (
     check_random_head,
 )
 from kd_app.checks.teacher_input import check_teacher_input
-from kd_app.config import RequestError
+from kd_app.config import RequestError, Typed
 from kd_app.config.make import make
 from kd_app.metrics.verdict import VerdictRule
 from kd_app.reporting.console import Console
 from kd_app.run.plan import describe_models
 from kd_app.run.role_jobs import draft_role_job
+from kd_app.run.run_folder import check_stages
 from kd_app.run.spec import Config, ExternalParts, build_spec
 from kd_app.run.train import find_trained
 from kd_app.run.workspace import Workspace
 from kd_app.stages import Stages
 from kd_app.tracking import Backend
 from kd_app.training.distributed.launch import check_places
+
+
+class CheckSettings(Typed, called="kd-check"):
+    """The setting of ``conf/check.yaml`` that ``conf/distill.yaml`` does not have."""
+
+    def __init__(self, *, check: dict[str, Any]) -> None:
+        self.check = check
+
 
 CHECKS: tuple[Callable[[CheckContext], Iterator[Finding]], ...] = (
     check_license,
@@ -88,12 +98,13 @@ def inspect_setup(
     config: Config, *, own: ExternalParts | None = None, console: Console
 ) -> CheckReport:
     """Collect all findings and the plan. Raises `RequestError` for a wrong config."""
-    limits = Limits(**config["check"])
+    limits = Limits(**CheckSettings(check=config["check"]).check)
     spec = build_spec({key: value for key, value in config.items() if key != "check"}, own)
     check_places(spec.trainer)
     rule = VerdictRule(**config["verdict"])
     for node in config["logger"].values():
         make(node, Backend)
+    check_stages(Path(config["stages"]))
     stages = Stages(Path(config["stages"]), say=console.print)
     workspace = Workspace(spec, stages, console, tracker=None)
     try:

@@ -17,7 +17,7 @@ from kd_app.run.measurement import format_top1, measure_models, name_data, start
 from kd_app.run.plan import write_plan
 from kd_app.run.results_builder import ResultsBuilder, SplitName
 from kd_app.run.role_jobs import build_control_job, build_student_job, build_teacher_job, check_pair
-from kd_app.run.run_folder import build_run_name, claim_folder
+from kd_app.run.run_folder import build_run_name, check_out, check_stages, claim_folder
 from kd_app.run.run_output import SPLIT, list_uploads, write_models
 from kd_app.run.spec import Config, ExternalParts, RunSpec, build_spec
 from kd_app.run.train import Listeners, train
@@ -53,6 +53,7 @@ def distill(
     out = _name_folder(config, trial)
     external = sorted(name for name, part in vars(spec.external).items() if part is not None)
     splits = select_splits(config, trial)
+    check_out(out, Path(config["stages"]))
     with claim_folder(out, {**config, "own": external}, overwrite=config["overwrite"]):
         results = None if config["remake"] else find_results(out, spec, splits, console)
         if results is not None:
@@ -62,6 +63,7 @@ def distill(
             )
             console.show(build_summary(results))
             return out
+        check_stages(Path(config["stages"]))
         tracker = _open_tracker(backends, spec, out, console, trial)
         pruner = None
         if config["trial_pruning"] and trial is not None:

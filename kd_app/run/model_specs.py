@@ -15,7 +15,7 @@ from kd_app.deployment.manifest import read_entry
 from kd_app.models.class_map import ClassMap
 from kd_app.models.composite import ArtifactTeacher, ClassMappedTeacher, EmaTeacher, TeacherEnsemble
 from kd_app.models.spec import CompositeTeacher, ModelSpec, WeightsSource
-from kd_app.run.schema import EnsembleSettings, check_assistant
+from kd_app.run.schema import EnsembleSettings, TeacherFiles, check_assistant
 
 Config = dict[str, Any]
 
@@ -46,21 +46,21 @@ def build_composite(node: Config) -> CompositeTeacher | None:
 
 
 def _build_single(node: Config) -> CompositeTeacher | None:
-    checkpoint, classes = node.get("checkpoint"), node.get("classes")
+    files = TeacherFiles(checkpoint=node.get("checkpoint"), classes=node.get("classes") or None)
+    checkpoint, classes = files.checkpoint, files.classes
     artifact = (
-        _open_artifact_teacher(Path(checkpoint))
-        if checkpoint and Path(checkpoint).suffix == ".onnx"
-        else None
+        _open_artifact_teacher(checkpoint) if checkpoint and checkpoint.suffix == ".onnx" else None
     )
-    if not classes:
+    if classes is None:
         return artifact
     teacher = artifact or build_model_spec("teacher", node, None)
     if not teacher.origin.has_weights:
         raise RequestError(
-            f"teacher.classes={classes!r} maps the classes of a trained teacher, but {teacher.name}"
-            " has random weights. Name pretrained weights, or remove teacher.classes."
+            f"teacher.classes={str(classes)!r} maps the classes of a trained teacher, but"
+            f" {teacher.name} has random weights. Name pretrained weights, or remove"
+            " teacher.classes."
         )
-    return ClassMappedTeacher(teacher, ClassMap(Path(classes)))
+    return ClassMappedTeacher(teacher, ClassMap(classes))
 
 
 def _open_artifact_teacher(path: Path) -> ArtifactTeacher:

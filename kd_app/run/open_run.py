@@ -17,6 +17,7 @@ import yaml
 from kd_app.config import RequestError
 from kd_app.config.errors import take_first_line
 from kd_app.config.targets import check_targets
+from kd_app.config.values import check_values
 from kd_app.metrics.verdict import VerdictRule
 from kd_app.models.save import CONFIG as MODEL_CONFIG
 from kd_app.models.save import INT8, WEIGHTS
@@ -24,7 +25,7 @@ from kd_app.models.spec import ModelSpec
 from kd_app.reporting.console import Console
 from kd_app.reporting.results import Results, read
 from kd_app.reporting.teacher_reference import read_teacher_reference
-from kd_app.run.run_folder import claim_folder
+from kd_app.run.run_folder import check_out, check_stages, claim_folder
 from kd_app.run.schema import DistillSettings
 from kd_app.run.spec import Config, ExternalParts, RunSpec, assemble_spec, check_recipes
 from kd_app.run.workspace import RunModel, Workspace
@@ -150,6 +151,7 @@ def _read_config(folder: Path, results: Results) -> tuple[Config, Path]:
             "The run's results name models that its configuration does not:"
             f" {', '.join(map(repr, unknown[:5]))}. Name an unmodified run folder."
         )
+    check_values(config)
     return {key: value for key, value in config.items() if key not in (OWN, COMPRESSED)}, stages
 
 
@@ -212,8 +214,11 @@ def open_run(
         spec.licenses.check()
     for note in saved.notes:
         console.print(f"Note: {note}")
+    folder = Path(saved.config["stages"])
+    check_out(out, folder)
+    check_stages(folder)
     with claim_folder(out, record, overwrite=overwrite):
-        stages = Stages(Path(saved.config["stages"]), remake=remake, say=console.print)
+        stages = Stages(folder, remake=remake, say=console.print)
         workspace = Workspace(spec, stages, console, tracker)
         workspace.prepare_data()
         if saved.purpose == "train":

@@ -7,7 +7,12 @@ from kd_app.models.create import create, resolve_input
 from kd_app.models.spec import LoadedModel, ModelSpec, suggest_pretrained_tag
 from kd_app.run.workspace import Workspace
 from kd_app.training.job import Recipe
-from kd_app.training.timing import StepEstimate, count_steps_per_epoch, estimate
+from kd_app.training.timing import (
+    StepEstimate,
+    count_images_per_batch,
+    count_steps_per_epoch,
+    estimate,
+)
 
 
 def write_plan(workspace: Workspace, *, ready: bool) -> str:
@@ -130,9 +135,8 @@ def _load(workspace: Workspace, model: ModelSpec) -> LoadedModel:
 
 
 def _estimate_step(workspace: Workspace, model: LoadedModel, *, train: bool) -> StepEstimate:
-    return estimate(
-        model.model, model.pixels, workspace.data.batch_size, workspace.spec.trainer, train=train
-    )
+    images = count_images_per_batch(workspace.data, "train")
+    return estimate(model.model, model.pixels, images, workspace.spec.trainer, train=train)
 
 
 def format_seconds(seconds: float) -> str:

@@ -63,6 +63,30 @@ def claim_folder(out: Path, config: Mapping[str, Any], *, overwrite: bool) -> It
         lock.release()
 
 
+def check_out(out: Path, stages: Path) -> None:
+    """Raise `RequestError` if `out` is the folder of the stages or lies in it."""
+    inner, outer = out.resolve(), stages.resolve()
+    if inner == outer or outer in inner.parents:
+        raise RequestError(
+            f"out={str(out)!r} {'is' if inner == outer else 'lies in'} the folder of the cached"
+            f" stages, stages={str(stages)!r}, where only stages belong. Choose another folder with"
+            " out= or stages=."
+        )
+
+
+def check_stages(stages: Path) -> None:
+    """Raise `RequestError` if the folder of the stages can't be created or written."""
+    path = stages.absolute()
+    existing = next(each for each in (path, *path.parents) if each.exists())
+    if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
+        return
+    reason = "this user may not write to it" if existing.is_dir() else "it is a file"
+    raise RequestError(
+        f"The folder of the cached stages, stages={str(stages)!r}, can't be written"
+        f" ({str(existing)!r}: {reason}). Set stages= to another folder."
+    )
+
+
 def _make_folder(out: Path) -> list[Path]:
     """Create the folder; the folders of its path that are new, innermost first."""
     new = [path for path in (out, *out.parents) if not path.exists()]

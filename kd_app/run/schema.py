@@ -72,14 +72,33 @@ class DistillSettings(Typed, called="kd-distill"):
                     " that control."
                 )
             _check_known(f"controls.{name}", control, _CONTROL_KEYS)
+            _check_terms(f"controls.{name}.loss", control.get("loss"))
             if control.get("student") is not None:
                 _check_control_model(f"controls.{name}.student", control["student"])
         _check_known("student", student, _MODEL_KEYS)
         if teacher is not None:
             _check_known("teacher", teacher, (*_MODEL_KEYS, *_TRAINING_KEYS, *_COMPOSITE_KEYS))
-        num_assistants = len((teacher or {}).get("chain") or ())
+            if teacher.get("loss") is not None:
+                _check_terms("teacher.loss", teacher["loss"])
+        _check_data(data)
+        num_assistants = len(Chain(chain=(teacher or {}).get("chain") or []).chain)
         for name in remake:
             _check_stage(name, controls, num_assistants)
+
+
+class Chain(Typed, called="teacher"):
+    """The models between teacher and student, each a name or settings."""
+
+    def __init__(self, *, chain: list[Place | Group]) -> None:
+        self.chain = chain
+
+
+class TeacherFiles(Typed, called="teacher"):
+    """The files of a teacher that is not trained here."""
+
+    def __init__(self, *, checkpoint: Path | None, classes: Path | None) -> None:
+        self.checkpoint = checkpoint
+        self.classes = classes
 
 
 class Licensing(Typed, called="license"):
@@ -189,6 +208,8 @@ class EvaluationSettings(Typed, called="kd-evaluate"):
                 "kd-evaluate needs to know what to measure: run=<run folder>, or"
                 " 'cascade=[<cheap model>,<expensive model>]'."
             )
+        if data is not None:
+            _check_data(data)
 
 
 def _check_chosen(group: str, chosen: Mapping[str, Any]) -> None:
@@ -204,6 +225,26 @@ def _check_chosen(group: str, chosen: Mapping[str, Any]) -> None:
         if is_choice(group, name):
             raise RequestError(explain_not_chosen(group, name))
         raise build_unknown_error(f"choice of {group}=", name, list_choices(group))
+
+
+def _check_data(data: Mapping[str, Any]) -> None:
+    if "_target_" not in data:
+        raise RequestError(
+            f"data={dict(data)!r} has no _target_. Expected a choice of data=:"
+            f" {', '.join(list_choices('data'))}; or the settings of your own data module."
+        )
+
+
+def _check_terms(path: str, terms: Any) -> None:
+    """Every term of a loss is a component with a ``_target_``."""
+    if not isinstance(terms, Mapping):
+        raise RequestError(f"{path}={terms!r} does not fit. Expected loss terms by name.")
+    for name, node in terms.items():
+        if not isinstance(node, Mapping) or "_target_" not in node:
+            raise RequestError(
+                f"{path}.{name}={node!r} is not a loss term. Expected settings with a _target_; to"
+                " remove a term, choose others."
+            )
 
 
 def _check_control_model(path: str, node: Any) -> None:

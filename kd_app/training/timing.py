@@ -56,6 +56,11 @@ def _limit(batches: int, limit: float | None) -> int:
     return max(1, int(batches * limit))
 
 
+def count_images_per_batch(data: RunData, split: str) -> int:
+    """Count the images of a batch, which is smaller if the split has fewer images."""
+    return min(data.batch_size, max(1, data.sizes[split]))
+
+
 class EpochTimer(Callback):
     """Measure the seconds of each training batch with its loading, of a validation
     batch on average, and of each epoch. Excludes the first steps, which check the loss

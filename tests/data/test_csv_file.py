@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from kd_app.config import RequestError
-from kd_app.data.csv_file import CsvFile
+from kd_app.data.csv_file import CsvFile, Role
 
 
 def table(folder: Path, text: str, name: str = "labels.csv") -> Path:
@@ -21,13 +21,20 @@ def table(folder: Path, text: str, name: str = "labels.csv") -> Path:
     return folder / name
 
 
-def source(path: Path) -> CsvFile:
-    return CsvFile(root=path, channels=1)
+def source(
+    path: Path,
+    columns: dict[Role, str | None] | None = None,
+    *,
+    images: str | None = None,
+    suffix: str | None = None,
+) -> CsvFile:
+    folder = None if images is None else Path(images)
+    return CsvFile(root=path, channels=1, columns=columns or {}, images=folder, suffix=suffix)
 
 
-def refused(path: Path) -> str:
+def refused(path: Path, columns: dict[Role, str | None] | None = None, **settings: str) -> str:
     with pytest.raises(RequestError) as raised:
-        source(path).list_images()
+        source(path, columns, **settings).list_images()
     assert "\n" not in str(raised.value)
     return str(raised.value)
 
@@ -96,10 +103,11 @@ def test_whole_numbers_are_sorted_numerically(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file,label\na.png,x\n", "column 'path' .* is missing"),
+        ("file,label\na.png,x\n", "no column 'path'.*: file, label.*columns.path=<its name>"),
         ("path,labels\na.png,x\n", "Did you mean 'labels'"),
-        ("path,label,label\na.png,x,y\n", "column 'label' .* is twice"),
-        ("", "column 'path' .* nothing"),
+        ("path,label,label\na.png,x,y\n", "column 'label' twice"),
+        ("", "no column 'path'.* nothing"),
+        ("a.png,x\nb.png,y\n", "no header: its first row is a.png, x. Add a first row"),
         ("path,label\n", "no rows"),
         ("path,label\na.png,x\nb.png,\n", "Row 3 .* no label"),
         ("path,label\na.png,x\n,y\n", "Row 3 .* no path"),
@@ -109,11 +117,21 @@ def test_whole_numbers_are_sorted_numerically(tmp_path: Path) -> None:
             "path,label\na.png,x\nb.png,y\nnone.png,y\nnothing.png,y\n",
             "Row 4 .*'none.png', where there is no file. So do 1 other",
         ),
-        ("path,label\na.png,x\nb.png,y\nsub/../a.png,y\n", "Rows 2 and 4 .*'a.png'"),
-        ("path,label\na.png,x\n../b.png,y\n", "Row 3 .* outside"),
-        ("path,label\na.png,x\n/etc/passwd,y\n", "Row 3 .* outside"),
-        ("path,label\na.png,x\n.,y\n", "Row 3 .* outside"),
+        ("path,label\na.png,x\nb.png,y\nsub/../a.png,y\n", "Rows 2 and 4 .*'sub/../a.png'"),
+        ("path,label\na.png,x\na.png,x\na.png,x\n", "label 'x'.*rows, 2 in all"),
+        ("path,label\na.png,x\na.png,y\n", "labels 'x' and 'y'; an image has one label"),
+        ("path,label\na.png,x\n../b.png,y\n", "Row 3 .* no file"),
+        ("path,label\na.png,x\n/etc/passwd,y\n", "Row 3 .* outside.*only folder.* '/'"),
+        ("path,label\na.png,x\n.,y\n", "Row 3 .* no file"),
         ("path,label\na.png,x\nsub,y\n", "Row 3 .* no file"),
+        ("path,label\na.png,x\nC:\\d\\b.png,y\n", "Row 3 .*Only paths on this machine"),
+        ("path,label\na.png,x\nhttps://a.org/b.png,y\n", "Row 3 .*Only paths on this machine"),
+        ("path,label\na.png,x\nb.png,y,z\n", "Row 3 .* has 3 cells, the header has 2: b.png, y"),
+        ("path,label\na,x\n", "Row 2 .*Did you mean data.source.suffix=.png"),
+        ("path,label\nc.png,x\n", "Row 2 .*Did you mean data.source.images=sub"),
+        ("path,label\nc,x\n", "Did you mean data.source.images=sub data.source.suffix=.png"),
+        ("path,label,split\na.png,x,2\n", "split '2'. A number does not tell"),
+        ("path,label,set\na.png,x,train\nb.png,y,TEST\n", "column 'set' .*columns.split='set'"),
         ("path,label\na.png,x\nb.png,x\n", "single class, 'x'"),
         ('path,label\na.png,"x\n', "can't be read"),
     ],
@@ -125,10 +143,66 @@ def test_errors_name_the_row(tmp_path: Path, text: str, message: str) -> None:
     assert "labels.csv" in str(raised.value)
 
 
-def test_another_encoding_is_refused(tmp_path: Path) -> None:
-    path = table(tmp_path, "")
-    path.write_bytes("path,label\na.png,größe\n".encode("latin-1"))
-    assert "UTF-8" in refused(path)
+def test_columns_endings_and_folders_of_other_tables_are_set(tmp_path: Path) -> None:
+    text = "id;breed;width;fold;owner\nc;pug;4;train;1\nd e.PNG;lab;5;;1\n"
+    path = table(tmp_path, text)
+    (tmp_path / "sub" / "d e.png").rename(tmp_path / "sub" / "d e.PNG")
+    columns: dict[Role, str | None] = {
+        "path": "ID",
+        "label": "breed",
+        "split": "fold",
+        "group": "owner",
+    }
+    reader = source(path, columns, images="sub", suffix="png")
+    listing = reader.list_images()
+    assert listing.files == ("c.png", "d e.PNG")
+    assert listing.classes == ("lab", "pug")
+    assert listing.split == ("train", "")
+    assert listing.group == ("1", "1")
+    assert listing.notes == ("Columns of labels.csv that are not read: width.",)
+    assert reader.read(0).size == (2, 2)
+    assert "There is no folder" in refused(path, columns, images="nowhere")
+    assert "columns.label=null, but" in refused(path, {"path": "id", "label": None})
+    assert "no column 'fold'" in refused(table(tmp_path, "path,label\n"), {"split": "fold"})
+
+
+def test_unread_columns_are_noted_with_what_they_may_be(tmp_path: Path) -> None:
+    text = "path,label,fold,patient_id,PatientAge,\na.png,x,0,7,30,\nb.png,y,1,7,30,\n"
+    path = table(tmp_path, text)
+    unread, fold, patient = source(path).list_images().notes
+    assert unread.endswith("not read: fold, patient_id, PatientAge.")
+    assert "without the column 'fold'" in fold
+    assert "data.source.columns.group='patient_id'" in patient
+    ruled_out = source(path, {"split": None, "group": None}).list_images()
+    assert ruled_out.notes == (unread,)
+    assert source(path, {"split": None, "group": "patient_id"}).list_images().group == ("7", "7")
+
+
+def test_a_column_of_splits_may_be_read_or_ruled_out(tmp_path: Path) -> None:
+    path = table(tmp_path, "path,label,Set\na.png,x,train\nb.png,y,test\nsub/c.png,y,\n")
+    assert "images for testing would be trained on" in refused(path)
+    assert source(path, {"split": "Set"}).list_images().split == ("train", "test", "")
+    assert set(source(path, {"split": None}).list_images().split) == {""}
+    table(tmp_path, "path,label,split,set\na.png,x,train,test\nb.png,y,test,train\n")
+    assert source(path).list_images().split == ("train", "test")
+
+
+def test_paths_of_windows_and_paths_out_of_the_folder_are_read(tmp_path: Path) -> None:
+    names = source(table(tmp_path / "d", "path,label\na.png,x\nsub\\c.png,y\n")).list_images()
+    assert names.files == ("a.png", "sub/c.png")
+    (tmp_path / "tables").mkdir()
+    text = f"path,label\n../d/a.png,x\n{tmp_path}/d/sub/c.png,y\n"
+    (tmp_path / "tables" / "x.csv").write_text(text)
+    reader = source(tmp_path / "tables" / "x.csv")
+    assert reader.list_images().files == ("a.png", "sub/c.png")
+    assert reader.list_images().fingerprint == names.fingerprint
+    assert reader.read(1).size == (2, 2)
+
+
+def test_a_folder_of_several_tables_lists_them(tmp_path: Path) -> None:
+    table(tmp_path, "path,label\n", "train.csv")
+    table(tmp_path, "path,label\n", "test.tsv")
+    assert "holds test.tsv, train.csv" in refused(tmp_path)
 
 
 def test_an_absolute_path_inside_is_made_relative(tmp_path: Path) -> None:

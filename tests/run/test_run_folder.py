@@ -1,5 +1,6 @@
 """The folder of a run: who may use it, and what a refused job leaves behind."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,13 @@ import yaml
 
 from kd_app.config import RequestError
 from kd_app.config.compose import compose_config
-from kd_app.run.run_folder import build_run_name, claim_folder, find_differences
+from kd_app.run.run_folder import (
+    build_run_name,
+    check_out,
+    check_stages,
+    claim_folder,
+    find_differences,
+)
 
 CONFIG = {"seed": 1, "loss": {"weight": 2.0}}
 
@@ -113,3 +120,30 @@ def test_a_run_is_named_by_data_models_and_settings() -> None:
     assert name().startswith("digits-resnet50.a1_in1k-")
     assert name() == name("tags=[a]", "out=elsewhere", "student.license=mit")
     assert name() != name("seed=3")
+
+
+@pytest.mark.parametrize("out", ["s", "s/run", "x/../s/run", "link/run"])
+def test_a_run_is_never_in_the_folder_of_the_stages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("s").mkdir()
+    Path("link").symlink_to("s")
+    with pytest.raises(RequestError, match=f"out='{out}' (is|lies in) the folder of .* stages='s'"):
+        check_out(Path(out), Path("s"))
+    check_out(Path("runs/a"), Path("runs/.stages"))
+    check_out(Path("s2"), Path("s"))
+
+
+def test_stages_that_cant_be_written_are_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    check_stages(Path("runs/.stages"))
+    Path("file").touch()
+    with pytest.raises(RequestError, match=r"stages='file', can't be written .*it is a file"):
+        check_stages(Path("file"))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(RequestError, match=r"stages='runs/.stages', .* may not write to it"):
+        check_stages(Path("runs/.stages"))
+    assert not Path("runs").exists()

@@ -15,6 +15,7 @@ from kd_app.training.module import CHECKED_STEPS
 from kd_app.training.timing import (
     EpochSteps,
     EpochTimer,
+    count_images_per_batch,
     count_steps_per_epoch,
     estimate,
     match_wall_time,
@@ -123,3 +124,9 @@ def test_an_estimate_times_training_only_if_requested() -> None:
     learns = estimate(seeded(Net), PIXELS, 8, settings(), train=True)
     assert learns.training > 0 < learns.inference
     assert estimate(seeded(Net), PIXELS, 8, settings(), train=False).training == 0
+
+
+def test_a_batch_has_at_most_the_images_of_its_split() -> None:
+    data: Any = SimpleNamespace(batch_size=100_000, sizes={"train": 70, "validation": 0})
+    assert count_images_per_batch(data, "train") == 70
+    assert count_images_per_batch(data, "validation") == 1

@@ -1,0 +1,159 @@
+"""Tables of images: CSV files as spreadsheets, pandas and Kaggle write them."""
+
+import codecs
+import csv
+import io
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from kd_app.config import RequestError, suggest_closest
+from kd_app.data.images import is_image_name
+
+TABLES = (".csv", ".tsv")
+"""Endings of the files that are tables."""
+_DELIMITERS = ",;\t|"
+_SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?\s*')
+"""A first line of Excel that names the delimiter."""
+_BINARY = {
+    b"PK\x03\x04": "a workbook (.xlsx, .ods) or an archive",
+    b"\xd0\xcf\x11\xe0": "an Excel workbook (.xls)",
+    b"PAR1": "a Parquet file",
+    b"\x1f\x8b": "a compressed file (.gz)",
+}
+_ENDINGS = {".xlsx", ".xls", ".ods", ".json", ".jsonl", ".parquet"}
+_SHOWN = 12
+
+
+class Row(NamedTuple):
+    """The cells of one row; `number` counts as a spreadsheet does: the header is 1."""
+
+    number: int
+    cells: Sequence[str]
+
+
+@dataclass(frozen=True)
+class ImageTable:
+    """A table with a header; names and cells are stripped of spaces."""
+
+    file: Path
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+    def find_column(self, name: str) -> int | None:
+        """Return the position of a column, None if there is none.
+
+        Capital letters count only if they tell two columns apart. Raises `RequestError`
+        for a name that two columns have.
+        """
+        places = [place for place, each in enumerate(self.columns) if each == name] or [
+            place for place, each in enumerate(self.columns) if each.lower() == name.lower()
+        ]
+        if len(places) > 1:
+            raise RequestError(
+                f"{str(self.file)!r} has the column {name!r} twice, and which one to read is"
+                " unclear. Rename or remove one."
+            )
+        return places[0] if places else None
+
+    def require_column(self, name: str, fix: str) -> int:
+        """Return the position of a column; raise `RequestError` without it.
+
+        fix: the last sentence of the message.
+        """
+        place = self.find_column(name)
+        if place is not None:
+            return place
+        known = self.columns
+        some = ", ".join(known[:_SHOWN]) + (", ..." if len(known) > _SHOWN else "")
+        if any(map(is_image_name, known)):
+            raise RequestError(
+                f"{str(self.file)!r} has no header: its first row is {some}. Add a first row with"
+                f" the names of the columns. {fix}"
+            )
+        raise RequestError(
+            f"{str(self.file)!r} has no column {name!r}; its header has: {some or 'nothing'}."
+            f" {suggest_closest(name, known)}{fix}"
+        )
+
+
+def read_table(file: Path, names: Sequence[str]) -> ImageTable:
+    """Read a table in UTF-8 (or UTF-16 with a byte order mark), separated by comma,
+    semicolon, tab or pipe.
+
+    names: the columns to read; of several possible delimiters, the one that yields
+    these columns is used. Blank rows are left out. Raises `RequestError` for another
+    encoding, another kind of file, an open quote, and a row with more cells than the
+    header.
+    """
+    lines = io.StringIO(_decode(file), newline="")
+    first = lines.readline()
+    start = 1
+    if match := _SEPARATOR_LINE.fullmatch(first):
+        delimiter, start = match[1], 2
+    else:
+        delimiter = _find_delimiter(first, names)
+        lines.seek(0)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    try:
+        header = next(reader, [])
+        rows = tuple(_read_rows(file, reader, len(header), start + 1))
+    except csv.Error as error:
+        raise RequestError(
+            f"{str(file)!r} can't be read: {error}, in line {reader.line_num + start - 1}. Expected"
+            " a CSV file; a cell with a quote in it is itself quoted. Correct that line."
+        ) from None
+    return ImageTable(file, tuple(name.strip() for name in header), rows)
+
+
+def _read_rows(
+    file: Path, reader: Iterator[list[str]], width: int, first_number: int
+) -> Iterator[Row]:
+    for number, cells in enumerate(reader, start=first_number):
+        if not any(cells):
+            continue
+        if any(cells[width:]):
+            raise RequestError(
+                f"Row {number} of {str(file)!r} has {len(cells)} cells, the header has {width}:"
+                f" {', '.join(cells)[:200]}. Put cells that hold the delimiter in double quotes."
+            )
+        yield Row(number, [cell.strip() for cell in cells])
+
+
+def _find_delimiter(header: str, names: Sequence[str]) -> str:
+    wanted = {name.lower() for name in names}
+
+    def has_columns(delimiter: str) -> bool:
+        cells = next(csv.reader([header], delimiter=delimiter), [])
+        return wanted <= {cell.strip().lower() for cell in cells}
+
+    suitable = [each for each in _DELIMITERS if has_columns(each)]
+    return max(suitable or _DELIMITERS, key=header.count)
+
+
+def _decode(file: Path) -> str:
+    """Return the text of a table without a byte order mark."""
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise RequestError(
+            f"{str(file)!r} can't be read: {error.strerror or error}. Expected a CSV file."
+        ) from None
+    kind = next((name for magic, name in _BINARY.items() if content.startswith(magic)), None)
+    if kind or file.suffix.lower() in _ENDINGS:
+        raise RequestError(
+            f"{str(file)!r} is {kind or f'a {file.suffix} file'}, not a CSV file. In the program"
+            " that wrote it, save or export the table as 'CSV (UTF-8)', and name that file."
+        )
+    is_wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return content.decode("utf-16" if is_wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise RequestError(
+            f"{str(file)!r} is not in UTF-8: {error.reason} in line {line}. Save the file as"
+            f" 'CSV (UTF-8)', or convert it: iconv -f WINDOWS-1252 -t UTF-8 {file.name} >"
+            " utf8.csv"
+        ) from None

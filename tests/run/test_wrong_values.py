@@ -1,0 +1,110 @@
+"""Every setting with a value of the wrong kind: taken or refused, never a traceback."""
+
+from collections.abc import Iterator
+from copy import deepcopy
+from typing import Any
+
+import pytest
+
+from kd_app.config import RequestError
+from kd_app.config.compose import compose_config
+from kd_app.config.make import make
+from kd_app.jobs.check import CheckSettings
+from kd_app.metrics.verdict import VerdictRule
+from kd_app.run.spec import build_spec
+from kd_app.tracking import Backend
+
+OVERRIDES = (
+    *("teacher.name=test_resnet", "student.name=test_resnet", "budget=latency", "callbacks=[ema]"),
+    *("data=csv", "data.root=x", "controls=[labels_only,smoothed_labels]", "logger=[csv,wandb]"),
+)
+Key = tuple[str, ...]
+
+
+@pytest.fixture(scope="module")
+def config() -> dict[str, Any]:
+    return compose_config("check", OVERRIDES)
+
+
+def list_keys(node: Any, prefix: Key = ()) -> Iterator[Key]:
+    for name, value in node.items() if isinstance(node, dict) else ():
+        if (*prefix, name) == ("data", "presets"):
+            continue
+        yield (*prefix, name)
+        yield from list_keys(value, (*prefix, name))
+
+
+def find(config: dict[str, Any], key: Key) -> Any:
+    node: Any = config
+    for name in key:
+        node = node[name]
+    return node
+
+
+def replace(config: dict[str, Any], key: Key, value: Any) -> dict[str, Any]:
+    changed: dict[str, Any] = deepcopy(config)
+    find(changed, key[:-1])[key[-1]] = value
+    return changed
+
+
+def validate(config: dict[str, Any]) -> None:
+    """All that kd-check and kd-distill validate before they read or write anything."""
+    CheckSettings(check=config["check"])
+    build_spec({key: value for key, value in config.items() if key != "check"})
+    VerdictRule(**config["verdict"])
+    for node in config["logger"].values():
+        make(node, Backend)
+
+
+def try_value(config: dict[str, Any], key: Key, value: Any) -> str:
+    """What is wrong with a refusal; empty if the value is refused well, or taken."""
+    try:
+        validate(replace(config, key, value))
+    except RequestError as error:
+        return "several lines" if "\n" in str(error) else ""
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def test_a_number_in_place_of_a_group_is_taken_or_refused(config: dict[str, Any]) -> None:
+    validate(config)
+    groups = [key for key in list_keys(config) if isinstance(find(config, key), dict)]
+    assert {".".join(key): why for key in groups if (why := try_value(config, key, -1))} == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("value", [-1, None, True, "x", "", [1], [None], {"x": 1}, {1: 2}, 1e300])
+def test_a_value_of_the_wrong_kind_is_taken_or_refused(config: dict[str, Any], value: Any) -> None:
+    keys = list(list_keys(config))
+    assert {".".join(key): why for key in keys if (why := try_value(config, key, value))} == {}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("data._target_", None, "data._target_=None is not a name"),
+        ("data", {"x": 1}, "has no _target_. Expected a choice of data="),
+        ("data.source._partial_", "x", "_partial_ flag must be a bool"),
+        ("data.batch_size", True, "batch_size=True does not fit: expected a number"),
+        ("teacher.optimizer", None, "A Optimizer is built from None"),
+        ("teacher.checkpoint", -1, "teacher: checkpoint=-1 does not fit"),
+        ("teacher.chain", -1, "teacher: chain=-1 does not fit: expected a valid list"),
+        ("teacher.loss.cross_entropy", None, "teacher.loss.cross_entropy=None is not a loss term"),
+        ("controls.labels_only.loss.cross_entropy", None, "cross_entropy=None is not a loss term"),
+        ("controls.smoothed_labels.loss", [1], r"loss=\[1\] does not fit"),
+        ("check", 5, "kd-check: check=5 does not fit"),
+    ],
+)
+def test_what_is_wrong_is_named(config: dict[str, Any], key: str, value: Any, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        validate(replace(config, tuple(key.split(".")), value))
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["loss=[1]", "callbacks=[null]", "budget=[1.5]", "controls=[[a]]", "logger=[{a: b}]"],
+)
+def test_a_choice_that_is_no_name_is_refused(override: str) -> None:
+    with pytest.raises(RequestError, match=r"chooses .* Expected a list of names. Choices of"):
+        compose_config("distill", [override])
