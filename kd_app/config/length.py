@@ -1,5 +1,6 @@
 """The length that a setting needs from a training to have its effect."""
 
+import math
 from typing import Literal, NamedTuple
 
 Unit = Literal["steps", "epochs", "batches", "images"]
@@ -37,10 +38,8 @@ def describe_shortage(need: LengthNeed, length: TrainingLength) -> str | None:
     length_in_unit = getattr(length, need.unit)
     if length_in_unit >= need.least:
         return None
-    place = {"steps": "the training has", "epochs": "the training has"}.get(
-        need.unit, "there are" if need.unit == "images" else "an epoch has"
-    )
-    least = "more" if need.least == float("inf") else f"at least {need.least:,.0f}"
+    place = {"images": "there are", "batches": "an epoch has"}.get(need.unit, "the training has")
+    least = "more" if math.isinf(need.least) else f"at least {need.least:,.0f}"
     return (
         f"{need.setting} needs {least} {need.unit}, but {place} {length_in_unit:,}:"
         f" {need.effect}. {need.fix}."

@@ -18,6 +18,7 @@ from kd_app.run.plan import write_plan
 from kd_app.run.results_builder import ResultsBuilder, SplitName
 from kd_app.run.role_jobs import build_control_job, build_student_job, build_teacher_job, check_pair
 from kd_app.run.run_folder import build_run_name, claim_folder
+from kd_app.run.run_length import list_length_notes
 from kd_app.run.run_output import SPLIT, list_uploads, write_models
 from kd_app.run.spec import Config, ExternalParts, RunSpec, build_spec
 from kd_app.run.train import Listeners, train
@@ -192,6 +193,9 @@ def _train_models(
     """Teacher, controls and student, each trained or reused."""
     spec, console, tracker = workspace.spec, workspace.console, workspace.tracker
     _prepare_data(workspace, builder.out)
+    for note in list_length_notes(workspace):
+        builder.notes.append(note)
+        console.print(f"Note: {note}")
     teacher = workspace.load_pretrained_teacher()
     console.print(write_plan(workspace, ready=teacher is not None))
     check_pair(workspace)

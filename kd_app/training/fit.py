@@ -18,7 +18,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 
-from kd_app.config import RequestError
+from kd_app.config import RequestError, RunError
 from kd_app.data.base import RunData
 from kd_app.data.batch import Batch
 from kd_app.data.normalize import normalize
@@ -31,6 +31,7 @@ from kd_app.models.teacher import FrozenTeacher
 from kd_app.reporting.console import Console
 from kd_app.stages import write_atomically
 from kd_app.training.averaging import EMA
+from kd_app.training.callback_rules import explain_callback_error
 from kd_app.training.callbacks import (
     BEST,
     LAST,
@@ -86,13 +87,13 @@ def fit(
     recipe_callbacks = job.recipe.make_callbacks()
     checkpoints = ResumableCheckpoint(
         folder,
-        average=next((each for each in recipe_callbacks if isinstance(each, EMA)), None),
+        average=next((each for each in recipe_callbacks.values() if isinstance(each, EMA)), None),
         minutes=settings.checkpoint_minutes if has_replay else None,
         steps=settings.checkpoint_steps if has_replay else None,
     )
     progress = Progress(job.name, console)
     skip = SkipNonFiniteSteps()
-    all_callbacks = [*recipe_callbacks, *callbacks, progress]
+    all_callbacks = [*recipe_callbacks.values(), *callbacks, progress]
     if settings.on_nan == "skip":
         all_callbacks.append(skip)
     consistency = None
@@ -114,7 +115,15 @@ def fit(
     step = prepare_resume(folder, console.print)
     if step is not None:
         console.print(f"  {job.name}: resumes at step {step}")
-    _run(trainer, module, data, checkpoints, None if step is None else folder / LAST)
+    try:
+        _run(trainer, module, data, checkpoints, None if step is None else folder / LAST)
+    except (RequestError, RunError):
+        raise
+    except Exception as error:
+        failure = explain_callback_error(error, recipe_callbacks)
+        if failure is None:
+            raise
+        raise failure from error
     if settings.profiler:
         profiles = sorted(folder.glob(f"*{PROFILE}*.txt"))
         console.print("\n".join(path.read_text(encoding="utf-8") for path in profiles))
