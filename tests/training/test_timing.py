@@ -6,7 +6,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from torch import Tensor, nn
 
+from kd_app.config import RequestError
 from kd_app.config.compose import compose_config
 from kd_app.run.spec import build_spec
 from kd_app.training import timing
@@ -123,3 +125,13 @@ def test_an_estimate_times_training_only_if_requested() -> None:
     learns = estimate(seeded(Net), PIXELS, 8, settings(), train=True)
     assert learns.training > 0 < learns.inference
     assert estimate(seeded(Net), PIXELS, 8, settings(), train=False).training == 0
+
+
+def test_a_step_that_does_not_fit_into_memory_is_a_wrong_request() -> None:
+    class Huge(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            raise MemoryError
+
+    message = "Memory ran out in a step of a batch of 64 images.*data.batch_size=32"
+    with pytest.raises(RequestError, match=message):
+        estimate(Huge(), PIXELS, 64, settings(), train=True)
