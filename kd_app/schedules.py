@@ -4,11 +4,13 @@ that a resumed training needs no saved state.
 
 import math
 from abc import abstractmethod
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from kd_app.config import RequestError, Typed
+from kd_app.config.length import LengthNeed
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -28,6 +30,25 @@ class Schedule(Typed):
         if progress < self.warmup:
             return progress / self.warmup
         return self.compute_shape((progress - self.warmup) / max(1 - self.warmup, 1e-12))
+
+    def list_phases(self) -> Iterator[tuple[str, float, str]]:
+        """The settings that start a phase: the setting, the share of the training at
+        which the phase starts, and what a training without this phase lacks.
+        """
+        yield f"warmup={self.warmup:g}", self.warmup, "the factor never reaches its full value"
+
+    def list_length_needs(self) -> Iterator[LengthNeed]:
+        """Each phase needs a step: the middle of the last one is at progress ``1 -
+        1/(2 steps)``.
+        """
+        for setting, start, effect in self.list_phases():
+            yield LengthNeed(
+                setting,
+                math.ceil(0.5 / (1 - start) - 1e-9) if start < 1 else math.inf,
+                "steps",
+                effect,
+                "Set a smaller share of the training",
+            )
 
     @abstractmethod
     def compute_shape(self, progress: float) -> float:
@@ -68,6 +89,13 @@ class MultiStep(Schedule):
         self.milestones = milestones
         self.gamma = gamma
 
+    def list_phases(self) -> Iterator[tuple[str, float, str]]:
+        yield from super().list_phases()
+        for milestone in self.milestones:
+            share = self.warmup + (1 - self.warmup) * milestone
+            effect = f"the training ends before the milestone {milestone:g}"
+            yield f"milestones={self.milestones}", share, effect
+
     def compute_shape(self, progress: float) -> float:
         return float(self.gamma ** sum(progress >= milestone for milestone in self.milestones))
 
@@ -107,6 +135,9 @@ class Ramp(Schedule):
         self.first, self.last = first, last
         self.begin, self.end = begin, end
         self.curve = curve
+
+    def list_phases(self) -> Iterator[tuple[str, float, str]]:
+        yield f"begin={self.begin:g}", self.begin, "the ramp never begins"
 
     def compute_shape(self, progress: float) -> float:
         t = min(max((progress - self.begin) / max(self.end - self.begin, 1e-12), 0.0), 1.0)

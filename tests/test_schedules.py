@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from kd_app.config import RequestError
 from kd_app.config.compose import compose_config
 from kd_app.run.spec import build_spec
-from kd_app.schedules import Ramp
+from kd_app.schedules import Constant, Cosine, Linear, MultiStep, Ramp, Schedule
 from kd_app.training.loss import DistillationLoss
 from tests.builders import teacher_folder, trained
 from tests.training.small_parts import terms
@@ -107,3 +107,21 @@ def test_any_choice_of_scheduler_is_a_schedule_of_a_term() -> None:
         loss = build_spec(config).recipe.build_loss()
         assert loss.compute_weight("soft_target", 0.5) == pytest.approx(2 * at_half)
         assert loss.compute_weight("cross_entropy", 0.5) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("schedule", "least"),
+    [
+        (Cosine(warmup=0.05, final=0.0), [1]),
+        (Linear(warmup=0.9, final=0.0), [5]),
+        (Constant(warmup=1.0), [math.inf]),
+        (MultiStep(warmup=0.5, milestones=[0.5, 1.0], gamma=0.1), [1, 2, math.inf]),
+        (Ramp(first=0.0, last=1.0, begin=0.99, end=1.0, curve="linear"), [50]),
+    ],
+)
+def test_every_phase_of_a_schedule_needs_a_step(schedule: Schedule, least: list[float]) -> None:
+    needs = [need.least for need in schedule.list_length_needs()]
+    assert needs == least
+    for (_, start, _), steps in zip(schedule.list_phases(), needs, strict=True):
+        if math.isfinite(steps):
+            assert 1 - 0.5 / steps >= start - 1e-9

@@ -11,7 +11,7 @@ import torch
 
 from kd_app.checks.context import CheckContext
 from kd_app.checks.dry_run import DryRun
-from kd_app.data.pixel_store import read_available_memory
+from kd_app.config.memory import read_available_memory
 from kd_app.run.plan import format_seconds
 
 _BYTES_PER_NUMBER = 4

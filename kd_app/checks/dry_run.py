@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback
 
 from kd_app.checks.context import CheckContext
 from kd_app.config import RequestError, RunError
+from kd_app.config.memory import explain_memory_error
 from kd_app.data.batch import Batch
 from kd_app.deployment.predictions import predict
 from kd_app.models.create import create, resolve_input
@@ -136,14 +137,15 @@ def train_briefly(context: CheckContext, role: str, teacher: LoadedModel | None)
     probe, timer, checkpoint = TermProbe(), EpochTimer(), _CheckpointSize()
     start, error = time.perf_counter(), ""
     try:
-        fit(
-            short_job,
-            workspace.data,
-            trainer.shorten(train=short.training, validation=short.validation),
-            folder,
-            console=Console(silent=True),
-            callbacks=(probe, timer, checkpoint),
-        )
+        with explain_memory_error(f"a short training of the {role}", workspace.spec.config):
+            fit(
+                short_job,
+                workspace.data,
+                trainer.shorten(train=short.training, validation=short.validation),
+                folder,
+                console=Console(silent=True),
+                callbacks=(probe, timer, checkpoint),
+            )
     except (RequestError, RunError) as reason:
         error = str(reason)
     seconds = time.perf_counter() - start

@@ -25,6 +25,7 @@ from kd_app.config.compose import (
     normalize_overrides,
     to_plain_dict,
 )
+from kd_app.config.memory import explain_memory_error
 from kd_app.config.paths import CONF
 
 _SWEEP = {"-m", "--multirun"}
@@ -47,7 +48,7 @@ def run_with_hydra(
         trial = settings.job.num if settings.mode == RunMode.MULTIRUN else None
         codes.append(
             run_to_exit_code(
-                lambda: task(to_plain_dict(config), trial),
+                lambda: _run_task(task, to_plain_dict(config), trial),
                 about="" if trial is None else f"Trial {trial}: ",
             )
         )
@@ -69,6 +70,13 @@ def run_with_hydra(
     if _SWEEP & set(sys.argv):
         _end_sweep(codes, after_sweep, lambda: _compose_sweep_config(primary, configs))
     return combine(codes)
+
+
+def _run_task(
+    task: Callable[[dict[str, Any], int | None], None], config: dict[str, Any], trial: int | None
+) -> None:
+    with explain_memory_error("this command", config):
+        task(config, trial)
 
 
 def _compose_sweep_config(primary: str, configs: list[DictConfig]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from kd_app.config import RequestError
+from kd_app.config.memory import read_available_memory
 from kd_app.data.scan import PIXELS, Scan, bound_size, read_scan
 from kd_app.data.source import Source
 
@@ -236,26 +237,6 @@ def _count_values(
             for channel in range(picture.shape[2])
         ]
     )
-
-
-def read_available_memory() -> int:
-    """Return the available memory in bytes, within the limit of a container."""
-    lines = dict(line.split(":", maxsplit=1) for line in _read_text("/proc/meminfo").splitlines())
-    available = 4 * 2**30
-    if "MemAvailable" in lines:
-        available = int(lines["MemAvailable"].split()[0]) * 1024
-    limit = _read_text("/sys/fs/cgroup/memory.max").strip()
-    used = _read_text("/sys/fs/cgroup/memory.current").strip()
-    if limit.isdigit() and used.isdigit():
-        return min(available, int(limit) - int(used))
-    return available
-
-
-def _read_text(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="ascii")
-    except OSError:
-        return ""
 
 
 def _map_file(path: Path) -> UInt8[np.ndarray, " bytes"]:

@@ -5,6 +5,7 @@ from lightning.pytorch import LightningDataModule
 from torch import nn
 
 from kd_app.config.compose import compose_config
+from kd_app.config.memory import explain_memory_error
 from kd_app.jobs import distill as job
 from kd_app.reporting.runs import Run, load_run
 from kd_app.run.spec import ExternalParts
@@ -27,5 +28,6 @@ def distill(
     """
     config = compose_config("distill", overrides)
     # The run seeds torch; the caller's random state must not change.
-    with torch.random.fork_rng(devices=[]):
-        return load_run(job.distill(config, own=ExternalParts(teacher, student, data)))
+    with torch.random.fork_rng(devices=[]), explain_memory_error("this run", config):
+        folder = job.distill(config, own=ExternalParts(teacher, student, data))
+    return load_run(folder)

@@ -27,6 +27,7 @@ from kd_app.reporting.console import Console
 from kd_app.run.plan import describe_models
 from kd_app.run.role_jobs import draft_role_job
 from kd_app.run.run_folder import check_stages
+from kd_app.run.run_length import list_length_notes
 from kd_app.run.spec import Config, ExternalParts, build_spec
 from kd_app.run.train import find_trained
 from kd_app.run.workspace import Workspace
@@ -115,6 +116,7 @@ def inspect_setup(
     with TemporaryDirectory(prefix="kd-check-") as scratch:
         context = CheckContext(workspace, limits, rule, Path(scratch))
         findings = [note("data", text) for text in workspace.data.notes]
+        findings += [note("length", text) for text in list_length_notes(workspace)]
         for run_check in CHECKS:
             findings += run_check(context)
         dry_runs = _train_all_briefly(context, console)

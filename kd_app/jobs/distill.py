@@ -5,6 +5,7 @@ from pathlib import Path
 
 from kd_app.config import RequestError
 from kd_app.config.make import make
+from kd_app.config.memory import explain_memory_error
 from kd_app.metrics.verdict import VerdictRule
 from kd_app.reporting.console import Console
 from kd_app.reporting.html import write_report
@@ -18,6 +19,7 @@ from kd_app.run.plan import write_plan
 from kd_app.run.results_builder import ResultsBuilder, SplitName
 from kd_app.run.role_jobs import build_control_job, build_student_job, build_teacher_job, check_pair
 from kd_app.run.run_folder import build_run_name, check_out, check_stages, claim_folder
+from kd_app.run.run_length import list_length_notes
 from kd_app.run.run_output import SPLIT, list_uploads, write_models
 from kd_app.run.spec import Config, ExternalParts, RunSpec, build_spec
 from kd_app.run.train import Listeners, train
@@ -166,9 +168,12 @@ def _run(
     out, console = builder.out, workspace.console
     try:
         builder.write("running")
-        models = _train_models(workspace, builder, pruner, trial=trial)
+        with explain_memory_error("the preparation of the training", workspace.spec.config):
+            teacher = _prepare(workspace, builder, trial=trial)
+        models = _train_models(workspace, builder, teacher, pruner)
         sweep = None if trial is None else out.parent
-        measure_models(builder, workspace, models, splits, sweep=sweep)
+        with explain_memory_error("the measurement of the models", workspace.spec.config):
+            measure_models(builder, workspace, models, splits, sweep=sweep)
         builder.models["student"].size_bytes = write_models(out, workspace, models)
         results = builder.write("finished")
         if trial is None:
@@ -188,18 +193,35 @@ def _run(
     console.print(f"Everything is in {out}")
 
 
-def _train_models(
-    workspace: Workspace, builder: ResultsBuilder, pruner: MedianPruner | None, *, trial: int | None
-) -> dict[str, RunModel]:
-    """Teacher, controls and student, each trained or reused."""
-    spec, console, tracker = workspace.spec, workspace.console, workspace.tracker
+def _prepare(
+    workspace: Workspace, builder: ResultsBuilder, *, trial: int | None
+) -> RunModel | None:
+    """Load the data, print the plan, and check what can be checked before a training.
+
+    Returns the teacher if it is used without training.
+    """
+    spec, console = workspace.spec, workspace.console
     _prepare_data(workspace, builder.out)
+    for note in list_length_notes(workspace):
+        builder.notes.append(note)
+        console.print(f"Note: {note}")
     teacher = workspace.load_pretrained_teacher()
     console.print(write_plan(workspace, ready=teacher is not None))
     check_pair(workspace)
     if spec.budget is not None:
         latency = spec.budget.check(workspace, trial=trial is not None)
         workspace.resolved["student"] = {"latency_ms": latency}
+    return teacher
+
+
+def _train_models(
+    workspace: Workspace,
+    builder: ResultsBuilder,
+    teacher: RunModel | None,
+    pruner: MedianPruner | None,
+) -> dict[str, RunModel]:
+    """Teacher, controls and student, each trained or reused."""
+    spec, tracker = workspace.spec, workspace.tracker
     models: dict[str, RunModel] = {}
     if spec.teacher is not None:
         teacher = teacher or train(workspace, build_teacher_job(workspace), listener=tracker)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kd_app.config import InputSpec, RequestError
 from kd_app.config.errors import take_first_line
+from kd_app.config.memory import is_out_of_memory
 from kd_app.models.layer_widths import WIDTHS, resize
 from kd_app.models.save import CONFIG
 from kd_app.models.simkd_student import REUSED, build_simkd_student
@@ -22,6 +23,8 @@ from kd_app.models.weights_metadata import hash_weights
 
 SMALL = 64
 """Images up to this side (pixels) are used whole, without a center crop."""
+_COMMON_SIZES = (16, 32, 48, 64, 96, 128, 160, 192, 224, 256, 288, 384)
+"""Sides (pixels) to suggest to a model that rejects the size of the data."""
 _HUB_TIMEOUT = 5.0
 """Seconds to wait for the first response of a hub."""
 
@@ -70,21 +73,17 @@ def create(spec: ModelSpec, input_spec: InputSpec, num_classes: int, *, seed: in
         torch.manual_seed(seed)
         try:
             loaded = _build(spec, input_spec, num_classes, seed)
-        except (
-            AssertionError,
-            TypeError,
-            RuntimeError,
-            ValueError,
-            KeyError,
-            FileNotFoundError,
-        ) as error:
-            if isinstance(error, RequestError):
+        except Exception as error:
+            # an architecture may fail at a size, or with arguments, in any way
+            is_system = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+            if isinstance(error, RequestError) or is_system or is_out_of_memory(error):
                 raise
             raise RequestError(
                 f"The {spec.role} {spec.name} can't be built for images of"
-                f" {input_spec.height}x{input_spec.width} with {spec.kwargs!r}: {error}. Change"
-                f" {spec.role}.image_size, data.image_size or {spec.role}.kwargs.* (for a"
-                " ViT: patch_size and img_size)."
+                f" {input_spec.height}x{input_spec.width} with {spec.kwargs!r}:"
+                f" {_describe_failure(error)}."
+                f"{_suggest_size(spec, input_spec, num_classes)} Change {spec.role}.image_size,"
+                f" data.image_size or {spec.role}.kwargs.* (for a ViT: patch_size and img_size)."
             ) from None
     _check_logits(spec, loaded.model, input_spec, num_classes)
     return loaded
@@ -241,13 +240,15 @@ def _check_logits(
     with torch.no_grad():
         try:
             logits = model(torch.zeros(2, input_spec.channels, input_spec.height, input_spec.width))
-        except (RuntimeError, AssertionError, ValueError, TypeError) as error:
-            reason = take_first_line(error)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
             raise RequestError(
                 f"The {spec.role} {spec.name} can't take images of"
-                f" {input_spec.channels}x{input_spec.height}x{input_spec.width}: {reason} Change"
-                f" data.image_size, {spec.role}.image_size or {spec.role}.kwargs.*"
-                " (patch_size, img_size, in_chans)."
+                f" {input_spec.channels}x{input_spec.height}x{input_spec.width}:"
+                f" {_describe_failure(error)}."
+                f"{_suggest_size(spec, input_spec, num_classes)} Change data.image_size,"
+                f" {spec.role}.image_size or {spec.role}.kwargs.* (patch_size, img_size, in_chans)."
             ) from None
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if shape != (2, num_classes):
@@ -256,6 +257,50 @@ def _check_logits(
             f" shape (2, {num_classes}), one per class of the data. Fine-tune a model of other"
             " classes, or build it with the num_classes of the data."
         )
+
+
+def _describe_failure(error: Exception) -> str:
+    """The first line of a library's message, with the type if the message is short."""
+    line = take_first_line(error).rstrip(".")
+    is_clear = isinstance(error, AssertionError | RuntimeError | ValueError | TypeError)
+    return line if is_clear else f"{type(error).__name__}: {line}"
+
+
+def _suggest_size(spec: ModelSpec, input_spec: InputSpec, num_classes: int) -> str:
+    """' student.image_size=64 works.' with the smallest larger size at which the
+    architecture works, or ''.
+    """
+    if isinstance(spec, CompositeTeacher) or spec.factory is not None:
+        return ""
+    architecture = spec.origin.name.split(".")[0]
+    if not timm.is_model(architecture):
+        return ""
+    for size in _COMMON_SIZES:
+        if size > max(input_spec.height, input_spec.width) and _is_size_possible(
+            architecture, spec.kwargs, input_spec.channels, size, num_classes
+        ):
+            return f" {spec.role}.image_size={size} works."
+    return ""
+
+
+def _is_size_possible(
+    architecture: str, kwargs: dict[str, Any], channels: int, size: int, num_classes: int
+) -> bool:
+    """Whether an architecture accepts images of this size; allocates no memory."""
+    cfg = timm.get_pretrained_cfg(architecture, allow_unregistered=True)
+    fixed = {"img_size": size} if cfg is not None and cfg.fixed_input_size else {}
+    try:
+        with torch.device("meta"), torch.no_grad():
+            model = timm.create_model(
+                architecture,
+                num_classes=num_classes,
+                **{"in_chans": channels, **fixed, **kwargs},
+            )
+            model.eval()(torch.zeros(2, channels, size, size))
+    except Exception:
+        # some architectures can't be tried out in this way
+        return False
+    return True
 
 
 def _match_channels(values: Any, channels: int) -> list[float]:

@@ -47,13 +47,28 @@ class Data(_Open):
     fingerprint: str
 
 
+class TrainingRecord(_Part):
+    """How a model's training ended.
+
+    epochs: number of completed epochs, fewer than max_epochs after an early stop ·
+    best_epoch: the epoch (from 1) whose weights are exported · exported: the raw
+    weights, or their moving average.
+    """
+
+    epochs: int | None = None
+    max_epochs: int | None = None
+    best_epoch: int | None = None
+    exported: Literal["raw", "average"] = "raw"
+
+
 class ModelRecord(_Open):
     """One model of a run.
 
     params: number of parameter entries · macs: multiply-adds per image · size_bytes: on
     disk · license: of the weights; for the student, of the shipped weights · source:
     where the weights come from · sha256: of the weights (of the file's tensors, without
-    its metadata) · weights: how the weights were loaded.
+    its metadata) · weights: how the weights were loaded · training: how the training
+    ended; null for a model that was not trained here.
     """
 
     name: str
@@ -64,6 +79,7 @@ class ModelRecord(_Open):
     source: str
     sha256: str
     weights: dict[str, Any]
+    training: TrainingRecord | None = None
 
 
 class Estimate(_Part):

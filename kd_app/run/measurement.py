@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,12 +14,21 @@ from kd_app.metrics.verdict import VerdictRule
 from kd_app.models.composite import RuntimeModel
 from kd_app.models.cost import count_macs, count_params
 from kd_app.models.save import WEIGHTS
-from kd_app.reporting.results import Data, Estimate, LicenseRecord, ModelRecord, Results, Speed
+from kd_app.reporting.results import (
+    Data,
+    Estimate,
+    LicenseRecord,
+    ModelRecord,
+    Results,
+    Speed,
+    TrainingRecord,
+)
 from kd_app.run.dark_knowledge import measure_teacher_knowledge, show_examples
 from kd_app.run.results_builder import ResultsBuilder, SplitName
 from kd_app.run.robustness import measure_robustness
 from kd_app.run.run_output import SPLIT, list_groups, write_predictions
 from kd_app.run.workspace import RunModel, Workspace
+from kd_app.training.fit import describe_outcome
 
 
 def start_results(
@@ -59,6 +69,7 @@ def measure_models(
     for role, model in models.items():
         license = before.models[role].license if before else find_license(workspace, model)
         builder.models[role] = describe_model(workspace, model, license)
+        builder.notes += [f"{role}: {each}" for each in describe_outcome(model.record)]
     *_, last = splits.values()
     for part, split in splits.items():
         predictions = {
@@ -118,7 +129,19 @@ def describe_model(workspace: Workspace, model: RunModel, license: str) -> Model
         source=f"trained here from {start['source']}" if start else weights.source,
         sha256=weights.sha256,
         weights=start or vars(weights),
+        training=describe_training(model.record) if model.record else None,
         **({"decided": resolved} if resolved else {}),
+    )
+
+
+def describe_training(record: Mapping[str, Any]) -> TrainingRecord:
+    """The part of the results about the training of a model."""
+    best = record.get("best", {})
+    return TrainingRecord(
+        epochs=record.get("epochs"),
+        max_epochs=record.get("max_epochs"),
+        best_epoch=int(best["epoch"]) + 1 if "epoch" in best else None,
+        exported=best.get("weights", "raw"),
     )
 
 

@@ -2,6 +2,8 @@
 training, and the estimated duration.
 """
 
+from kd_app.config import RequestError
+from kd_app.config.errors import take_first_line
 from kd_app.models.cost import count_params
 from kd_app.models.create import create, resolve_input
 from kd_app.models.spec import LoadedModel, ModelSpec, suggest_pretrained_tag
@@ -23,12 +25,16 @@ def write_plan(workspace: Workspace, *, ready: bool) -> str:
     spec = workspace.spec
     student = _load(workspace, spec.student)
     teacher = None if spec.teacher is None else _load(workspace, spec.teacher)
-    seconds = _estimate_training(workspace, student, teacher, ready=ready)
+    seconds = _try_estimate(workspace, student, teacher, ready=ready)
+    duration = (
+        "an unknown duration"
+        if seconds is None
+        else f"about {format_seconds(seconds)} for everything that is not cached"
+    )
     lines = describe_models(workspace, ready=ready)
     lines.append(
         f"Training: {spec.trainer.precision} on {spec.trainer.world_size} x"
-        f" {spec.trainer.accelerator}, about {format_seconds(seconds)} for everything that is not"
-        " cached"
+        f" {spec.trainer.accelerator}, {duration}"
     )
     if teacher is not None and count_params(student.model) > count_params(teacher.model) > 0:
         lines.append(
@@ -36,6 +42,24 @@ def write_plan(workspace: Workspace, *, ready: bool) -> str:
             " the cost of inference."
         )
     return "\n".join(lines)
+
+
+def _try_estimate(
+    workspace: Workspace, student: LoadedModel, teacher: LoadedModel | None, *, ready: bool
+) -> float | None:
+    """Seconds of all trainings of the run; None if the estimate fails, which must not
+    end the run.
+
+    Raises `RequestError` if a step runs out of memory.
+    """
+    try:
+        return _estimate_training(workspace, student, teacher, ready=ready)
+    except RequestError:
+        raise
+    except Exception as error:
+        reason = take_first_line(error)
+        workspace.console.print(f"Note: the duration could not be estimated: {reason}")
+        return None
 
 
 def _estimate_training(

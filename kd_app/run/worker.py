@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from kd_app.config import InputSpec, RequestError, RunError
+from kd_app.config.memory import explain_memory_error
 from kd_app.training.distributed.launch import FAILED, REFUSED
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ def main() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         order = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-        _train(order, rank=int(os.environ["RANK"]))
+        with explain_memory_error(f"process {os.environ['RANK']} of the training", order):
+            _train(order, rank=int(os.environ["RANK"]))
     except (RequestError, RunError) as error:
         print(error, file=sys.stderr)
         _exit(REFUSED if isinstance(error, RequestError) else FAILED)

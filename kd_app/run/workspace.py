@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from kd_app.config import RequestError, RunError
+from kd_app.config.memory import explain_memory_error
 from kd_app.data.base import RunData
 from kd_app.data.batch import Batch
 from kd_app.data.corruptions import Corruption
@@ -79,6 +80,7 @@ class Workspace:
         self.used: list[Stage] = []
         self.data: RunData = spec.data
         self.data_folder: Path | None = None
+        self._is_loaded = False
         self.resolved: dict[str, dict[str, Any]] = {}
         """By control, the settings that were resolved during the run, and the values
         that they depend on.
@@ -95,6 +97,7 @@ class Workspace:
             )
             self.data_folder = stage.path
         self.data.load(self.data_folder)
+        self._is_loaded = True
         if isinstance(self.spec.teacher, CompositeTeacher):
             self.spec.teacher.bind_data(self.classes, self.compute_image_stats())
 
@@ -320,9 +323,10 @@ class Workspace:
         exist; recorded as used.
         """
         try:
-            stage = self.stages.find_or_build(
-                name, config=_round_trip_json(config), inputs=inputs, build=build
-            )
+            with explain_memory_error(f"the stage {name}", self.spec.config, self._count_images()):
+                stage = self.stages.find_or_build(
+                    name, config=_round_trip_json(config), inputs=inputs, build=build
+                )
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
@@ -333,6 +337,10 @@ class Workspace:
             ) from error
         self.used.append(stage)
         return stage
+
+    def _count_images(self) -> int | None:
+        """The number of training images; None before the data are loaded."""
+        return self.data.sizes["train"] if self._is_loaded else None
 
 
 def _round_trip_json(config: dict[str, Any]) -> dict[str, Any]:

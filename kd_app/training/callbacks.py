@@ -1,4 +1,4 @@
-"""Training callbacks: checkpoints, weight averaging, non-finite steps, progress."""
+"""Training callbacks: checkpoints, non-finite steps, progress."""
 
 import math
 import os
@@ -7,16 +7,16 @@ import threading
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint, WeightAveraging
-from pydantic import Field
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kd_app.config import RunError, Typed
+from kd_app.config import RunError
+from kd_app.training.averaging import EMA
 
 LAST = "last.ckpt"
 BEST = "best.safetensors"
@@ -37,9 +37,8 @@ class ResumableCheckpoint(Checkpoint):
     `steps` optimizer steps, at the end of each epoch and on a signal; keep the
     student's best weights.
 
-    The best epoch has the highest validation top1; the lowest nll breaks ties. The
-    saved weights are the validated ones: the averaged weights where a callback
-    averages.
+    The best epoch has the highest validation top1; the lowest nll breaks ties. With an
+    `average`, both the averaged and the raw weights of an epoch are candidates.
 
     SIGINT and SIGTERM end the training with `TrainingInterrupted` after the current
     step or the running validation; a second signal ends the training at once. SIGUSR1
@@ -47,14 +46,22 @@ class ResumableCheckpoint(Checkpoint):
     way). With several ranks every signal ends the process at once.
     """
 
-    def __init__(self, folder: Path, *, minutes: float | None, steps: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        minutes: float | None,
+        steps: int | None = None,
+        average: EMA | None = None,
+    ) -> None:
         super().__init__()
         self.folder = folder
-        self.best: dict[str, float] = {}
+        self.best: dict[str, Any] = {}
         self.stopped_by: int | None = None
         self._minutes, self._steps = minutes, steps
+        self._average = average
         self._saved_at = time.monotonic()
-        self._validated_weights: dict[str, Tensor] = {}
+        self._validated_weights: dict[str, dict[str, Tensor]] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Replace Lightning's signal handlers; the caller of ``fit`` restores the
@@ -112,23 +119,35 @@ class ResumableCheckpoint(Checkpoint):
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Copy the weights that are about to be validated."""
         student: torch.nn.Module = pl_module.student  # type: ignore[assignment]
-        self._validated_weights = {
-            name: tensor.detach().cpu().clone().contiguous()
-            for name, tensor in student.state_dict().items()
-        }
+        if self._average is None:
+            self._validated_weights = {"raw": _copy_weights(student)}
+        else:
+            self._validated_weights = {
+                "average": _copy_weights(student),
+                "raw": _copy_weights(self._average.raw_student),
+            }
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the validated weights if they are the best so far."""
         metrics = {
             name: float(trainer.callback_metrics[f"validation/{name}"]) for name in ("top1", "nll")
         }
+        candidates = {"raw": metrics}
+        if self._average is not None:
+            candidates = {"average": metrics, "raw": self._average.raw_metrics}
+        for kind, values in candidates.items():
+            self._keep_best(trainer, kind, values)
+
+    def _keep_best(self, trainer: pl.Trainer, kind: str, metrics: dict[str, float]) -> None:
         score = (metrics["top1"], -metrics["nll"])
         if self.best and score <= (self.best["top1"], -self.best["nll"]):
             return
         self.best = {**metrics, "epoch": float(trainer.current_epoch)}
+        if self._average is not None:
+            self.best["weights"] = kind
         if trainer.is_global_zero:
             partial = self.folder / f".{BEST}.partial"
-            save_file(self._validated_weights, partial)
+            save_file(self._validated_weights[kind], partial)
             partial.replace(self.folder / BEST)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -146,30 +165,11 @@ class ResumableCheckpoint(Checkpoint):
         self._saved_at = time.monotonic()
 
 
-class EMA(Typed, WeightAveraging):
-    """Exponential moving average of the student: ``average = decay * average + (1 -
-    decay) * weights`` after every step.
-
-    The averaged weights are validated and exported.
-    """
-
-    def __init__(self, *, decay: Annotated[float, Field(gt=0, lt=1)]) -> None:
-        from torch.optim.swa_utils import get_ema_multi_avg_fn
-
-        update = get_ema_multi_avg_fn(decay)
-
-        def average(averages: list[Tensor], weights: list[Tensor], count: Tensor) -> None:
-            pairs = zip(averages, weights, strict=True)
-            update(averages, [weight.to(average.dtype) for average, weight in pairs], count)
-
-        super().__init__(multi_avg_fn=average)
-
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Lightning copies the float32 model before casting the model. The copy stays
-        # float32 for half precision, in which small updates would round to zero.
-        if pl_module.dtype == torch.float64:
-            assert self._average_model is not None
-            self._average_model.double()
+def _copy_weights(student: torch.nn.Module) -> dict[str, Tensor]:
+    return {
+        name: tensor.detach().cpu().clone().contiguous()
+        for name, tensor in student.state_dict().items()
+    }
 
 
 class SkipNonFiniteSteps(Callback):

@@ -7,7 +7,7 @@ import logging
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 
-from kd_app.config import RequestError
+from kd_app.config import RequestError, RunError
 from kd_app.data.base import RunData
 from kd_app.data.batch import Batch
 from kd_app.data.normalize import normalize
@@ -30,6 +30,8 @@ from kd_app.models.taps import Taps
 from kd_app.models.teacher import FrozenTeacher
 from kd_app.reporting.console import Console
 from kd_app.stages import write_atomically
+from kd_app.training.averaging import EMA
+from kd_app.training.callback_rules import explain_callback_error
 from kd_app.training.callbacks import (
     BEST,
     LAST,
@@ -82,14 +84,16 @@ def fit(
     module = build(job, created, data, settings)
     # without replay the loader can't continue within an epoch
     has_replay = "replay" in data.capabilities
+    recipe_callbacks = job.recipe.make_callbacks()
     checkpoints = ResumableCheckpoint(
         folder,
+        average=next((each for each in recipe_callbacks.values() if isinstance(each, EMA)), None),
         minutes=settings.checkpoint_minutes if has_replay else None,
         steps=settings.checkpoint_steps if has_replay else None,
     )
     progress = Progress(job.name, console)
     skip = SkipNonFiniteSteps()
-    all_callbacks = [*job.recipe.make_callbacks(), *callbacks, progress]
+    all_callbacks = [*recipe_callbacks.values(), *callbacks, progress]
     if settings.on_nan == "skip":
         all_callbacks.append(skip)
     consistency = None
@@ -111,7 +115,15 @@ def fit(
     step = prepare_resume(folder, console.print)
     if step is not None:
         console.print(f"  {job.name}: resumes at step {step}")
-    _run(trainer, module, data, checkpoints, None if step is None else folder / LAST)
+    try:
+        _run(trainer, module, data, checkpoints, None if step is None else folder / LAST)
+    except (RequestError, RunError):
+        raise
+    except Exception as error:
+        failure = explain_callback_error(error, recipe_callbacks)
+        if failure is None:
+            raise
+        raise failure from error
     if settings.profiler:
         profiles = sorted(folder.glob(f"*{PROFILE}*.txt"))
         console.print("\n".join(path.read_text(encoding="utf-8") for path in profiles))
@@ -131,6 +143,8 @@ def fit(
         )
         record = {
             "best": checkpoints.best,
+            "epochs": trainer.fit_loop.epoch_progress.current.completed,
+            "max_epochs": job.recipe.max_epochs,
             "images_per_second": progress.images_per_second or None,
             "weights": vars(created.weights),
             "precision": settings.precision,
@@ -138,7 +152,29 @@ def fit(
             "ranks": consistency.ranks if consistency else [],
         }
         write_atomically(folder / RECORD, json.dumps(record, indent=1))
+        for sentence in describe_outcome(record):
+            console.print(f"  {job.name}: {sentence}")
         _tidy(folder)
+
+
+def describe_outcome(record: Mapping[str, Any]) -> list[str]:
+    """Sentences about a training that ended before its last epoch, and about the kind
+    of weights that is exported. record: of ``training.json``.
+    """
+    sentences, best = [], record.get("best", {})
+    epochs, max_epochs = record.get("epochs", 0), record.get("max_epochs", 0)
+    if epochs < max_epochs:
+        sentences.append(
+            f"stopped early, after epoch {epochs} of {max_epochs}; the exported weights are those"
+            f" of epoch {int(best['epoch']) + 1}"
+        )
+    if "weights" in best:
+        kind, other = ("averaged", "raw") if best["weights"] == "average" else ("raw", "averaged")
+        sentences.append(
+            f"the {kind} weights are exported: their validation top1 of {best['top1']:.4f} (epoch"
+            f" {int(best['epoch']) + 1}) is at least that of the {other} weights in every epoch"
+        )
+    return sentences
 
 
 def _describe_training(

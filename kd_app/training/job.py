@@ -18,6 +18,7 @@ from kd_app.models.composite import EmaTeacher
 from kd_app.models.create import create
 from kd_app.models.spec import LoadedModel, ModelSpec
 from kd_app.schedules import Schedule
+from kd_app.training.callback_rules import build_callback
 from kd_app.training.loss import DistillationLoss
 from kd_app.training.optimizer import Optimizer
 from kd_app.training.trainer import TrainerSettings
@@ -102,9 +103,12 @@ class Recipe:
         schedule: Schedule = make(self.scheduler, Schedule)
         return schedule
 
-    def make_callbacks(self) -> list[Callback]:
+    def make_callbacks(self) -> dict[str, Callback]:
         """Build new callbacks."""
-        return [make(node, Callback) for node in self.callbacks.values()]
+        return {
+            name: build_callback(name, node, has_teacher=self.needs_teacher)
+            for name, node in self.callbacks.items()
+        }
 
     def to_json(self) -> dict[str, Any]:
         """The fields as plain data."""

@@ -15,7 +15,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
-from kd_app.config import InputSpec
+from kd_app.config import InputSpec, RequestError
+from kd_app.config.memory import MemorySettings, describe_shortage, is_out_of_memory
 from kd_app.data.base import RunData
 from kd_app.reporting.console import Console
 from kd_app.stages import write_atomically
@@ -28,6 +29,8 @@ EPOCHS = "epochs.json"
 _TURNS, _STEPS, _VALIDATION_BATCHES = 3, 6, 4
 """Turns of each training; timed steps and validation batches of a turn."""
 _NOISE_STEPS = 3
+_TRUE_DTYPES = {"16-true": torch.float16, "bf16-true": torch.bfloat16, "64-true": torch.float64}
+"""The dtype of the whole model in these precisions."""
 
 
 @dataclass(frozen=True)
@@ -196,11 +199,31 @@ def estimate(
 ) -> StepEstimate:
     """Time `model` on noise, without data loading and loss; `training` is 0 unless
     `train`.
+
+    Raises `RequestError` if memory runs out: a training step takes more.
     """
-    device = settings.device
-    model = model.to(device).to(memory_format=torch.channels_last)
+    try:
+        return _time_steps_on_noise(model, input_spec, batch_size, settings, train=train)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        limits = MemorySettings(batch_size, settings.accumulate_grad_batches, settings.precision)
+        step = f"a step of a batch of {batch_size} images, tried out before the training"
+        raise RequestError(describe_shortage(step, error, limits)) from error
+
+
+def _time_steps_on_noise(
+    model: nn.Module,
+    input_spec: InputSpec,
+    batch_size: int,
+    settings: TrainerSettings,
+    *,
+    train: bool,
+) -> StepEstimate:
+    device, true_dtype = settings.device, _TRUE_DTYPES.get(settings.precision)
+    model = model.to(device, true_dtype).to(memory_format=torch.channels_last)
     image = torch.rand(batch_size, input_spec.channels, input_spec.height, input_spec.width)
-    image = image.to(device, memory_format=torch.channels_last)
+    image = image.to(device, true_dtype, memory_format=torch.channels_last)
     dtype = torch.bfloat16 if "bf16" in settings.precision else torch.float16
     training = 0.0
     with torch.autocast(device.type, dtype=dtype, enabled="mixed" in settings.precision):

@@ -184,10 +184,6 @@ def test_pixels_above_a_quarter_of_the_memory_are_mapped(
     assert "quarter of the available memory" in opened.notes[0]
 
 
-def test_the_available_memory_is_a_plausible_number() -> None:
-    assert 2**26 < pixel_store.read_available_memory() < 2**50
-
-
 @pytest.mark.parametrize("cache", CACHES)
 def test_a_pickled_store_reads_the_same_and_holds_no_pixels(tmp_path: Path, cache: Cache) -> None:
     source = Pictures(sizes=[(64, 64)] * 20)

@@ -257,3 +257,11 @@ def test_a_module_without_logits_for_these_images_is_refused(
 ) -> None:
     with pytest.raises(RequestError, match=message):
         load(**settings)
+
+
+@pytest.mark.parametrize("size", [8, 12])
+def test_a_size_at_which_an_architecture_fails_is_answered_with_one_that_works(size: int) -> None:
+    stats = ImageStats(3, size, (0.5,) * 3, (0.25,) * 3)
+    spec = request(name="maxvit_rmlp_pico_rw_256", pretrained=False)
+    with pytest.raises(RequestError, match=r"can't .*student.image_size=\d+ works. Change"):
+        create(spec, resolve_input(spec, stats), 3, seed=0)

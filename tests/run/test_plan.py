@@ -6,6 +6,7 @@ import pytest
 
 from kd_app.run.plan import describe_models, format_seconds, write_plan
 from kd_app.run.workspace import Workspace
+from kd_app.training.timing import StepEstimate
 from tests.builders import build_workspace
 
 
@@ -40,6 +41,34 @@ def test_the_plan_estimates_the_duration(digits: Workspace) -> None:
     *_, training = write_plan(digits, ready=True).splitlines()
     assert training.startswith("Training: 32-true on 1 x cpu, about ")
     assert training.endswith(" for everything that is not cached")
+
+
+def test_a_batch_larger_than_the_data_is_timed_with_the_images_of_an_epoch(
+    digits: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def record(
+        model: object, spec: object, images: int, *args: object, train: bool
+    ) -> StepEstimate:
+        sizes.append(images)
+        return StepEstimate(0.0, 0.0)
+
+    monkeypatch.setattr("kd_app.run.plan.estimate", record)
+    monkeypatch.setattr(digits.data, "batch_size", 10**6)
+    write_plan(digits, ready=True)
+    assert set(sizes) == {digits.data.sizes["train"]}
+
+
+def test_a_failed_estimate_does_not_end_the_run(
+    digits: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("kd_app.run.plan.estimate", fail)
+    *_, training = write_plan(digits, ready=True).splitlines()
+    assert training == "Training: 32-true on 1 x cpu, an unknown duration"
 
 
 def test_a_student_larger_than_the_teacher_is_noted(tmp_path: Path) -> None:

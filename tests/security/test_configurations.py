@@ -69,7 +69,7 @@ def test_an_interpolation_does_not_become_a_part_later(tmp_path: Path, mark: Pat
         {
             "callbacks": {
                 "x": {
-                    "_target_": "kd_app.training.callbacks.EMA",
+                    "_target_": "kd_app.training.averaging.EMA",
                     "decay": hidden,
                     "update_every": 1,
                 }

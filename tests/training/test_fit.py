@@ -15,7 +15,8 @@ from kd_app.config import InputSpec, RequestError, RunError
 from kd_app.data.loaders import ImageLoaders
 from kd_app.deployment.predictions import predict
 from kd_app.models.create import create
-from kd_app.training.callbacks import EMA, ResumableCheckpoint
+from kd_app.training.averaging import EMA
+from kd_app.training.callbacks import ResumableCheckpoint
 from kd_app.training.curve_log import read_curves
 from kd_app.training.fit import prepare_resume
 from kd_app.training.module import Distillation
@@ -105,7 +106,7 @@ def test_the_best_validated_epoch_is_saved_and_the_test_set_is_not_read(
     assert set(splits) == {"train", "validation"}
 
 
-def test_the_averaged_weights_are_validated_and_saved(
+def test_averaged_and_raw_weights_are_validated_and_the_better_ones_saved(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     notes = Notes(monkeypatch)
@@ -115,29 +116,32 @@ def test_the_averaged_weights_are_validated_and_saved(
         *SMALL,
         "trainer.max_epochs=2",
         "+callbacks=ema",
-        "callbacks.ema.decay=0.75",
+        "callbacks.ema.decay=0.3",
     )
     average = {name: tensor.clone() for name, tensor in notes.steps[0].items()}
     epochs = []
     for number, weights in enumerate(notes.steps):
+        decay = min(0.3, (1 + number) / (10 + number))
         for name, tensor in weights.items() if number else ():
             average[name] = (
-                0.75 * average[name] + 0.25 * tensor if tensor.is_floating_point() else tensor
+                decay * average[name] + (1 - decay) * tensor
+                if tensor.is_floating_point()
+                else tensor
             )
         epochs.append(
             {name: tensor.clone() for name, tensor in average.items() if tensor.is_floating_point()}
         )
-    last = [epochs[len(epochs) // 2 - 1], epochs[-1]]
-    for expected, validated in zip(last, notes.validated, strict=True):
-        same(
-            expected,
-            {name: tensor for name, tensor in validated.items() if tensor.is_floating_point()},
-            rtol=1e-4,
-            atol=1e-5,
-        )
-    best = int(run.member.record["best"]["epoch"])
+    averaged, raw = notes.validated[::2], notes.validated[1::2]
+    ends = [len(epochs) // 2 - 1, len(epochs) - 1]
+    for end, validated in zip(ends, averaged, strict=True):
+        floats = {name: tensor for name, tensor in validated.items() if tensor.is_floating_point()}
+        same(epochs[end], floats, rtol=1e-4, atol=1e-5)
+    for end, validated in zip(ends, raw, strict=True):
+        same(notes.steps[end], validated, rtol=0.0, atol=0.0)
+    best = run.member.record["best"]
+    candidates = {"average": averaged, "raw": raw}[best["weights"]]
     shipped = load_file(run.folder / "model" / "model.safetensors")
-    same(notes.validated[best], shipped, rtol=0.0, atol=0.0)
+    same(candidates[int(best["epoch"])], shipped, rtol=0.0, atol=0.0)
 
 
 @pytest.mark.parametrize("decay", [0.0, 1.0, -1])

@@ -6,7 +6,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from torch import Tensor, nn
 
+from kd_app.config import RequestError
 from kd_app.config.compose import compose_config
 from kd_app.run.spec import build_spec
 from kd_app.training import timing
@@ -130,3 +132,13 @@ def test_a_batch_has_at_most_the_images_of_its_split() -> None:
     data: Any = SimpleNamespace(batch_size=100_000, sizes={"train": 70, "validation": 0})
     assert count_images_per_batch(data, "train") == 70
     assert count_images_per_batch(data, "validation") == 1
+
+
+def test_a_step_that_does_not_fit_into_memory_is_a_wrong_request() -> None:
+    class Huge(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            raise MemoryError
+
+    message = "Memory ran out in a step of a batch of 64 images.*data.batch_size=32"
+    with pytest.raises(RequestError, match=message):
+        estimate(Huge(), PIXELS, 64, settings(), train=True)

@@ -1,0 +1,126 @@
+"""Lightning's callbacks: those that work, and one paragraph for those that don't."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, Timer
+
+from kd_app.config import RequestError
+from kd_app.training.callback_rules import (
+    build_callback,
+    explain_callback_error,
+    list_callback_needs,
+    list_metrics,
+)
+from kd_app.training.fit import silence_lightning
+from tests.training.small_parts import OwnData, distillation, plain_trainer
+
+LIGHTNING = "lightning.pytorch.callbacks"
+
+
+def build(name: str, *, has_teacher: bool = True, **settings: Any) -> Callback:
+    target = name if "." in name else f"{LIGHTNING}.{name}"
+    return build_callback("stop", {"_target_": target, **settings}, has_teacher=has_teacher)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("LearningRateFinder", "hparams_search=optimizer"),
+        ("BatchSizeFinder", "Set data.batch_size"),
+        ("ModelPruning", "kd-compress"),
+        ("StochasticWeightAveraging", r"Use 'callbacks=\[ema\]'"),
+        ("BackboneFinetuning", "Set student.freeze=backbone"),
+        ("RichProgressBar", "prints the progress itself"),
+        ("RichModelSummary", "prints the models itself"),
+        ("GradientAccumulationScheduler", "Set trainer.accumulate_grad_batches"),
+        ("LambdaCallback", "its arguments are functions"),
+    ],
+)
+def test_a_callback_that_cannot_work_is_refused_with_the_alternative(
+    name: str, message: str
+) -> None:
+    with pytest.raises(
+        RequestError,
+        match=rf"callbacks.stop={LIGHTNING}.{name} does not work in kd_app: .*{message}",
+    ):
+        build(name)
+
+
+@pytest.mark.parametrize(
+    ("monitor", "hint"),
+    [
+        ("val_loss", "Did you mean 'validation/nll'"),
+        ("val_acc", "Did you mean 'validation/top1'"),
+        ("train/loss", "Did you mean 'validation/nll'"),
+        ("zzz", "Known: validation/top1"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("EarlyStopping", {}),
+        ("kd_app.training.early_stopping.EarlyStopping", {"patience": 2, "min_delta": 0.0}),
+    ],
+)
+def test_an_unknown_metric_is_refused_with_the_known_ones(
+    name: str, settings: dict[str, Any], monitor: str, hint: str
+) -> None:
+    with pytest.raises(RequestError, match=f"monitor='{monitor}' is not a metric.*{hint}"):
+        build(name, monitor=monitor, **settings)
+
+
+def test_the_teachers_metrics_need_a_teacher() -> None:
+    settings = {"monitor": "validation/agreement", "mode": "max"}
+    assert isinstance(build("EarlyStopping", **settings), EarlyStopping)
+    with pytest.raises(RequestError, match="'validation/agreement' is not a metric of this train"):
+        build("EarlyStopping", has_teacher=False, **settings)
+
+
+def test_stopping_at_better_values_is_refused() -> None:
+    with pytest.raises(RequestError, match="mode=min, but validation/top1 is better when it is hi"):
+        build("EarlyStopping", monitor="validation/top1")
+    assert build("EarlyStopping", monitor="validation/nll") is not None
+
+
+def test_the_metrics_are_those_that_a_training_logs() -> None:
+    trainer = plain_trainer()
+    with silence_lightning():
+        trainer.fit(distillation(), datamodule=OwnData())
+    assert set(list_metrics(has_teacher=False)) == {
+        name for name in trainer.callback_metrics if "validation/" in name
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "least"),
+    [
+        ("EarlyStopping", {"monitor": "validation/nll", "patience": 5}, [7]),
+        ("EMAWeightAveraging", {}, [2_995]),
+        ("EMAWeightAveraging", {"decay": 0.9, "update_every_n_steps": 2}, [57]),
+        ("Timer", {}, []),
+    ],
+)
+def test_the_length_that_a_callback_needs(
+    name: str, settings: dict[str, Any], least: list[float]
+) -> None:
+    needs = list_callback_needs(build(name, **settings), settings)
+    assert [need.least for need in needs] == least
+
+
+class Failing(Callback):
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        raise KeyError("gone")
+
+
+def test_the_failure_of_a_callback_names_the_callback() -> None:
+    mine, other = Failing(), Timer()
+    with silence_lightning(), pytest.raises(KeyError) as caught:
+        plain_trainer(callbacks=[mine]).fit(distillation(), datamodule=OwnData())
+    callbacks = {"other": other, "mine": mine}
+    failure = explain_callback_error(caught.value, callbacks)
+    assert str(failure).startswith(
+        "The callback mine (Failing) failed in on_train_start: KeyError: 'gone'"
+    )
+    assert explain_callback_error(caught.value, {"other": LearningRateMonitor()}) is None
