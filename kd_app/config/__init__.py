@@ -3,17 +3,20 @@
 from typing import TYPE_CHECKING, Any
 
 from kd_app.config.errors import RequestError, RunError, build_unknown_error, suggest_closest
-from kd_app.config.pixels import InputSpec
+from kd_app.config.pixels import Decoding, InputSpec, bound_side, choose_decoding
 
 if TYPE_CHECKING:
     from kd_app.config.typed import Typed
 
 __all__ = [
+    "Decoding",
     "InputSpec",
     "RequestError",
     "RunError",
     "Typed",
+    "bound_side",
     "build_unknown_error",
+    "choose_decoding",
     "suggest_closest",
 ]
 

@@ -1,7 +1,9 @@
-"""Resize and center-crop an image to a model's input size; needs only Pillow."""
+"""Resize, crop and convert images to a model's input; needs only numpy and Pillow."""
 
 import math
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from kd_app.config.errors import build_unknown_error
@@ -43,6 +45,19 @@ def center(image: Image.Image, input_spec: InputSpec) -> Image.Image:
         resolve_resampling(input_spec.interpolation),
         box=(box[0] * across, box[1] * down, box[2] * across, box[3] * down),
     )
+
+
+def match_channels(pixels: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
+    """Convert ``[..., stored channels]`` to ``[..., channels]``.
+
+    Gray is repeated as color; color becomes luma (ITU-R 601, rounded as in PIL).
+    """
+    if pixels.shape[-1] == channels:
+        return pixels
+    if channels == 1:
+        luma = pixels.astype(np.uint32) @ np.array([19595, 38470, 7471], dtype=np.uint32)
+        return ((luma + 2**15) >> 16).astype(np.uint8)[..., None]
+    return np.repeat(pixels, channels, axis=-1)
 
 
 def _compute_resized_size(size: tuple[int, int], input_spec: InputSpec) -> tuple[int, int]:

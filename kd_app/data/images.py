@@ -135,6 +135,26 @@ def decode_image(
         raise _build_bad_image_error(name, error) from error
 
 
+def convert_image(
+    image: Image.Image, channels: int, shorter_side: int | None = None
+) -> Image.Image:
+    """Convert an opened image as `open_image` does. `image` may be decoded smaller."""
+    stored = image.size
+    # Only JPEG supports drafts, at 1/2, 1/4 or 1/8 of the size. The draft is at least
+    # twice as large as needed, so that the filter below determines quality.
+    drafted = shorter_side and image.draft(
+        "L" if channels == 1 else "RGB", (2 * shorter_side, 2 * shorter_side)
+    )
+    image.load()
+    if min(image.size) < 1:
+        raise ValueError("it has no pixels")
+    turn = _UPRIGHT.get(_read_orientation(image))
+    plain = convert_mode(image, channels)
+    if shorter_side is not None:
+        plain = reduce_image(plain, shorter_side, stored=stored if drafted else image.size)
+    return plain if turn is None else plain.transpose(turn)
+
+
 def convert_mode(image: Image.Image, channels: int) -> Image.Image:
     """Return a copy in mode 'L' (`channels` = 1) or 'RGB' (3), not rotated.
 
@@ -151,20 +171,7 @@ def convert_mode(image: Image.Image, channels: int) -> Image.Image:
 
 def _decode(file: BinaryIO, channels: int, shorter_side: int | None) -> Image.Image:
     with Image.open(file, formats=_list_formats()) as image:
-        stored = image.size
-        # Only JPEG supports drafts, at 1/2, 1/4 or 1/8 of the size. The draft is at
-        # least twice as large as needed, so that the filter below determines quality.
-        drafted = shorter_side and image.draft(
-            "L" if channels == 1 else "RGB", (2 * shorter_side, 2 * shorter_side)
-        )
-        image.load()
-        if min(image.size) < 1:
-            raise ValueError("it has no pixels")
-        turn = _UPRIGHT.get(_read_orientation(image))
-        plain = convert_mode(image, channels)
-        if shorter_side is not None:
-            plain = _reduce(plain, stored if drafted else image.size, shorter_side)
-    return plain if turn is None else plain.transpose(turn)
+        return convert_image(image, channels, shorter_side)
 
 
 def _read_orientation(image: Image.Image) -> int:
@@ -175,7 +182,7 @@ def _read_orientation(image: Image.Image) -> int:
         return 1
 
 
-def _reduce(image: Image.Image, stored: tuple[int, int], shorter_side: int) -> Image.Image:
+def reduce_image(image: Image.Image, shorter_side: int, *, stored: tuple[int, int]) -> Image.Image:
     """Reduce an image to `shorter_side`, with the aspect ratio of its `stored` size.
 
     The image may have been decoded at a smaller size than `stored`.

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kd_app.config import InputSpec, RequestError
 from kd_app.data.batch import Batch
+from kd_app.data.crop import match_channels
 from kd_app.data.mix import BatchMixer, mix_labels, mix_pixels
 from kd_app.data.pixel_store import ImageSelection, PixelStore
 from kd_app.data.views import EVALUATION, Keys, Pictures, View, compute_image_keys
@@ -111,7 +112,7 @@ class BatchBuilder(Dataset[Batch]):
             image = self.view(ImageSelection(self.store, request.images), keys, self.input_spec)
         else:
             image = self._make_empty_batch()
-        image = _convert_channels(image, self.input_spec.channels)
+        image = match_channels(image, self.input_spec.channels)
         for change in self.after_view:
             image = change(image, keys)
         return image
@@ -133,18 +134,6 @@ class BatchBuilder(Dataset[Batch]):
 
 def _to_channels_first(image: UInt8[np.ndarray, "batch height width channels"]) -> Tensor:
     return torch.from_numpy(image).permute(0, 3, 1, 2)
-
-
-def _convert_channels(
-    image: UInt8[np.ndarray, "batch height width stored"], channels: int
-) -> UInt8[np.ndarray, "batch height width channels"]:
-    """Repeat gray as color; convert color to luma (ITU-R 601, rounded as in PIL)."""
-    if image.shape[3] == channels:
-        return image
-    if channels == 1:
-        luma = image.astype(np.uint32) @ np.array([19595, 38470, 7471], dtype=np.uint32)
-        return ((luma + 2**15) >> 16).astype(np.uint8)[:, :, :, None]
-    return np.repeat(image, channels, axis=3)
 
 
 class _Stream:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from kd_app.config import RequestError
 from kd_app.config.memory import read_available_memory
-from kd_app.data.scan import PIXELS, Scan, bound_size, read_scan
+from kd_app.data.images import reduce_image
+from kd_app.data.scan import PIXELS, Scan, read_scan
 from kd_app.data.source import Source
 
 Cache = Literal["ram", "disk", "none"]
@@ -118,7 +119,7 @@ class DecodingStore(PixelStore):
         Raises `BadImageError` for a file that was damaged after the scan.
         """
         image = self._source.read(index, shorter_side=self._decode_size)
-        picture = np.asarray(bound_size(image, self._decode_size))
+        picture = np.asarray(reduce_image(image, self._decode_size, stored=image.size))
         return picture.reshape(*picture.shape[:2], self._source.channels)
 
 

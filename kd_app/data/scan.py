@@ -11,9 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, UInt8
-from PIL import Image
 
-from kd_app.data.images import BadImageError
+from kd_app.data.images import BadImageError, reduce_image
 from kd_app.data.source import Source
 from kd_app.stages import write_atomically
 
@@ -63,18 +62,6 @@ class _Decoded(NamedTuple):
     pixels: UInt8[np.ndarray, "height width channels"] | None
     size: tuple[int, int]
     problem: str
-
-
-def bound_size(image: Image.Image, decode_size: int) -> Image.Image:
-    """Reduce the shorter side to `decode_size` (bicubic, antialiased).
-
-    Smaller images are returned unchanged.
-    """
-    shorter = min(image.size)
-    if shorter <= decode_size:
-        return image
-    width, height = (max(decode_size, round(side * decode_size / shorter)) for side in image.size)
-    return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
 
 
 def scan(
@@ -172,7 +159,7 @@ def _decode(source: Source, index: int, decode_size: int) -> _Decoded:
         image = source.read(index, shorter_side=decode_size)
     except BadImageError as error:
         return _Decoded(None, (0, 0), error.reason or str(error))
-    pixels = np.asarray(bound_size(image, decode_size))
+    pixels = np.asarray(reduce_image(image, decode_size, stored=image.size))
     return _Decoded(
         np.ascontiguousarray(pixels.reshape(*pixels.shape[:2], source.channels)),
         (image.height, image.width),

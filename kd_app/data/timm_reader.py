@@ -16,7 +16,7 @@ from PIL import Image
 from kd_app.config import RequestError, build_unknown_error
 from kd_app.data.files import require_two_classes, resolve_root
 from kd_app.data.fingerprint import WHOLE_LIMIT, add_fingerprint, hash_file
-from kd_app.data.images import convert_mode, decode_image
+from kd_app.data.images import convert_image, decode_image
 from kd_app.data.source import Listing, Source
 
 _BY_NAME = ("hfds", "hfids", "tfds", "wds")
@@ -244,7 +244,7 @@ def _stream(split: str, reader: Any, channels: int) -> Iterator[tuple[_Row, Any]
     reader.dist_rank, reader.dist_num_replicas = 0, 1
     total = 0
     for number, (image, target) in enumerate(reader):
-        plain = convert_mode(image, channels)
+        plain = convert_image(image, channels)
         buffer = io.BytesIO()
         plain.save(buffer, "png", compress_level=1)
         total += buffer.tell()

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from kd_app.config.pixels import InputSpec
+from kd_app.config.pixels import Decoding, InputSpec
 from kd_app.deployment.manifest import read_entry
 
 RUNTIMES: Final = {
@@ -28,9 +28,16 @@ class Artifact(Protocol):
 
     classes: tuple[str, ...]
     pixels: InputSpec
+    decoding: Decoding
 
-    def prepare_image(self, image: Image.Image) -> NDArray[np.uint8]:
-        """Resize and crop an image to ``[C, H, W]``, as in the evaluation."""
+    def prepare_image(
+        self, image: Image.Image, decoding: Decoding | None = None
+    ) -> NDArray[np.uint8]:
+        """Convert an opened image to ``[C, H, W]``, as in the evaluation: upright, on
+        white, 8 bits, resized and cropped.
+
+        decoding: how to decode; None: as in the run that wrote the file.
+        """
 
     def infer_logits(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
         """``images[B, C, H, W] -> [B, K]``."""

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from kd_app.config.pixels import Decoding
 from kd_app.deployment.confidence import MEASURES, compute_confidence, compute_log_probabilities
-from kd_app.deployment.manifest import hash_file
+from kd_app.deployment.manifest import describe_decoding, hash_file, parse_decoding
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,8 +31,13 @@ class LogitsModel(Protocol):
 class ImageStage(LogitsModel, Protocol):
     """A stage of a cascade, which also prepares images."""
 
-    def prepare_image(self, image: "Image", /) -> NDArray[np.uint8]:
-        """Resize and crop an image to the ``[C, H, W]`` that the model expects."""
+    def prepare_image(
+        self, image: "Image", decoding: Decoding | None = None, /
+    ) -> NDArray[np.uint8]:
+        """Convert an opened image to the ``[C, H, W]`` that the model expects.
+
+        decoding: how to decode; None: as in the run that wrote the model.
+        """
 
 
 Images = NDArray[np.uint8] | Sequence["Image"]
@@ -46,13 +52,15 @@ class ModelCascade:
 
     thresholds: one for each stage but the last, finite · measure: confidence measure
     (`kd_app.deployment.confidence.compute_confidence`) · temperatures: one for each
-    stage, for confidence and probability.
+    stage, for confidence and probability · decoding: how images were decoded when the
+    thresholds were chosen; None: each stage decodes as in its own run.
     """
 
     stages: Sequence[ImageStage]
     thresholds: tuple[float, ...]
     measure: str
     temperatures: tuple[float, ...]
+    decoding: Decoding | None = None
 
     def __post_init__(self) -> None:
         expected = (len(self.stages) - 1, len(self.stages))
@@ -77,7 +85,7 @@ class ModelCascade:
             if index and not len(rows):
                 break
             temperature = self.temperatures[index]
-            logits = model.infer_logits(prepare_batch(images, rows, model))
+            logits = model.infer_logits(prepare_batch(images, rows, model, self.decoding))
             if log_p is None:
                 log_p = np.zeros(logits.shape)
             log_p[rows], stage[rows] = compute_log_probabilities(logits, temperature), index
@@ -111,11 +119,13 @@ class ModelCascade:
             }
             for file in files
         ]
-        settings = {
+        settings: dict[str, Any] = {
             "measure": self.measure,
             "thresholds": list(self.thresholds),
             "temperatures": list(self.temperatures),
         }
+        if self.decoding is not None:
+            settings["decoding"] = describe_decoding(self.decoding)
         partial = path.with_name(f".{path.name}.{os.getpid()}")
         partial.write_text(
             json.dumps({"stages": stages, **settings}, indent=2, allow_nan=False) + "\n",
@@ -156,14 +166,16 @@ class ModelCascade:
                 " the cascade again with kd-evaluate."
             )
         thresholds, temperatures = tuple(record["thresholds"]), tuple(record["temperatures"])
-        return cls(stages, thresholds, record["measure"], temperatures)
+        return cls(stages, thresholds, record["measure"], temperatures, record["decoding"])
 
 
-def prepare_batch(images: Images, rows: NDArray[np.int64], model: ImageStage) -> NDArray[np.uint8]:
+def prepare_batch(
+    images: Images, rows: NDArray[np.int64], model: ImageStage, decoding: Decoding | None = None
+) -> NDArray[np.uint8]:
     """Prepare the images `rows` for `model`, ``uint8 [B, C, H, W]``."""
     if isinstance(images, np.ndarray):
         return images[rows]
-    return np.stack([model.prepare_image(images[row]) for row in rows.tolist()])
+    return np.stack([model.prepare_image(images[row], decoding) for row in rows.tolist()])
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -177,10 +189,11 @@ def _read(path: Path) -> dict[str, Any]:
             raise ValueError(
                 f"measure {record['measure']!r}, thresholds and temperatures {numbers}"
             )
+        decoding = parse_decoding(record["decoding"]) if "decoding" in record else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{str(path)!r} is not a valid cascade ({type(error).__name__}: {error}). Expected a"
             " cascade.json from kd-evaluate with stages, thresholds, temperatures and a known"
             " measure. Write it again with kd-evaluate."
         ) from None
-    return dict(record)
+    return {**record, "decoding": decoding}

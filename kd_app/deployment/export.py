@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from kd_app.config import InputSpec, RunError
+from kd_app.config import Decoding, InputSpec, RunError
 from kd_app.deployment.artifact import Artifact, open_artifact
 from kd_app.deployment.formats.base import Format, UInt8Model
-from kd_app.deployment.manifest import VERSION, describe_input
+from kd_app.deployment.manifest import VERSION, describe_decoding, describe_input
 from kd_app.run_files import MANIFEST
 from kd_app.stages import hash_file, write_atomically
 
@@ -26,6 +26,7 @@ def export(
     *,
     stem: str,
     input_spec: InputSpec,
+    decoding: Decoding,
     classes: Sequence[str],
     license: str,
     calibration: Sequence[NDArray[np.uint8]],
@@ -43,6 +44,7 @@ def export(
     record = {
         "format": form.name,
         "input": describe_input(input_spec),
+        "decoding": describe_decoding(decoding),
         "output": "logits",
         "classes": list(classes),
         "license": license,

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from kd_app.config.pixels import InputSpec
+from kd_app.config.pixels import Decoding, InputSpec, choose_decoding
 from kd_app.run_files import MANIFEST
 
 VERSION: Final = 1
+_ALWAYS: Final = {"orientation": "exif", "transparency": "white", "bits": 8}
+"""How every run decodes image files: upright, on white ground, in 8 bits a channel."""
 _FIX: Final = "Export the run again (kd-export), or copy its whole export folder."
 
 
@@ -22,14 +24,15 @@ _FIX: Final = "Export the run again (kd-export), or copy its whole export folder
 class ManifestEntry:
     """One file of a manifest.
 
-    pixels: the uint8 images that the file accepts; the file normalizes them · record:
-    the whole entry.
+    pixels: the uint8 images that the file accepts; the file normalizes them · decoding:
+    how the run decoded image files · record: the whole entry.
     """
 
     path: Path
     format: str
     classes: tuple[str, ...]
     pixels: InputSpec
+    decoding: Decoding
     license: str
     record: Mapping[str, Any]
 
@@ -106,6 +109,22 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
+def describe_decoding(decoding: Decoding) -> dict[str, Any]:
+    """Build the entry ``decoding`` of a manifest or of a model's config.json."""
+    return {**_ALWAYS, "channels": decoding.channels, "shorter_side": decoding.shorter_side}
+
+
+def parse_decoding(node: Any) -> Decoding:
+    """Read the output of `describe_decoding`.
+
+    Raises:
+        ValueError: the entry has another schema, or another way of decoding.
+    """
+    if not isinstance(node, Mapping) or any(node.get(key) != _ALWAYS[key] for key in _ALWAYS):
+        raise ValueError(f"decoding={node!r}")
+    return Decoding(_check_size(node.get("channels")), _check_size(node.get("shorter_side")))
+
+
 def describe_input(input_spec: InputSpec) -> dict[str, Any]:
     """Build the entry ``input`` of a manifest."""
     return {
@@ -132,8 +151,13 @@ def _parse_entry(path: Path, record: Mapping[str, Any]) -> ManifestEntry:
     if len(classes) < 2:
         raise ValueError(f"classes={record['classes']!r}")
     input_spec = InputSpec(channels, height, width, mean, std, crop, str(node["interpolation"]))
+    decoding = (
+        parse_decoding(record["decoding"]) if "decoding" in record else choose_decoding(input_spec)
+    )
     license = str(record["license"])
-    return ManifestEntry(path, str(record["format"]), classes, input_spec, license, record)
+    return ManifestEntry(
+        path, str(record["format"]), classes, input_spec, decoding, license, record
+    )
 
 
 def _check_size(size: Any) -> int:

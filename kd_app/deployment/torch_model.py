@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from kd_app.config import InputSpec
+from kd_app.config import Decoding, InputSpec
 from kd_app.data.normalize import normalize
-from kd_app.deployment.runtimes.base import prepare_image
+from kd_app.data.preparation import prepare_image
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class TorchModel:
     module: nn.Module
     classes: tuple[str, ...]
     pixels: InputSpec
+    decoding: Decoding
     device: torch.device
 
     def __post_init__(self) -> None:
@@ -36,6 +37,8 @@ class TorchModel:
             logits: NDArray[np.float32] = self.module(image).float().cpu().numpy()
         return logits
 
-    def prepare_image(self, image: Image.Image) -> NDArray[np.uint8]:
-        """Resize and crop an image to ``[C, H, W]``."""
-        return prepare_image(image, self.pixels)
+    def prepare_image(
+        self, image: Image.Image, decoding: Decoding | None = None
+    ) -> NDArray[np.uint8]:
+        """Convert an opened image to ``[C, H, W]``; see `RuntimeFile.prepare_image`."""
+        return prepare_image(image, self.pixels, decoding or self.decoding)

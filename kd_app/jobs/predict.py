@@ -16,15 +16,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field, PositiveInt, StrictBool
 
-from kd_app.config import RequestError, Typed
+from kd_app.config import Decoding, RequestError, Typed
 from kd_app.data.image_list import ImageList, read_image_list
 from kd_app.data.image_tree import write_reasons
 from kd_app.data.images import BadImageError, open_image
-from kd_app.data.scan import bound_size
 from kd_app.deployment.cascade import prepare_batch
 from kd_app.deployment.confidence import compute_log_probabilities
 from kd_app.reporting.console import Console
-from kd_app.run.open_model import ImageClassifier, find_channels_and_size, open_cascade, open_model
+from kd_app.run.open_model import ImageClassifier, open_cascade, open_model
 from kd_app.run.spec import Config
 
 CASCADE = "cascade.json"
@@ -68,14 +67,13 @@ class Prediction(Typed, called="kd-predict"):
 class _Labeler:
     """A model or a cascade that labels images.
 
-    channels, side: of the decoded images. stages: names of a cascade's stages; empty
-    for a single model.
+    decoding: of the image files. stages: names of a cascade's stages; empty for a
+    single model.
     """
 
     classes: tuple[str, ...]
     infer: Callable[[Sequence[Image.Image]], StageOutputs]
-    channels: int
-    side: int
+    decoding: Decoding
     stages: tuple[str, ...] = ()
 
 
@@ -158,12 +156,18 @@ def _open_labeler(settings: Prediction) -> _Labeler:
     path = path / CASCADE if (path / CASCADE).is_file() else path
     if path.suffix == ".json" and path.is_file():
         opened = open_cascade(path, threads=settings.threads)
-        channels, side = find_channels_and_size(opened.models)
         names = tuple(file.name for file in opened.files)
-        return _Labeler(opened.models[0].classes, opened.cascade.infer, channels, side, names)
+        decoding = opened.cascade.decoding or _combine([each.decoding for each in opened.models])
+        return _Labeler(opened.models[0].classes, opened.cascade.infer, decoding, names)
     model = open_model(settings.model, threads=settings.threads).model
-    channels, side = find_channels_and_size([model])
-    return _Labeler(model.classes, lambda images: (_infer(model, images), None), channels, side)
+    return _Labeler(model.classes, lambda images: (_infer(model, images), None), model.decoding)
+
+
+def _combine(decodings: Sequence[Decoding]) -> Decoding:
+    """Enough pixels and channels for stages that decode in different ways."""
+    return Decoding(
+        max(each.channels for each in decodings), max(each.shorter_side for each in decodings)
+    )
 
 
 def _infer(model: ImageClassifier, images: Sequence[Image.Image]) -> NDArray[np.float64]:
@@ -203,11 +207,13 @@ def _read_batches(
     images: ImageList, labeler: _Labeler, batch_size: int
 ) -> Iterator[list[Image.Image | BadImageError]]:
     """Batches in order. The next batch is opened while the caller labels one."""
+    decoding = labeler.decoding
 
     def read(name: str) -> Image.Image | BadImageError:
         try:
-            image = open_image(images.base / name, labeler.channels, shorter_side=labeler.side)
-            return bound_size(image, labeler.side)
+            return open_image(
+                images.base / name, decoding.channels, shorter_side=decoding.shorter_side
+            )
         except BadImageError as error:
             return error
 

@@ -17,6 +17,8 @@ from kd_app.models.simkd_student import REUSED, SimKDStudent
 from kd_app.models.weights_metadata import write_with_metadata
 
 WEIGHTS, CONFIG, PROGRAM = "model.safetensors", "config.json", "model.pt2"
+DECODING = "decoding"
+"""Entry of a student's config.json: how the run decoded image files."""
 CONVERTED, INT8, INT8_OF_BYTES = "quantized.pt2", "quantized.pte", "quantized_uint8.pte"
 """Files of a quantized student: the int8 graph as an exported program, the graph
 lowered to the runtime that measures latency, and the graph lowered for kd-export, with
@@ -90,9 +92,18 @@ def _export(model: nn.Module, path: Path, pixels: InputSpec) -> None:
     torch.export.save(program, path)
 
 
-def copy_labeled(source: Path, target: Path, *, license: str, teacher: str | None) -> None:
+def copy_labeled(
+    source: Path,
+    target: Path,
+    *,
+    license: str,
+    teacher: str | None,
+    decoding: Mapping[str, Any],
+) -> None:
     """Copy a model folder to the new folder `target`, with `license` and `teacher`
     written into the weights and the config.json.
+
+    decoding: how the run decoded image files, for the config.json.
     """
     shutil.copytree(source, target, ignore=shutil.ignore_patterns(WEIGHTS, CONFIG))
     write_with_metadata(source / WEIGHTS, target / WEIGHTS, license=license, teacher=teacher)
@@ -100,6 +111,7 @@ def copy_labeled(source: Path, target: Path, *, license: str, teacher: str | Non
     config |= {
         "license": license,
         "teacher": teacher,
+        DECODING: dict(decoding),
         "pretrained_cfg": {**config["pretrained_cfg"], "license": license},
     }
     (target / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")

@@ -117,7 +117,9 @@ def time_files(
     workspace.console.print_transient("  measuring speed ...")
     cpu = torch.device("cpu")
     stages: dict[str, LogitsModel] = {
-        role: TorchModel(model.loaded.model, workspace.classes, model.loaded.pixels, cpu)
+        role: TorchModel(
+            model.loaded.model, workspace.classes, model.loaded.pixels, workspace.decoding, cpu
+        )
         for role, model in models.items()
     }
     stages |= {name: open_artifact(file.path, threads=1) for name, file in files.items()}

@@ -134,6 +134,7 @@ def _write_stage(
             folder,
             stem=STEMS[role],
             input_spec=input_spec,
+            decoding=workspace.decoding,
             classes=workspace.classes,
             license=license,
             calibration=calibration,
@@ -146,6 +147,7 @@ def _write_stage(
         "model": {
             "name": model.spec.name,
             "pixels": vars(input_spec),
+            "decoding": vars(workspace.decoding),
             "classes": list(workspace.classes),
             "license": license,
         },

@@ -11,16 +11,16 @@ from typing import Protocol
 import timm
 import torch
 
-from kd_app.config import InputSpec, RequestError, suggest_closest
+from kd_app.config import Decoding, InputSpec, RequestError, choose_decoding, suggest_closest
 from kd_app.config.errors import take_first_line
 from kd_app.deployment.artifact import open_artifact
 from kd_app.deployment.cascade import ImageStage, ModelCascade
+from kd_app.deployment.manifest import parse_decoding
 from kd_app.deployment.torch_model import TorchModel
 from kd_app.models.create import create, resolve_input
-from kd_app.models.save import CONFIG, WEIGHTS
+from kd_app.models.save import CONFIG, DECODING, WEIGHTS
 from kd_app.models.spec import ImageStats, ModelSpec
 from kd_app.reporting.teacher_reference import read_teacher_reference
-from kd_app.run.workspace import decode_size
 from kd_app.run_files import REFERENCE, RESULTS, STUDENT
 
 _EXPECTED = (
@@ -41,6 +41,10 @@ class ImageClassifier(ImageStage, Protocol):
     @property
     def pixels(self) -> InputSpec:
         """The input of the model."""
+
+    @property
+    def decoding(self) -> Decoding:
+        """How the run that trained the model decoded image files."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ def open_model(name: str, *, threads: int | None) -> OpenModel:
         raise RequestError(f"There is no {name!r}. {hint}{_EXPECTED}.")
     if path.is_dir():
         folder, run = _resolve_folder(path)
-        return OpenModel(name, _load_folder(folder, name), folder / WEIGHTS, run)
+        return OpenModel(name, _load_folder(folder, name, run), folder / WEIGHTS, run)
     run = path.parent.parent if (path.parent.parent / RESULTS).is_file() else None
     return OpenModel(name, open_file(path, threads=threads), path, run)
 
@@ -77,7 +81,7 @@ def open_model(name: str, *, threads: int | None) -> OpenModel:
 def open_file(path: Path, *, threads: int | None) -> ImageClassifier:
     """Open an artifact, or the weights of a model folder. Raises `RequestError`."""
     if path.name == WEIGHTS:
-        return _load_folder(path.parent, str(path))
+        return _load_folder(path.parent, str(path), None)
     if path.suffix == ".json":
         raise RequestError(f"{str(path)!r} is not a model file. {_EXPECTED}.")
     try:
@@ -143,15 +147,6 @@ def check_same_classes(named: Sequence[tuple[str, tuple[str, ...]]]) -> None:
         )
 
 
-def find_channels_and_size(models: Sequence[ImageClassifier]) -> tuple[int, int]:
-    """How image files are decoded for these models, as in a run: the number of
-    channels, and the shorter side (pixels) up to which images are kept.
-    """
-    inputs = [model.pixels for model in models]
-    sides = [max(each.height, each.width) for each in inputs]
-    return max(each.channels for each in inputs), decode_size(sides)
-
-
 def _resolve_folder(path: Path) -> tuple[Path, Path | None]:
     """The model folder that `path` refers to, and the folder of the model's run."""
     if (path / RESULTS).is_file():
@@ -184,8 +179,10 @@ def _resolve_teacher(path: Path) -> Path:
     return folder
 
 
-def _load_folder(folder: Path, name: str) -> TorchModel:
-    """Load the model in timm's local-dir layout. name: the path in error messages."""
+def _load_folder(folder: Path, name: str, run: Path | None) -> TorchModel:
+    """Load the model in timm's local-dir layout. name: the path in error messages ·
+    run: the folder of the model's run, whose student has the run's decoding.
+    """
     try:
         architecture = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["architecture"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -214,4 +211,19 @@ def _load_folder(folder: Path, name: str) -> TorchModel:
     model = create(spec, input_spec, origin.num_classes, seed=0).model
     classes = origin.label_names or tuple(map(str, range(origin.num_classes)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return TorchModel(model, classes, input_spec, device)
+    decoding = _read_decoding(run / STUDENT if run else folder, input_spec)
+    return TorchModel(model, classes, input_spec, decoding, device)
+
+
+def _read_decoding(folder: Path, input_spec: InputSpec) -> Decoding:
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if DECODING not in config:
+            return choose_decoding(input_spec)
+        return parse_decoding(config[DECODING])
+    except (OSError, ValueError, TypeError) as error:
+        raise RequestError(
+            f"{str(folder / CONFIG)!r} does not say how to decode images"
+            f" ({type(error).__name__}: {take_first_line(error)}). Expected the file that kd_app"
+            " wrote. Restore it, or run the run's kd-distill command again."
+        ) from None

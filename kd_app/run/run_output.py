@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kd_app.deployment.manifest import describe_decoding
 from kd_app.metrics.record import Predictions
 from kd_app.models.save import INT8, WEIGHTS, copy_labeled
 from kd_app.reporting.examples import EXAMPLES
@@ -102,6 +103,7 @@ def write_student(target: Path, workspace: Workspace, student: RunModel) -> int:
         partial,
         license=workspace.spec.licenses.ships,
         teacher=teacher.name if teacher is not None else None,
+        decoding=describe_decoding(workspace.decoding),
     )
     partial.replace(target)
     file = target / INT8

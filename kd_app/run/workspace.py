@@ -1,15 +1,15 @@
 """The workspace of a run: its data, its models, and the cache of their outputs."""
 
 import json
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from kd_app.config import RequestError, RunError
+from kd_app.config import Decoding, RequestError, RunError, bound_side
 from kd_app.config.memory import explain_memory_error
 from kd_app.data.base import RunData
 from kd_app.data.batch import Batch
@@ -28,15 +28,6 @@ from kd_app.stages import Stage, Stages, hash_file, write_atomically
 from kd_app.training.job import describe_source
 
 SPEED = "speed.json"
-MIN_DECODE_SIZE = 320
-"""The smallest bound (pixels) on the shorter side of stored images."""
-
-
-def decode_size(heights: Sequence[int]) -> int:
-    """The shorter side (pixels) to which image files are reduced for models with these
-    input heights.
-    """
-    return max(MIN_DECODE_SIZE, math.ceil(1.15 * max(heights)))
 
 
 @dataclass(frozen=True)
@@ -90,7 +81,7 @@ class Workspace:
     def prepare_data(self) -> None:
         """List the images, decode image files once, and split them."""
         self.data.list()
-        scan = self.data.scan_job(self._decode_size())
+        scan = self.data.scan_job(self._decoded_side)
         if scan is not None:
             stage = self.find_or_build(
                 "data", scan.config, scan.inputs, lambda folder: scan.run(folder, self._show_scan)
@@ -110,12 +101,19 @@ class Workspace:
         if self.console.live or done == total or done % max(1, total // 10) == 0:
             self.console.print_transient(f"  data: {done:,} of {total:,} images decoded")
 
-    def _decode_size(self) -> int:
+    @cached_property
+    def _decoded_side(self) -> int:
         """Enough for the crops of teacher and student, for images of any size."""
         unused = ImageStats(3, 1, (0.0,), (1.0,))
         models = [model for model in (self.spec.teacher, self.spec.student) if model]
-        heights = [resolve_input(model, unused).height for model in models]
-        return decode_size([self.data.image_size or 0, *heights])
+        inputs = [resolve_input(model, unused) for model in models]
+        sides = [max(each.height, each.width) for each in inputs]
+        return bound_side([self.data.image_size or 0, *sides])
+
+    @property
+    def decoding(self) -> Decoding:
+        """How the run decodes image files."""
+        return Decoding(self.data.channels, self._decoded_side)
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import timm
 
+from kd_app.config import choose_decoding
 from kd_app.deployment.export import export
 from kd_app.deployment.formats.onnx import Onnx
 from tests.builders import DIGITS, GRAY, results, teacher_folder
@@ -39,6 +40,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder / "onnx",
         stem="model",
         input_spec=GRAY,
+        decoding=choose_decoding(GRAY),
         classes=DIGITS,
         license="mit",
         calibration=[],

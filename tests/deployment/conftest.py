@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 import kd_app.models.small
-from kd_app.config import InputSpec
+from kd_app.config import Decoding, InputSpec
 from kd_app.deployment.export import export
 from kd_app.deployment.formats.onnx import Onnx
 
@@ -18,6 +18,7 @@ assert kd_app.models.small  # registers resnet8
 PIXELS = InputSpec(
     3, 16, 16, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), crop=0.875, interpolation="bicubic"
 )
+DECODING = Decoding(3, 24)
 CLASSES = tuple("abcde")
 
 
@@ -45,6 +46,7 @@ def exported(
         folder,
         stem="model",
         input_spec=PIXELS,
+        decoding=DECODING,
         classes=CLASSES,
         license="mit",
         calibration=[],

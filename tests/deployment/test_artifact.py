@@ -28,7 +28,7 @@ from kd_app.deployment.export import export, measure_difference
 from kd_app.deployment.formats.onnx import Onnx
 from kd_app.run_files import MANIFEST
 from kd_app.stages import hash_file
-from tests.deployment.conftest import CLASSES, PIXELS
+from tests.deployment.conftest import CLASSES, DECODING, PIXELS
 
 ALONE = """
 import sys
@@ -108,6 +108,7 @@ def test_a_file_that_does_not_reproduce_the_model_fails_the_run(
     about: Any = {
         "stem": "model",
         "input_spec": PIXELS,
+        "decoding": DECODING,
         "classes": CLASSES,
         "license": "mit",
         "calibration": [],

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from kd_app.config import Decoding
 from kd_app.deployment.cascade import ModelCascade
 from kd_app.deployment.confidence import (
     MEASURES,
@@ -33,7 +34,9 @@ class Table:
     def infer_logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         return np.asarray(self.table[images[:, 0, 0, 0]])
 
-    def prepare_image(self, image: Image.Image) -> NDArray[np.uint8]:
+    def prepare_image(
+        self, image: Image.Image, decoding: Decoding | None = None
+    ) -> NDArray[np.uint8]:
         return np.asarray(image)[None]
 
 

@@ -20,9 +20,15 @@ from kd_app.deployment.formats.program import Program
 from kd_app.deployment.runtimes import torch_file
 from kd_app.run_files import MANIFEST
 from kd_app.stages import hash_file
-from tests.deployment.conftest import CLASSES, PIXELS
+from tests.deployment.conftest import CLASSES, DECODING, PIXELS
 
-ABOUT: Any = {"stem": "model", "input_spec": PIXELS, "classes": CLASSES, "license": "mit"}
+ABOUT: Any = {
+    "stem": "model",
+    "input_spec": PIXELS,
+    "decoding": DECODING,
+    "classes": CLASSES,
+    "license": "mit",
+}
 
 
 def int8(**changed: Any) -> OnnxInt8:

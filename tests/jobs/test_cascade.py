@@ -14,13 +14,12 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from kd_app.config import InputSpec
+from kd_app.config import Decoding, InputSpec
 from kd_app.deployment.artifact import open_artifact
 from kd_app.deployment.cascade import ModelCascade
 from kd_app.deployment.confidence import compute_confidence
 from kd_app.deployment.export import export
 from kd_app.deployment.formats.onnx import Onnx
-from kd_app.jobs.cascade import summarize_latency
 from tests.builders import DIGITS, results
 from tests.commands.call import TINY, done, refused
 from tests.deployment.test_artifact import ALONE
@@ -111,6 +110,7 @@ def weak_and_good(tmp_path: Path) -> tuple[Path, Path]:
     some = (images[:8] * 255).round().to(torch.uint8).numpy()
     settings: dict[str, Any] = {
         "input_spec": input_spec,
+        "decoding": Decoding(1, 320),
         "classes": DIGITS,
         "license": "none",
         "calibration": [],
@@ -204,11 +204,4 @@ def test_a_wrong_request_is_refused_with_the_reason(
     ]
     assert reason in refused(
         *formatted, f"stages={made / 'stages'}", "out=cascade", command="kd-evaluate"
-    )
-
-
-def test_a_latency_is_summarized_in_milliseconds() -> None:
-    summary = summarize_latency(np.arange(1, 101) / 1000)
-    assert summary == pytest.approx(
-        {"mean": 50.5, "p50": 50, "p95": 95, "p99": 99, "num_images": 100}
     )

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kd_app.config import RequestError
+from kd_app.config import Decoding, RequestError
+from kd_app.deployment.manifest import describe_decoding
 from kd_app.run.open_model import (
     check_same_classes,
-    find_channels_and_size,
     open_cascade,
     open_file,
     open_model,
@@ -99,6 +99,18 @@ def test_models_of_a_cascade_have_the_same_classes_in_the_same_order() -> None:
         check_same_classes([("a", ("x", "y")), ("b", ("x", "z"))])
 
 
-def test_images_are_decoded_for_the_largest_input(folder: Path) -> None:
-    model = open_model(str(folder), threads=None).model
-    assert find_channels_and_size([model, model]) == (1, 320)
+def test_images_are_decoded_as_in_the_run_or_large_enough_for_the_model(
+    folder: Path, tmp_path: Path
+) -> None:
+    assert open_model(str(folder), threads=None).model.decoding == Decoding(1, 320)
+    run = write_run(tmp_path / "run", path=str(folder))
+    path = run / "student" / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    decoding = describe_decoding(Decoding(3, 442))
+    path.write_text(json.dumps({**config, "decoding": decoding}), encoding="utf-8")
+    for name in (run, run / "student", run / "teacher"):
+        assert open_model(str(name), threads=None).model.decoding == Decoding(3, 442)
+    other = {**decoding, "orientation": "as stored"}
+    path.write_text(json.dumps({**config, "decoding": other}), encoding="utf-8")
+    with pytest.raises(RequestError, match="does not say how to decode images"):
+        open_model(str(run), threads=None)

@@ -9,16 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from kd_app.config.pixels import InputSpec
-from kd_app.data.crop import center
-from kd_app.data.images import convert_mode
+from kd_app.config.pixels import Decoding
+from kd_app.data.preparation import prepare_image
 from kd_app.deployment.manifest import ManifestEntry
-
-
-def prepare_image(image: Image.Image, input_spec: InputSpec) -> NDArray[np.uint8]:
-    """Convert, resize and crop an image to ``[C, H, W]``."""
-    cropped = np.asarray(center(convert_mode(image, input_spec.channels), input_spec))
-    return np.ascontiguousarray(cropped.reshape(*cropped.shape[:2], -1).transpose(2, 0, 1))
 
 
 class RuntimeFile(ABC):
@@ -28,10 +21,16 @@ class RuntimeFile(ABC):
         self.entry = entry
         self.classes = entry.classes
         self.pixels = entry.pixels
+        self.decoding = entry.decoding
 
-    def prepare_image(self, image: Image.Image) -> NDArray[np.uint8]:
-        """Convert, resize and crop an image to ``[C, H, W]``."""
-        return prepare_image(image, self.pixels)
+    def prepare_image(
+        self, image: Image.Image, decoding: Decoding | None = None
+    ) -> NDArray[np.uint8]:
+        """Convert an opened image to ``[C, H, W]``, as in the evaluation.
+
+        decoding: how to decode; None: as in the run that wrote the file.
+        """
+        return prepare_image(image, self.pixels, decoding or self.decoding)
 
     def infer_logits(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
         """``images[B, C, H, W] -> [B, K]``.
