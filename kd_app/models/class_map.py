@@ -2,7 +2,6 @@
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,17 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kd_app.config import RequestError, build_unknown_error
+from kd_app.models.class_names import ModelClasses
 
 _COLUMNS = ("teacher", "class")
 _SHOWN = 5
-
-
-@dataclass(frozen=True)
-class ModelClasses:
-    """How many classes a model predicts, and the class names, empty if unknown."""
-
-    count: int
-    names: tuple[str, ...]
 
 
 class ClassMap:
@@ -63,6 +55,7 @@ class ClassMap:
         a row.
         """
         numbers_of: dict[str, set[int]] = {name: set() for name in classes}
+        assert teacher.count is not None
         names = {name: number for number, name in enumerate(teacher.names)}
         for line, teacher_class, data_class in self._lines:
             if data_class not in numbers_of:

@@ -4,7 +4,7 @@ other runtimes.
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kd_app.config import InputSpec, RequestError
-from kd_app.models.class_map import ClassMap, ClassMappedModel, ModelClasses
+from kd_app.models.class_map import ClassMap, ClassMappedModel
+from kd_app.models.class_names import ModelClasses
 from kd_app.models.create import create, resolve_input
 from kd_app.models.license import Policy
 from kd_app.models.outputs import LogitsOnly
-from kd_app.models.spec import CompositeTeacher, ImageStats, LoadedModel, ModelSpec, WeightsSource
+from kd_app.models.spec import CompositeTeacher, ImageStats, LoadedModel, ModelSpec
 from kd_app.models.teacher import InputAdapter
 from kd_app.models.weights import WeightsReport
+from kd_app.models.weights_source import WeightsSource
 
 By = Literal["mean", "confidence"]
 _MIN_CONFIDENCE = 1e-3
@@ -68,32 +70,14 @@ def find_model_classes(spec: ModelSpec) -> ModelClasses:
     """Return the classes of the model's weights. Raises `RequestError` if the number of
     classes is unknown.
     """
-    origin = spec.origin
-    if origin.num_classes is None:
+    classes = spec.record.classes
+    if classes.count is None:
         raise RequestError(
             f"The number of classes of the teacher {spec.name} is unknown, so teacher.classes can't"
             " map them. Expected a timm model with a tag, a run, a folder in timm's local-dir"
-            " layout, or an exported file."
+            " layout, a file of weights with a classifier, or an exported file."
         )
-    return ModelClasses(origin.num_classes, origin.label_names or _load_imagenet_names(origin))
-
-
-def _load_imagenet_names(origin: WeightsSource) -> tuple[str, ...]:
-    """Return the class names (WordNet ids such as ``n01440764``) of hub weights trained
-    on an ImageNet set, or nothing for other weights.
-    """
-    from timm.data import ImageNetInfo
-
-    sets = {
-        1000: "imagenet-1k",
-        11221: "imagenet-21k-miil",
-        11821: "imagenet-12k",
-        21841: "imagenet-22k",
-        21843: "imagenet-21k-goog",
-    }
-    if origin.kind != "hub" or origin.num_classes not in sets:
-        return ()
-    return tuple(ImageNetInfo(sets[origin.num_classes]).label_names())
+    return classes
 
 
 class EmaTeacher(CompositeTeacher):
@@ -149,7 +133,7 @@ class TeacherEnsemble(CompositeTeacher):
         for name, member in self.members.items():
             if isinstance(member, CompositeTeacher):
                 member.bind_data(classes, image_stats)
-            elif not member.origin.matches_classes(classes):
+            elif not member.bind_classes(classes).fits:
                 raise _build_not_ready_error(name, member)
 
     def to_json(self) -> dict[str, Any]:
@@ -285,21 +269,28 @@ class ArtifactTeacher(CompositeTeacher):
         return self.artifact.pixels
 
     def build(self, input_spec: InputSpec, num_classes: int, *, seed: int) -> LoadedModel:
-        report = WeightsReport(f"file {self.origin.name}", self.sha256, 0)
-        return LoadedModel(RuntimeModel(self.artifact), input_spec, report)
+        match, sha256 = self.match, self.sha256
+        rows = match.rows if match else None
+        if rows is not None:
+            sha256 = hashlib.sha256(f"{sha256}:{list(rows)}".encode()).hexdigest()
+        notes = (match.note,) if match and match.note else ()
+        report = WeightsReport(f"file {self.origin.name}", sha256, 0, notes=notes)
+        return LoadedModel(RuntimeModel(self.artifact, rows), input_spec, report)
 
 
 class RuntimeModel(LogitsOnly):
     """An exported file as a module: converts normalized images back to uint8 and runs
-    the file in its runtime, on the CPU.
+    the file in its runtime, on the CPU. rows: the outputs to return, in this order;
+    None: all.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, artifact: SupportsLogits) -> None:
+    def __init__(self, artifact: SupportsLogits, rows: Sequence[int] | None = None) -> None:
         super().__init__("a file for another runtime gives only logits")
         self._artifact = artifact
+        self._rows = None if rows is None else list(rows)
         shape = (1, -1, 1, 1)
         self.register_buffer(
             "mean", torch.tensor(artifact.pixels.mean).view(shape), persistent=False
@@ -310,9 +301,8 @@ class RuntimeModel(LogitsOnly):
         self, image: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch classes"]:
         raw = ((image * self.std + self.mean) * 255).round().clamp(0, 255).to(torch.uint8).cpu()
-        return torch.from_numpy(self._artifact.infer_logits(raw.contiguous().numpy())).to(
-            image.device
-        )
+        logits = torch.from_numpy(self._artifact.infer_logits(raw.contiguous().numpy()))
+        return (logits if self._rows is None else logits[:, self._rows]).to(image.device)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "RuntimeModel":
         return self

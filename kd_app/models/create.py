@@ -1,9 +1,9 @@
 """Create a model from its spec: weights, input spec and layer widths."""
 
+import hashlib
 import inspect
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import timm
@@ -14,19 +14,20 @@ from torch import Tensor, nn
 from kd_app.config import InputSpec, RequestError
 from kd_app.config.errors import take_first_line
 from kd_app.config.memory import is_out_of_memory
+from kd_app.models.checkpoint import Checkpoint, read_checkpoint
+from kd_app.models.class_names import ClassMatch
 from kd_app.models.layer_widths import WIDTHS, resize
 from kd_app.models.save import CONFIG
 from kd_app.models.simkd_student import REUSED, build_simkd_student
-from kd_app.models.spec import CompositeTeacher, ImageStats, LoadedModel, ModelSpec, WeightsSource
-from kd_app.models.weights import WeightsReport, hash_state, load_weights, read_state
+from kd_app.models.spec import CompositeTeacher, ImageStats, LoadedModel, ModelSpec
+from kd_app.models.weights import WeightsReport, hash_state, load_weights
 from kd_app.models.weights_metadata import hash_weights
+from kd_app.models.weights_source import WeightsSource, fetch, load_timm_config, name_heads
 
 SMALL = 64
 """Images up to this side (pixels) are used whole, without a center crop."""
 _COMMON_SIZES = (16, 32, 48, 64, 96, 128, 160, 192, 224, 256, 288, 384)
 """Sides (pixels) to suggest to a model that rejects the size of the data."""
-_HUB_TIMEOUT = 5.0
-"""Seconds to wait for the first response of a hub."""
 
 
 def resolve_input(spec: ModelSpec, image_stats: ImageStats) -> InputSpec:
@@ -41,9 +42,9 @@ def resolve_input(spec: ModelSpec, image_stats: ImageStats) -> InputSpec:
     own = getattr(spec.factory, "pixels", None)
     if isinstance(own, InputSpec):
         return own
-    cfg = _load_timm_config(spec.origin)
+    cfg, arguments = load_timm_config(spec.origin), spec.record.arguments
     data: dict[str, Any] = (
-        resolve_data_config(pretrained_cfg=cfg)
+        resolve_data_config(dict(arguments), pretrained_cfg=cfg)
         if cfg
         else {"crop_pct": 1.0, "interpolation": "bilinear"}
     )
@@ -58,8 +59,13 @@ def resolve_input(spec: ModelSpec, image_stats: ImageStats) -> InputSpec:
     channels = spec.kwargs.get("in_chans", image_stats.channels)
     size = spec.image_size or image_stats.size
     crop = 1.0 if size <= SMALL else data["crop_pct"]
-    mean = tuple(_match_channels(image_stats.mean, channels))
-    std = tuple(_match_channels(image_stats.std, channels))
+    # timm's train.py always records `mean`, as None for that of the architecture.
+    mean, std = (
+        (data["mean"], data["std"])
+        if "mean" in arguments and cfg
+        else (image_stats.mean, image_stats.std)
+    )
+    mean, std = (tuple(_match_channels(values, channels)) for values in (mean, std))
     return InputSpec(channels, size, size, mean, std, crop, data["interpolation"])
 
 
@@ -99,84 +105,50 @@ def _build(spec: ModelSpec, input_spec: InputSpec, num_classes: int, seed: int) 
     )
 
 
-def _load_timm_config(origin: WeightsSource) -> dict[str, Any]:
-    """Return timm's pretrained_cfg of the weights, without building the model."""
-    if origin.kind == "own" or (
-        origin.kind == "file" and not timm.is_model(origin.name.split(".")[0])
-    ):
-        return {}
-    if origin.kind == "folder" or origin.name.startswith("hf-hub:"):
-        from timm.models import load_model_config_from_hf
-        from timm.models._hub import load_model_config_from_path
-
-        return dict(
-            load_model_config_from_path(origin.path)[0]
-            if origin.path
-            else _fetch(origin, load_model_config_from_hf)[0]
-        )
-    cfg = timm.get_pretrained_cfg(origin.name, allow_unregistered=True)
-    return dict(cfg.to_dict()) if cfg else {}
-
-
-def _fetch(origin: WeightsSource, fetch: Any, *args: Any, **kwargs: Any) -> Any:
-    """Call `fetch`, which may access a hub. Raises `RequestError` if the hub can't be
-    reached.
-    """
-    try:
-        with _probe_hub_once():
-            return fetch(*(args or (origin.name.removeprefix("hf-hub:"),)), **kwargs)
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = take_first_line(error)[:200]
-        raise RequestError(
-            f"The weights of {origin.name!r} could not be fetched from their hub ({reason}). Get"
-            " online, or put them in a folder and use name=local-dir:<folder> or"
-            " checkpoint=<file>; pretrained=false starts from random weights."
-        ) from None
-
-
-@contextmanager
-def _probe_hub_once() -> Iterator[None]:
-    """Check once whether the hub can be reached; if not, read only the local cache.
-    Offline, the client would retry every file for half a minute.
-    """
-    from huggingface_hub import constants, get_session
-
-    before = constants.HF_HUB_OFFLINE
-    try:
-        get_session().head(constants.ENDPOINT, timeout=_HUB_TIMEOUT)
-    except Exception:
-        # The client's errors have no common base class.
-        constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
-
-
 def _create_timm(spec: ModelSpec, input_spec: InputSpec, num_classes: int) -> LoadedModel:
     origin, kwargs = spec.origin, dict(spec.kwargs)
-    cfg = _load_timm_config(origin)
+    cfg = load_timm_config(origin)
     kwargs.setdefault("in_chans", input_spec.channels)
     if cfg.get("fixed_input_size") and (input_spec.height, input_spec.width) != tuple(
         cfg["input_size"][1:]
     ):
         kwargs.setdefault("img_size", (input_spec.height, input_spec.width))
     name = f"local-dir:{origin.path}" if origin.kind == "folder" else origin.name
-    state, source, sha256 = _load_state(origin, name, kwargs)
+    checkpoint, source, sha256 = _load_checkpoint(origin, name, kwargs)
     model = timm.create_model(name, pretrained=False, num_classes=num_classes, **kwargs).eval()
     config = _read_folder_config(origin)
     widths = config.get(WIDTHS, {})
     resize(model, widths, source=source)
-    if state is None:
+    if checkpoint is None:
         report = WeightsReport("random", hash_state(model.state_dict()), 0)
         return LoadedModel(model, input_spec, report)
-    head = cfg.get("classifier") or ()
-    heads = (head,) if isinstance(head, str) else tuple(head)
+    heads, first = name_heads(cfg), cfg.get("first_conv") or ()
     if REUSED in config:
-        model = build_simkd_student(model, config[REUSED], state, num_classes, source=source)
+        model = build_simkd_student(
+            model, config[REUSED], checkpoint.tensors, num_classes, source=source
+        )
         heads = ("classifier",)
-    report = load_weights(model, state, head=heads, source=source, sha256=sha256)
-    return LoadedModel(model, input_spec, report, widths)
+    match = spec.match or ClassMatch(fits=True)
+    report = load_weights(
+        model,
+        checkpoint,
+        head=heads,
+        source=source,
+        sha256=sha256,
+        first_conv=(first,) if isinstance(first, str) else tuple(first),
+        rows=match.rows,
+        renew_head=not match.fits,
+    )
+    return LoadedModel(model, input_spec, _add_classes(report, match), widths)
+
+
+def _add_classes(report: WeightsReport, match: ClassMatch) -> WeightsReport:
+    """Add the order of the classes to the identity and the notes of the weights."""
+    if match.rows is not None and not report.new_head:
+        sha256 = hashlib.sha256(f"{report.sha256}:{list(match.rows)}".encode()).hexdigest()
+        report = replace(report, sha256=sha256)
+    notes = (match.note if match.fits else match.reason, *report.notes)
+    return replace(report, notes=tuple(note for note in notes if note))
 
 
 def _read_folder_config(origin: WeightsSource) -> dict[str, Any]:
@@ -188,25 +160,24 @@ def _read_folder_config(origin: WeightsSource) -> dict[str, Any]:
     return config if isinstance(config.get(WIDTHS, {}), dict) else {WIDTHS: {WIDTHS: {}}}
 
 
-def _load_state(
+def _load_checkpoint(
     origin: WeightsSource, name: str, kwargs: dict[str, Any]
-) -> tuple[dict[str, Tensor] | None, str, str]:
-    """Return the state dict with all classes, a description of the source, and the
+) -> tuple[Checkpoint | None, str, str]:
+    """Return the weights with all classes, a description of the source, and the
     sha256.
     """
     if origin.kind == "random":
         return None, "random", ""
     if origin.kind == "file":
         assert origin.path is not None
-        return read_state(origin.path), f"file {origin.path.name}", hash_weights(origin.path)
+        return read_checkpoint(origin.path), f"file {origin.path.name}", hash_weights(origin.path)
     if origin.kind == "folder":
         assert origin.path is not None
         path = origin.path / "model.safetensors"
-        state = read_state(path)
-        return state, f"folder {origin.path.name}", hash_weights(path)
-    full = _fetch(origin, timm.create_model, name, pretrained=True, **kwargs)
+        return read_checkpoint(path), f"folder {origin.path.name}", hash_weights(path)
+    full = fetch(origin, timm.create_model, name, pretrained=True, **kwargs)
     state = full.state_dict()
-    return state, f"hub {origin.name}", hash_state(state)
+    return Checkpoint(state), f"hub {origin.name}", hash_state(state)
 
 
 def _create_from_factory(spec: ModelSpec, input_spec: InputSpec, num_classes: int) -> LoadedModel:
@@ -225,8 +196,18 @@ def _create_from_factory(spec: ModelSpec, input_spec: InputSpec, num_classes: in
         state = model.state_dict()
         report = WeightsReport(f"own {spec.name}", hash_state(state), len(state))
         return LoadedModel(model.eval(), input_spec, report)
+    if spec.match is not None and spec.match.rows is not None:
+        raise RequestError(
+            f"The {spec.role} {spec.name} {spec.match.note}, but kd_app does not know the"
+            " classifier of your own module. Sort the rows of the classifier by the data's classes"
+            " and save the weights again."
+        )
     report = load_weights(
-        model, read_state(path), head=(), source=f"file {path.name}", sha256=hash_weights(path)
+        model,
+        read_checkpoint(path),
+        head=(),
+        source=f"file {path.name}",
+        sha256=hash_weights(path),
     )
     return LoadedModel(model.eval(), input_spec, report)
 

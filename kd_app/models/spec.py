@@ -6,62 +6,38 @@ import json
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import timm
-import torch
 from pydantic import Field
 from torch import nn
 
 import kd_app.models.small  # noqa: F401
 from kd_app.config import InputSpec, RequestError, Typed, build_unknown_error
+from kd_app.models.class_names import ClassMatch, ModelClasses, match_classes
 from kd_app.models.layer_widths import Widths
 from kd_app.models.license import NONE, UNKNOWN
 from kd_app.models.save import WEIGHTS
 from kd_app.models.weights import WeightsReport
 from kd_app.models.weights_metadata import read_metadata
+from kd_app.models.weights_source import (
+    Kind,
+    WeightsRecord,
+    WeightsSource,
+    list_entries,
+    parse_labels,
+    read_record,
+)
 from kd_app.run_files import RESULTS, STUDENT
 
-Kind = Literal["random", "hub", "folder", "file", "own"]
 _SET_ELSEWHERE = {
     "pretrained": "{role}.pretrained",
     "checkpoint_path": "{role}.checkpoint",
     "num_classes": "the number of the data's classes",
 }
 """Arguments of timm.create_model, and the settings that determine them."""
-
-
-@dataclass(frozen=True)
-class WeightsSource:
-    """Source of weights: 'random', 'hub' (timm's or a Hugging Face repository),
-    'folder' (timm's local-dir), 'file', or 'own' (a factory).
-
-    num_classes and label_names: classes of the weights, if known. license: license of
-    the weights, or 'unknown'.
-    """
-
-    kind: Kind
-    name: str
-    path: Path | None = None
-    license: str = UNKNOWN
-    num_classes: int | None = None
-    label_names: tuple[str, ...] | None = None
-
-    @property
-    def has_weights(self) -> bool:
-        """Whether the weights are trained; random weights are not."""
-        return self.kind != "random"
-
-    def matches_classes(self, classes: tuple[str, ...]) -> bool:
-        """Whether the weights predict these classes: the same number, and the same
-        names if the weights name their classes.
-        """
-        return (
-            self.has_weights
-            and self.num_classes in (None, len(classes))
-            and self.label_names in (None, classes)
-        )
 
 
 @dataclass(frozen=True)
@@ -112,6 +88,7 @@ class ModelSpec(Typed):
             if factory
             else _resolve_timm(role, name, pretrained, checkpoint)
         )
+        self.match: ClassMatch | None = None
         if not factory:
             _check_arguments(role, self.origin, kwargs)
 
@@ -119,6 +96,26 @@ class ModelSpec(Typed):
     def name(self) -> str:
         """Name of the model in tables."""
         return self.origin.name
+
+    @cached_property
+    def record(self) -> WeightsRecord:
+        """What is recorded with the weights. Reads a file of weights, or the
+        configuration in a hub's repository. Raises `RequestError` if that fails.
+        """
+        return read_record(self.origin, self.kwargs, is_timm=self.factory is None)
+
+    def bind_classes(self, classes: tuple[str, ...]) -> ClassMatch:
+        """Match the weights' classes to those of the data. From now on, the model is
+        created with the matching outputs, or with a new classifier.
+
+        Raises `RequestError` if the weights can't be read.
+        """
+        self.match = (
+            match_classes(classes, self.record.classes)
+            if self.origin.has_weights
+            else ClassMatch(fits=False, reason="has random weights")
+        )
+        return self.match
 
     def to_json(self) -> dict[str, Any]:
         """Return the arguments as plain data; a factory is recorded by the attribute
@@ -158,18 +155,26 @@ class CompositeTeacher(ModelSpec):
 
     def __init__(self, role: str, origin: WeightsSource, kwargs: dict[str, Any]) -> None:
         self.role, self.origin, self.kwargs = role, origin, kwargs
-        self.image_size = self.factory = None
+        self.image_size = self.factory = self.match = None
+
+    @cached_property
+    def record(self) -> WeightsRecord:
+        """The classes that the teacher's parts have in common, if they are known."""
+        origin = self.origin
+        return WeightsRecord(ModelClasses(origin.num_classes, origin.label_names or ()))
 
     def bind_data(self, classes: tuple[str, ...], image_stats: ImageStats) -> None:
         """Set the data's classes and image statistics. Raises `RequestError` if the
         teacher can't predict these classes.
         """
         self.image_stats = image_stats
-        if self.origin.num_classes is not None and not self.origin.matches_classes(classes):
+        match = self.bind_classes(classes)
+        if not match.fits:
             raise RequestError(
-                f"The {self.role} {self.name} predicts {self.origin.num_classes} classes that are"
-                f" not the data's {len(classes)}, and can't be trained here. Map the classes with"
+                f"The {self.role} {self.name} {match.reason} that are not the data's"
+                f" {len(classes)}, and can't be trained here. Map the classes with"
                 f" {self.role}.classes=<a CSV file with the columns teacher,class>."
+                f" {match.detail}".rstrip()
             )
 
     @abstractmethod
@@ -217,14 +222,13 @@ def _resolve_timm(
             f"{role}.pretrained=true, but timm has no weights for {name!r}. Use"
             f" {role}.pretrained=false, or a name with a tag{suggest_pretrained_tag(name)}."
         )
-    labels = cfg.get("label_names")
     return WeightsSource(
         "hub",
         name,
         None,
         cfg.get("license") or UNKNOWN,
         cfg.get("num_classes"),
-        tuple(labels) if labels else None,
+        parse_labels(cfg.get("label_names")),
     )
 
 
@@ -252,14 +256,13 @@ def _resolve_folder(role: str, folder: Path) -> WeightsSource:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         cfg = config["pretrained_cfg"]
         labels = config.get("label_names") or cfg.get("label_names")
-        names = tuple(labels.values() if isinstance(labels, dict) else labels) if labels else None
         origin = WeightsSource(
             "folder",
             config["architecture"],
             folder,
             _parse_license(config),
             config["num_classes"],
-            names,
+            parse_labels(labels),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RequestError(
@@ -309,17 +312,12 @@ def _check_arguments(role: str, origin: WeightsSource, kwargs: dict[str, Any]) -
     if origin.kind == "folder" or origin.name.startswith("hf-hub:"):
         return
     try:
-        with torch.device("meta"):
-            timm.create_model(origin.name.split(".")[0], pretrained=False, **kwargs)
+        list_entries(origin.name.split(".")[0], kwargs)
     except TypeError as error:
         raise RequestError(
             f"{role}.kwargs={kwargs!r} do not fit {origin.name}: {error}. See timm.create_model for"
             " the arguments."
         ) from None
-    except (NotImplementedError, RuntimeError, AssertionError, ValueError):
-        # Some models can't be built on the meta device, or at the default size.
-        # `create` checks the real model.
-        return
 
 
 def suggest_pretrained_tag(name: str) -> str:

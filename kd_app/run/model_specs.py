@@ -14,7 +14,8 @@ from kd_app.deployment.artifact import open_artifact
 from kd_app.deployment.manifest import read_entry
 from kd_app.models.class_map import ClassMap
 from kd_app.models.composite import ArtifactTeacher, ClassMappedTeacher, EmaTeacher, TeacherEnsemble
-from kd_app.models.spec import CompositeTeacher, ModelSpec, WeightsSource
+from kd_app.models.spec import CompositeTeacher, ModelSpec
+from kd_app.models.weights_source import WeightsSource
 from kd_app.run.schema import EnsembleSettings, TeacherFiles, check_assistant
 
 Config = dict[str, Any]

@@ -95,16 +95,20 @@ def check_teacher_logits(
     """Raise `RequestError` if a loss term reads the logits of a teacher that has no
     logits for the data's classes.
     """
+    match = teacher.match
+    reason = (match and match.reason) or "has no classifier"
+    detail = f" {match.detail}" if match and match.detail else ""
     for loss in losses:
         for name, term in loss.chosen.items():
             if term.needs_teacher and term.teacher_reads & {"logits", "classifier"}:
                 raise RequestError(
-                    f"The teacher {teacher.name} has {teacher.origin.num_classes or 'other'}"
-                    f" classes, the data have {num_classes} classes, and teacher.max_epochs=0"
+                    f"The teacher {teacher.name} {reason}, the data have"
+                    f" {num_classes} classes, and teacher.max_epochs=0"
                     " forbids its training: its head would be random, but the loss term"
                     f" {name} reads the logits. Choose loss terms that do not read logits"
                     " (embedding_mse, review, sp), map the teacher's classes"
                     " (teacher.classes=<a CSV file>), or set teacher.max_epochs to 1 or more."
+                    f"{detail}"
                 )
 
 

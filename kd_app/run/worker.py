@@ -78,9 +78,11 @@ def load_job(record: dict[str, Any], data: "RunData") -> "TrainingJob":
     from kd_app.run.model_specs import parse_model
     from kd_app.training.job import Recipe, TrainingJob
 
+    model = parse_model(record["model"])
+    model.bind_classes(tuple(data.classes))
     return TrainingJob(
         name=record["name"],
-        model=parse_model(record["model"]),
+        model=model,
         input=_parse_input(record["input"]),
         recipe=Recipe(**record["recipe"]),
         teacher=_load_teacher(record["teacher"], data) if record["teacher"] else None,
@@ -101,6 +103,8 @@ def _load_teacher(record: dict[str, Any], data: "RunData") -> "JobTeacher":
         model.bind_data(
             classes, ImageStats(data.channels, data.size, *data.compute_pixel_statistics())
         )
+    else:
+        model.bind_classes(classes)
     folders = ("folder", "validation_logits", "cached_logits")
     return JobTeacher(
         model,

@@ -89,8 +89,19 @@ class Workspace:
             self.data_folder = stage.path
         self.data.load(self.data_folder)
         self._is_loaded = True
-        if isinstance(self.spec.teacher, CompositeTeacher):
-            self.spec.teacher.bind_data(self.classes, self.compute_image_stats())
+        self._bind_models()
+
+    def _bind_models(self) -> None:
+        """Match the classes of all pretrained models to those of the data."""
+        spec = self.spec
+        students = [model for control in spec.controls.values() for model in control.students]
+        assistants = [assistant.spec for assistant in spec.assistants]
+        for model in (spec.student, *students, *assistants):
+            model.bind_classes(self.classes)
+        if isinstance(spec.teacher, CompositeTeacher):
+            spec.teacher.bind_data(self.classes, self.compute_image_stats())
+        elif spec.teacher is not None:
+            spec.teacher.bind_classes(self.classes)
 
     def check_losses(self) -> None:
         """Raise `RequestError` if a loss term rejects the number of classes."""
@@ -155,8 +166,9 @@ class Workspace:
             return None
         if isinstance(spec, CompositeTeacher):
             return self.load_model(spec, seed=0)
-        origin = spec.origin
-        teacher = self.load_model(spec, seed=0) if origin.matches_classes(self.classes) else None
+        origin, match = spec.origin, spec.match
+        assert match is not None, "prepare_data binds the classes"
+        teacher = self.load_model(spec, seed=0) if match.fits else None
         if teacher is not None and not teacher.loaded.weights.new_head:
             return teacher
         if recipe is not None and recipe.max_epochs > 0:

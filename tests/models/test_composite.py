@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 import kd_app.models.small  # noqa: F401
 from kd_app.config import InputSpec, RequestError
-from kd_app.models.class_map import ClassMap, ClassMapLayer, ClassMappedModel, ModelClasses
+from kd_app.models.class_map import ClassMap, ClassMapLayer, ClassMappedModel
+from kd_app.models.class_names import ModelClasses
 from kd_app.models.composite import By, EnsembleModel, RuntimeModel, find_model_classes
-from kd_app.models.spec import WeightsSource
 from kd_app.models.taps import Taps
 from kd_app.models.teacher import FrozenTeacher
+from kd_app.models.weights_source import WeightsRecord
 from tests.models.test_spec import request
 
 PIXELS = InputSpec(1, 8, 8, (0.25,), (0.5,))
@@ -210,7 +211,7 @@ def test_imagenet_s_classes_are_known_by_their_wordnet_numbers() -> None:
 
 def test_weights_with_an_unknown_number_of_classes_can_t_be_mapped() -> None:
     unknown = request(name="resnet8")
-    unknown.origin = WeightsSource("file", "resnet8", Path("weights.safetensors"))
+    unknown.record = WeightsRecord(ModelClasses())  # a file without a classifier
     with pytest.raises(
         RequestError, match="The number of classes of the teacher resnet8 is unknown"
     ):

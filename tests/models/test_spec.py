@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import nn
 
 from kd_app.config import RequestError
+from kd_app.models.class_names import ClassMatch, ModelClasses
 from kd_app.models.save import save_model
 from kd_app.models.spec import ModelSpec, suggest_pretrained_tag
 from tests.builders import GRAY, teacher_folder
@@ -152,20 +154,46 @@ def test_a_folder_of_a_module_that_timm_does_not_know_needs_its_factory(tmp_path
     )
 
 
-def test_weights_fit_classes_of_the_same_number_and_names(tmp_path: Path) -> None:
-    named = request(checkpoint=teacher_folder(tmp_path / "named", classes=("cat", "dog"))).origin
-    assert named.matches_classes(("cat", "dog"))
-    assert not named.matches_classes(("dog", "cat"))
-    assert not named.matches_classes(("cat", "dog", "eel"))
+def test_weights_are_bound_to_classes_by_name(tmp_path: Path) -> None:
+    named = request(checkpoint=teacher_folder(tmp_path / "named", classes=("cat", "dog")))
+    assert named.bind_classes(("cat", "dog")) == ClassMatch(fits=True)
+    assert named.bind_classes(("dog", "cat")).rows == (1, 0)
+    assert not named.bind_classes(("cat", "dog", "eel")).fits
     config = json.loads((tmp_path / "named" / "config.json").read_text())
     del config["label_names"]
     (tmp_path / "named" / "config.json").write_text(json.dumps(config))
-    assert request(checkpoint=tmp_path / "named").origin.matches_classes(("dog", "cat"))
+    assert request(checkpoint=tmp_path / "named").bind_classes(("dog", "cat")).fits
 
 
-def test_an_imagenet_tag_does_not_fit_other_classes_and_random_weights_fit_none() -> None:
-    assert not request(name="resnet18.a1_in1k").origin.matches_classes(("cat", "dog"))
-    assert not request(name="resnet18").origin.matches_classes(("cat", "dog"))
+def test_a_file_has_as_many_classes_as_its_classifier_has_rows(tmp_path: Path) -> None:
+    state = timm.create_model("test_resnet", num_classes=12).state_dict()
+    names = [str(number) for number in range(12)]
+    torch.save({"state_dict": state, "classes": names}, tmp_path / "named.pth")
+    torch.save({"state_dict": state, "classes": names[:3]}, tmp_path / "other.pth")
+    torch.save({k: v for k, v in state.items() if "fc" not in k}, tmp_path / "body.pth")
+    classes = {
+        name: request(name="test_resnet", checkpoint=tmp_path / f"{name}.pth").record.classes
+        for name in ("named", "other", "body")
+    }
+    assert classes == {
+        "named": ModelClasses(12, tuple(names)),
+        "other": ModelClasses(12),
+        "body": ModelClasses(),
+    }
+
+
+def test_imagenet_weights_fit_its_classes_alone(tmp_path: Path) -> None:
+    anything = tuple(f"class{number}" for number in range(1000))
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "x.pth")
+    for spec in (
+        request(name="resnet18.a1_in1k"),
+        request(name="test_resnet", checkpoint=tmp_path / "x.pth"),
+    ):
+        assert not spec.bind_classes(("cat", "dog")).fits
+        assert not spec.bind_classes(anything).fits
+        assert spec.bind_classes(("n01443537", "n01440764")).rows == (1, 0)
+        assert spec.bind_classes(("goldfish", "tench")).rows == (1, 0)
+    assert not request(name="resnet18").bind_classes(("cat", "dog")).fits
 
 
 def test_a_factory_is_a_source_with_a_name() -> None:

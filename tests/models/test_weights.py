@@ -1,137 +1,30 @@
-"""Weights: reading without running code, and loading by name."""
+"""Weights: loading the tensors of a checkpoint into a model by name."""
 
-import pickle
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kd_app.config import RequestError
-from kd_app.models.weights import hash_state, load_weights, read_state
+from kd_app.models.checkpoint import Checkpoint
+from kd_app.models.weights import HEAD_DEVIATION, WeightsReport, hash_state, load_weights
+from tests.models.test_checkpoint import checkpoint_of, equal, net
 
 State = dict[str, Tensor]
 
 
-def net(classes: int = 3, width: int = 4) -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(2, width), nn.BatchNorm1d(width), nn.Linear(width, classes))
+def load(
+    model: nn.Module, content: Mapping[str, Any] | Checkpoint, *head: str, **more: Any
+) -> WeightsReport:
+    checkpoint = content if isinstance(content, Checkpoint) else checkpoint_of(content)
+    return load_weights(model, checkpoint, head=head, source="file x", sha256="abc", **more)
 
 
-def put(path: Path, content: Any) -> Path:
-    torch.save(content, path)
-    return path
-
-
-def equal(one: State, other: State) -> bool:
-    return one.keys() == other.keys() and all(
-        torch.equal(tensor, other[name]) for name, tensor in one.items()
-    )
-
-
-def prefixed(prefix: str, state: State) -> State:
-    return {prefix + name: tensor for name, tensor in state.items()}
-
-
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda state: state,
-        lambda state: {"state_dict": state, "epoch": 3},
-        lambda state: {"model": state, "optimizer": {"lr": 0.1}},
-        lambda state: {
-            "state_dict": {name: tensor + 1 for name, tensor in state.items()},
-            "state_dict_ema": state,
-        },
-        lambda state: prefixed("module.", state),
-        lambda state: prefixed("_orig_mod.", state),
-        lambda state: {
-            "state_dict": prefixed("model.", state),
-            "pytorch-lightning_version": "2.6.6",
-        },
-        lambda state: {
-            "state_dict": {
-                **prefixed("student.", state),
-                "terms.terms.hint.adapter.conv.weight": torch.ones(1),
-            }
-        },
-        lambda state: {"state_dict": prefixed("student._orig_mod.", state)},
-    ],
-    ids=[
-        "plain",
-        "state_dict",
-        "timm",
-        "averaged first",
-        "DataParallel",
-        "compiled",
-        "Lightning",
-        "our checkpoint",
-        "our compiled checkpoint",
-    ],
-)
-def test_the_usual_wrappers_and_prefixes_are_taken_off(tmp_path: Path, wrap: Any) -> None:
-    state = net().state_dict()
-    assert equal(read_state(put(tmp_path / "file.pth", wrap(state))), state)
-
-
-def test_safetensors_are_read(tmp_path: Path) -> None:
-    state = net().state_dict()
-    save_file(state, tmp_path / "file.safetensors")
-    assert equal(read_state(tmp_path / "file.safetensors"), state)
-
-
-class Payload:
-    """A pickle that would create a file."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.mark,)
-
-
-def test_pickled_code_does_not_run(tmp_path: Path) -> None:
-    mark = tmp_path / "mark"
-    file = put(tmp_path / "file.pth", {"state_dict": net().state_dict(), "hyper": Payload(mark)})
-    (tmp_path / "plain.pkl").write_bytes(pickle.dumps(Payload(mark)))
-    for path in (file, tmp_path / "plain.pkl"):
-        with pytest.raises(
-            RequestError, match="a pickle that would run code, which is never done"
-        ) as raised:
-            read_state(path)
-        assert "weights_only" not in str(raised.value)  # torch's advice to load it anyway
-    assert not mark.exists()
-
-
-@pytest.mark.parametrize("name", ["file.pth", "file.safetensors"])
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.95])
-def test_a_truncated_file_is_refused(tmp_path: Path, name: str, share: float) -> None:
-    path = tmp_path / name
-    (
-        save_file(net().state_dict(), path)
-        if name.endswith("safetensors")
-        else put(path, net().state_dict())
-    )
-    content = path.read_bytes()
-    path.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(RequestError, match=rf"{name}' can't be read as weights.*truncated"):
-        read_state(path)
-
-
-def test_a_file_that_is_not_there_or_holds_no_weights_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"There is no checkpoint file .*none.pth"):
-        read_state(tmp_path / "none.pth")
-    empty: tuple[Any, ...] = ({"epoch": 3}, [1, 2], {"state_dict": {}})
-    for content in empty:
-        with pytest.raises(RequestError, match="contains no state dict of tensors"):
-            read_state(put(tmp_path / "file.pth", content))
-
-
-def load(model: nn.Module, state: State, *head: str) -> Any:
-    return load_weights(model, state, head=head, source="file x", sha256="abc")
+def changed(state: State) -> State:
+    return {name: tensor + 1 for name, tensor in state.items()}
 
 
 def test_all_entries_are_loaded_and_reported() -> None:
@@ -154,13 +47,48 @@ def test_another_number_of_classes_gives_a_new_head_that_is_reported() -> None:
         net(classes=5),
         {name: tensor + 1 for name, tensor in net(classes=3).state_dict().items()},
     )
-    head = model.state_dict()["2.weight"].clone()
+    torch.manual_seed(1)
     report = load(model, state, "2")
     assert report.new_head
     assert report.missing == ("2.bias", "2.weight")
     assert report.matched == len(state) - 2
-    assert torch.equal(model.state_dict()["2.weight"], head)
+    head = model.state_dict()["2.weight"]
+    torch.manual_seed(1)
+    assert torch.equal(head, torch.randn(5, 4) * HEAD_DEVIATION)
+    assert torch.equal(model.state_dict()["2.bias"], torch.zeros(5))
     assert torch.equal(model.state_dict()["0.weight"], state["0.weight"])
+
+
+def test_rows_of_the_classifier_are_taken_in_the_order_of_the_classes() -> None:
+    state = changed(net(classes=5).state_dict())
+    model = net(classes=3)
+    report = load(model, state, "2", rows=(4, 0, 2))
+    assert not report.new_head
+    for name in ("2.weight", "2.bias"):
+        assert torch.equal(model.state_dict()[name], state[name][[4, 0, 2]])
+    assert load(net(classes=5), state, "2", renew_head=True).new_head
+
+
+def test_weights_that_are_not_finite_are_refused() -> None:
+    state = net().state_dict()
+    state["0.weight"][0, 0] = float("nan")
+    with pytest.raises(RequestError, match=r"not finite: 1 entries .*\(0.weight\)"):
+        load(net(), state, "2")
+    state["0.weight"][0, 0] = 3e38
+    state["0.weight"][1, 0] = 3e38  # the sum is infinite, the weights are not
+    load(net(), state, "2")
+
+
+def test_a_position_grid_of_another_size_and_gray_images_are_converted_as_timm_does() -> None:
+    sizes: dict[str, Any] = {"patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=32, **sizes)
+    smaller = timm.create_model("vit_tiny_patch16_224", img_size=16, in_chans=1, **sizes)
+    load(smaller, vit.state_dict(), "head", first_conv=["patch_embed.proj"])
+    gray = smaller.state_dict()["patch_embed.proj.weight"]
+    torch.testing.assert_close(gray, vit.patch_embed.proj.weight.detach().sum(1, keepdim=True))
+    assert smaller.pos_embed.shape[1] == 5
+    with pytest.raises(RequestError, match="do not fit this model"):
+        load(timm.create_model("vit_tiny_patch16_224", **{**sizes, "depth": 2}), vit.state_dict())
 
 
 def test_a_new_head_is_new_as_a_whole() -> None:
@@ -174,7 +102,11 @@ def test_a_new_head_is_new_as_a_whole() -> None:
     ("change", "message"),
     [
         (lambda state: state.pop("0.weight"), r"of 9 entries 1 missing \(0.weight\)"),
-        (lambda state: state.update(extra=torch.ones(1)), r"1 unexpected \(extra\)"),
+        (lambda state: state.update({"0.extra": torch.ones(1)}), r"1 unexpected \(0.extra\)"),
+        (
+            lambda state: state.update({"0.weight": torch.ones(4, 2, dtype=torch.int8)}),
+            r"1 of another type \(0.weight\)",
+        ),
         (
             lambda state: state.update({"0.weight": torch.ones(7, 2)}),
             r"1 of another shape \(0.weight\)",

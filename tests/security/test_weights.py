@@ -16,7 +16,7 @@ import torch
 
 import kd_app
 from kd_app.config import RequestError
-from kd_app.models.weights import read_state
+from kd_app.models.checkpoint import read_checkpoint
 from kd_app.stages import hash_file
 from tests.builders import image_folder, stage, teacher_folder
 from tests.commands.call import TINY, call, done, refused
@@ -38,7 +38,7 @@ def test_weights_with_a_payload_are_not_read(
     name: str, pickled: Pickled, tmp_path: Path, mark: Path
 ) -> None:
     with pytest.raises(RequestError, match="can't be read as weights"):
-        read_state(pickled(tmp_path / name, mark))
+        read_checkpoint(pickled(tmp_path / name, mark))
 
 
 @pytest.mark.parametrize("role", ["teacher", "student"])

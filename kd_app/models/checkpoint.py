@@ -1,0 +1,286 @@
+"""Read files of weights without running code: the tensors of a checkpoint by name, and
+what the checkpoint records about its classes and its input.
+"""
+
+import json
+import pickle
+import re
+import sys
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from kd_app.config import RequestError
+from kd_app.config.errors import take_first_line
+from kd_app.models.class_names import find_names
+from kd_app.models.weights_metadata import read_metadata
+
+INDEX = ".safetensors.index.json"
+"""Ending of the file that lists the parts of weights in several files."""
+_FAILURES = (
+    pickle.UnpicklingError,
+    SafetensorError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+)
+_INERT_MODULES = {
+    "argparse",
+    "collections",
+    "copyreg",
+    "datetime",
+    "decimal",
+    "enum",
+    "fractions",
+    "numbers",
+    "pathlib",
+    "random",
+    "typing",
+    "uuid",
+}
+_INERT_NAMES = {
+    "functools.partial",
+    "logging.getLogger",
+    "logging.Logger",
+    "types.SimpleNamespace",
+    *("bool", "bytes", "dict", "float", "frozenset", "int", "list", "object", "range", "slice"),
+    *("str", "tuple"),
+}
+"""Names of Python's own modules that checkpoints contain as plain data. torch reports
+names of `builtins` without their module.
+"""
+_MAX_NAMES, _MAX_DEPTH = 400, 100
+_MODULE_KEYS = ("_modules", "_parameters", "_buffers")
+"""The attributes in which a pickled module keeps its tensors."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The tensors of a file.
+
+    tensors: by name; the keys of nested dicts are joined by dots, so the wrappers of a
+    training script and the prefixes of a module are the same. containers: for each
+    tensor, the joined keys of the dict that it lies in. class_names: in the order of
+    the outputs, empty if the file does not name its classes. arguments: of the training
+    script, if the file records them. notes: for the user.
+    """
+
+    tensors: Mapping[str, Tensor]
+    containers: Mapping[str, str] = field(default_factory=dict)
+    class_names: tuple[str, ...] = ()
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a .safetensors file, the index of several, or a torch file.
+
+    Objects that are not tensors or plain data are replaced by inert placeholders; code
+    from the file never runs. Raises `RequestError` if the file is missing, damaged,
+    contains no tensors, or is a pickle that calls functions of Python itself.
+    """
+    if not path.is_file():
+        raise RequestError(
+            f"There is no checkpoint file {str(path)!r}. Expected a .safetensors or torch file of"
+            " weights."
+        )
+    try:
+        # torch warns about pickles that it then rejects.
+        with warnings.catch_warnings(action="ignore"):
+            if path.name.endswith(INDEX):
+                content: Any = _read_parts(path)
+            else:
+                content = load_file(path) if path.suffix == ".safetensors" else _read_pickle(path)
+            tensors, containers, is_module = _collect(content)
+    except RequestError:
+        raise
+    except _FAILURES as error:
+        raise RequestError(
+            f"The checkpoint {str(path)!r} can't be read as weights: {_explain_failure(error)} The"
+            " file is truncated, has another format, or is a pickle that would run code, which is"
+            " never done. Expected a state dict of tensors: save the weights with safetensors or"
+            " torch.save(model.state_dict(), ...)."
+        ) from None
+    if not tensors:
+        raise RequestError(
+            f"The checkpoint {str(path)!r} contains no state dict of tensors. Expected a state"
+            " dict, alone or inside the dict that a training script saves ('state_dict', 'model',"
+            " ...)."
+        )
+    note = (
+        f"{path.name} contains a whole pickled model; only its tensors were read, its code was"
+        " not run"
+    )
+    return Checkpoint(
+        tensors,
+        containers,
+        find_names(_read_header(path) if path.suffix in (".safetensors", ".json") else content),
+        _find_arguments(content),
+        (note,) if is_module else (),
+    )
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    """Return what a .safetensors file and the config.json beside it record."""
+    header: dict[str, Any] = {}
+    for key, text in read_metadata(path).items():
+        try:
+            header[key] = json.loads(text)
+        except ValueError:
+            header[key] = text
+    if find_names(header) or not path.name.startswith("model"):
+        return header
+    try:
+        return dict(json.loads((path.parent / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return header
+
+
+def _read_parts(index: Path) -> dict[str, Tensor]:
+    """Read all files that an index lists; they lie beside the index."""
+    files = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+    state: dict[str, Tensor] = {}
+    for name in sorted(set(files)):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise ValueError(f"the part {name!r} is not a .safetensors file in the same folder.")
+        state |= load_file(index.parent / name)
+    return state
+
+
+class _Placeholder:
+    """Stands for an object whose class is not loaded: keeps its attributes, and does
+    nothing.
+    """
+
+    def __new__(cls, *_: Any, **__: Any) -> "_Placeholder":
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None:
+        for part in state if isinstance(state, tuple) else (state,):
+            if isinstance(part, dict):
+                vars(self).update({str(key): value for key, value in part.items()})
+
+
+class _DictPlaceholder(_Placeholder):
+    def __new__(cls, *_: Any, **__: Any) -> Any:
+        # The only mapping with attributes that torch's unpickler fills.
+        return OrderedDict()
+
+
+class _ListPlaceholder(list[Any]):
+    def __init__(self, *_: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
+def _read_pickle(path: Path) -> Any:
+    """Read a torch file. Each object that torch's safe unpickler refuses by its class
+    is replaced by a placeholder of that name.
+    """
+    placeholders: dict[str, Any] = {}
+    while True:
+        try:
+            with torch.serialization.safe_globals(
+                [(placeholder, name) for name, placeholder in placeholders.items()]
+            ):
+                return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            name, base = _choose_placeholder(str(error))
+            is_known = name in placeholders and issubclass(placeholders[name], base)
+            if not name or is_known or len(placeholders) > _MAX_NAMES:
+                raise
+            placeholders[name] = type(name, (base,), {"__module__": _Placeholder.__name__})
+
+
+def _choose_placeholder(message: str) -> tuple[str, type]:
+    """Return the name that torch's unpickler refused and the kind of its placeholder;
+    an empty name for what a file of weights has no use for.
+    """
+    if match := re.search(r"SETITEMS? for dict.* got <class '\w+\.(\S+)'>", message):
+        return match[1], _DictPlaceholder
+    if match := re.search(r"append to lists.* got <class '\w+\.(\S+)'>", message):
+        return match[1], _ListPlaceholder
+    match = re.search(r"Unsupported global: GLOBAL (\S+) was not", message)
+    if match is None:
+        return "", _Placeholder
+    module, _, name = match[1].rpartition(".")
+    root = module.partition(".")[0]
+    is_python = root in sys.stdlib_module_names or not root
+    is_inert = root in _INERT_MODULES or match[1] in _INERT_NAMES
+    if is_python and not is_inert:
+        return "", _Placeholder
+    return (match[1] if module else f"builtins.{name}"), _Placeholder
+
+
+def _explain_failure(error: Exception) -> str:
+    """Explain why a file can't be read. torch's own message about pickles is dropped:
+    it advises to load the file anyway.
+    """
+    if isinstance(error, pickle.UnpicklingError):
+        match = re.search(r"GLOBAL (\S+)", str(error))
+        if match:
+            return f"it contains {match[1]}, which is not a tensor."
+        return "it is not a file of tensors."
+    if "TorchScript" in str(error):
+        return "it is a TorchScript program. Open it with torch.jit.load and save its state_dict()."
+    return take_first_line(error)[:200]
+
+
+def _collect(content: Any) -> tuple[dict[str, Tensor], dict[str, str], bool]:
+    """Return the tensors by name, the container of each, and whether one belongs to a
+    pickled module.
+    """
+    tensors, containers, is_module = {}, {}, False
+    for parts, container, tensor in _walk(content, (), None, set()):
+        name = ".".join(part for part in parts if part not in _MODULE_KEYS)
+        is_module |= container is not None
+        tensors[name] = tensor
+        containers[name] = ".".join(parts[:-1] if container is None else container)
+    return tensors, containers, is_module
+
+
+def _walk(
+    node: Any, parts: tuple[str, ...], container: tuple[str, ...] | None, visited: set[int]
+) -> Iterator[tuple[tuple[str, ...], tuple[str, ...] | None, Tensor]]:
+    """Yield the keys, the keys of the pickled object around it, and the tensor."""
+    if isinstance(node, Tensor):
+        yield parts, container, node
+        return
+    if isinstance(node, _Placeholder):
+        node, container = vars(node), parts if container is None else container
+    items = (
+        node.items()
+        if isinstance(node, dict)
+        else enumerate(node)
+        if isinstance(node, list | tuple)
+        else ()
+    )
+    if not items or id(node) in visited or len(parts) > _MAX_DEPTH:
+        return
+    visited.add(id(node))
+    for key, value in items:
+        yield from _walk(value, (*parts, str(key)), container, visited)
+
+
+def _find_arguments(content: Any) -> dict[str, Any]:
+    """Return the arguments of the training script, as timm's train.py saves them."""
+    arguments = content.get("args") if isinstance(content, dict) else None
+    if isinstance(arguments, _Placeholder):
+        arguments = vars(arguments)
+    return dict(arguments) if isinstance(arguments, dict) else {}

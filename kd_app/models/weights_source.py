@@ -1,0 +1,180 @@
+"""Where weights come from, and what is recorded with them: their classes, and the
+arguments of their training.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+from torch import Tensor
+
+from kd_app.config import RequestError
+from kd_app.config.errors import take_first_line
+from kd_app.models.checkpoint import Checkpoint, read_checkpoint
+from kd_app.models.class_names import ModelClasses, name_imagenet_classes
+from kd_app.models.license import UNKNOWN
+from kd_app.models.weights import find_place
+
+Kind = Literal["random", "hub", "folder", "file", "own"]
+_HUB_TIMEOUT = 5.0
+"""Seconds to wait for the first response of a hub."""
+
+
+@dataclass(frozen=True)
+class WeightsSource:
+    """Source of weights: 'random', 'hub' (timm's or a Hugging Face repository),
+    'folder' (timm's local-dir), 'file', or 'own' (a factory).
+
+    num_classes and label_names: classes of the weights, if known. license: license of
+    the weights, or 'unknown'.
+    """
+
+    kind: Kind
+    name: str
+    path: Path | None = None
+    license: str = UNKNOWN
+    num_classes: int | None = None
+    label_names: tuple[str, ...] | None = None
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the weights are trained; random weights are not."""
+        return self.kind != "random"
+
+
+@dataclass(frozen=True)
+class WeightsRecord:
+    """What is recorded with weights. arguments: of timm's train.py, if it wrote the
+    file.
+    """
+
+    classes: ModelClasses
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_record(origin: WeightsSource, kwargs: dict[str, Any], *, is_timm: bool) -> WeightsRecord:
+    """Read the classes of the weights: their names, or for weights of an ImageNet set
+    its WordNet ids; the number of classes of a file from the rows of its classifier.
+
+    Raises `RequestError` if a file or a hub's repository can't be read.
+    """
+    if origin.kind == "file":
+        assert origin.path is not None
+        checkpoint = read_checkpoint(origin.path)
+        count = _count_classes(checkpoint, origin, kwargs) if is_timm else None
+        names = checkpoint.class_names
+        if count is not None and len(names) != count:
+            names = name_imagenet_classes(count)
+        classes = ModelClasses(len(names) if count is None and names else count, names)
+        return WeightsRecord(classes, checkpoint.arguments)
+    count, labels = origin.num_classes, origin.label_names
+    if origin.kind == "hub" and count is None:
+        cfg = load_timm_config(origin)
+        count, labels = cfg.get("num_classes"), parse_labels(cfg.get("label_names"))
+    if origin.kind not in ("hub", "folder"):
+        return WeightsRecord(ModelClasses(count, labels or ()))
+    has_names = labels is not None and len(labels) == count
+    return WeightsRecord(
+        ModelClasses(count, labels if labels and has_names else name_imagenet_classes(count))
+    )
+
+
+def parse_labels(labels: Any) -> tuple[str, ...] | None:
+    """Return the label_names of a config.json, which are a list or a dict."""
+    values = labels.values() if isinstance(labels, dict) else labels
+    return tuple(map(str, values)) if values else None
+
+
+def _count_classes(
+    checkpoint: Checkpoint, origin: WeightsSource, kwargs: dict[str, Any]
+) -> int | None:
+    """Return the number of rows of a file's classifier; None if it has none."""
+    own = list_entries(origin.name.split(".")[0], kwargs)
+    heads = name_heads(load_timm_config(origin))
+    keys = {key for key in own if any(key.startswith(f"{name}.") for name in heads)}
+    prefix = find_place(checkpoint, own, keys).prefix if own else ""
+    for key in sorted(keys):
+        tensor = checkpoint.tensors.get(prefix + key)
+        if tensor is not None and own[key].dim() > 1 and tensor.dim() > 1:
+            return int(tensor.shape[0])
+    return None
+
+
+def list_entries(name: str, kwargs: dict[str, Any]) -> dict[str, Tensor]:
+    """Return the state dict of a timm model without allocating weights; nothing if the
+    model can't be built so. Raises `TypeError` for arguments that it does not take.
+    """
+    try:
+        with torch.device("meta"):
+            return dict(timm.create_model(name, pretrained=False, **kwargs).state_dict())
+    except (NotImplementedError, RuntimeError, AssertionError, ValueError):
+        # Some models can't be built on the meta device, or at the default size.
+        # `create` checks the real model.
+        return {}
+
+
+def name_heads(cfg: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the classifiers in timm's configuration of a model."""
+    head = cfg.get("classifier") or ()
+    return (head,) if isinstance(head, str) else tuple(head)
+
+
+def load_timm_config(origin: WeightsSource) -> dict[str, Any]:
+    """Return timm's pretrained_cfg of the weights, without building the model.
+
+    Raises `RequestError` if the hub with the configuration can't be reached.
+    """
+    if origin.kind == "own" or (
+        origin.kind == "file" and not timm.is_model(origin.name.split(".")[0])
+    ):
+        return {}
+    if origin.kind == "folder" or origin.name.startswith("hf-hub:"):
+        from timm.models import load_model_config_from_hf
+        from timm.models._hub import load_model_config_from_path
+
+        return dict(
+            load_model_config_from_path(origin.path)[0]
+            if origin.path
+            else fetch(origin, load_model_config_from_hf)[0]
+        )
+    cfg = timm.get_pretrained_cfg(origin.name, allow_unregistered=True)
+    return dict(cfg.to_dict()) if cfg else {}
+
+
+def fetch(origin: WeightsSource, function: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call `function`, which may access a hub. Raises `RequestError` if the hub can't
+    be reached.
+    """
+    try:
+        with _probe_hub_once():
+            return function(*(args or (origin.name.removeprefix("hf-hub:"),)), **kwargs)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = take_first_line(error)[:200]
+        raise RequestError(
+            f"The weights of {origin.name!r} could not be fetched from their hub ({reason}). Get"
+            " online, or put them in a folder and use name=local-dir:<folder> or"
+            " checkpoint=<file>; pretrained=false starts from random weights."
+        ) from None
+
+
+@contextmanager
+def _probe_hub_once() -> Iterator[None]:
+    """Check once whether the hub can be reached; if not, read only the local cache.
+    Offline, the client would retry every file for half a minute.
+    """
+    from huggingface_hub import constants, get_session
+
+    before = constants.HF_HUB_OFFLINE
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_HUB_TIMEOUT)
+    except Exception:
+        # The client's errors have no common base class.
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
