@@ -8,8 +8,8 @@ from timm.utils import natural_key
 from kd_app.models.class_names import (
     ClassMatch,
     ModelClasses,
-    list_candidate_orders,
     describe_class,
+    list_candidate_orders,
     match_classes,
     name_imagenet_classes,
 )

@@ -111,7 +111,7 @@ def header(content: Any, size: int | None = None) -> bytes:
 def test_absurd_safetensors_are_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(content)
     with pytest.raises(RequestError, match="can't be read as weights"):
-        read_state(tmp_path / "x.safetensors")
+        read_checkpoint(tmp_path / "x.safetensors")
 
 
 def unfinished(found: Path) -> Path:
