@@ -63,8 +63,8 @@ def to_plain_dict(config: DictConfig) -> dict[str, Any]:
     assert isinstance(resolved, dict)
     plain = {str(key): value for key, value in resolved.items() if key != "hydra"}
     check_values(plain)
-    config: dict[str, Any] = resolve_paths(plain)
-    return config
+    with_paths: dict[str, Any] = resolve_paths(plain)
+    return with_paths
 
 
 def compose_config(primary: str, overrides: Sequence[str]) -> dict[str, Any]:

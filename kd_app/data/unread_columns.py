@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from kd_app.config import RequestError
-from kd_app.data.folder import SPLIT_WORDS
+from kd_app.data.layout import SPLIT_WORDS
 from kd_app.data.table import ImageTable
 
 _SPLIT_NAMES = frozenset(
