@@ -21,12 +21,15 @@ _SPREAD = 1e-9
 
 @dataclass(frozen=True)
 class SeedSummary:
-    """A metric of one method over seeds.
+    """An accuracy of one method over seeds, in 0..1.
 
     values: by seed · mean: mean of the values · deviation: their standard deviation,
-    with n - 1; None for one seed · low, high: Student's t-interval of the mean at
-    `confidence`, ``mean -+ t(n - 1) deviation / sqrt(n)``; None for one seed or equal
-    values, which contain no information about the spread.
+    with n - 1; None for one seed · low, high: interval of the mean at `confidence`;
+    None for one seed or equal values, which contain no information about the spread.
+
+    The interval is Student's on the logit scale, ``logit(mean) -+ t(n - 1) deviation /
+    (sqrt(n) mean (1 - mean))`` (delta method): it stays within 0..1, and covers the
+    mean more often than Student's own for skewed accuracies near 1.
     """
 
     values: dict[int, float]
@@ -39,7 +42,7 @@ class SeedSummary:
 
 @dataclass(frozen=True)
 class SeedDifference(SeedSummary):
-    """A difference of two methods, paired by seed.
+    """A difference of two methods, paired by seed, with Student's t-interval.
 
     p: two-sided p-value of 'the mean difference is 0' by the paired t-test; None
     without an interval · corrected: p after Holm's correction for `compared`
@@ -52,12 +55,16 @@ class SeedDifference(SeedSummary):
 
 
 def summarize_seeds(values: Mapping[int, float], confidence: float) -> SeedSummary:
-    """Mean and t-interval of a metric by seed; needs at least one seed."""
+    """Mean and interval of an accuracy by seed; needs at least one seed."""
+    mean = float(np.mean(list(values.values())))
     low, high, _ = _compute_t_interval(values, confidence)
+    if low is not None and high is not None:
+        half = (high - low) / 2 / (mean * (1 - mean))
+        low, high = (_shift_logit(mean, shift) for shift in (-half, half))
     return SeedSummary(
         dict(values),
         confidence,
-        float(np.mean(list(values.values()))),
+        mean,
         _compute_deviation(values),
         low,
         high,
@@ -67,11 +74,15 @@ def summarize_seeds(values: Mapping[int, float], confidence: float) -> SeedSumma
 def compare_by_seed(
     first: Mapping[int, float], second: Mapping[int, float], confidence: float
 ) -> SeedDifference | None:
-    """`first` minus `second` over their common seeds; None if there are none."""
+    """`first` minus `second`, both in 0..1, over their common seeds; None if there are
+    none.
+    """
     values = {seed: first[seed] - second[seed] for seed in first if seed in second}
     if not values:
         return None
     low, high, p = _compute_t_interval(values, confidence)
+    if low is not None and high is not None:
+        low, high = max(-1.0, low), min(1.0, high)
     return SeedDifference(
         values,
         confidence,
@@ -103,6 +114,13 @@ def correct_for_multiplicity(differences: Sequence[SeedDifference]) -> list[Seed
         )
         for each, p in zip(differences, corrected, strict=True)
     ]
+
+
+def _shift_logit(share: float, shift: float) -> float:
+    """The share whose logit is that of `share` plus `shift`."""
+    from scipy.special import expit, logit
+
+    return float(expit(logit(share) + shift))
 
 
 def _compute_deviation(values: Mapping[int, float]) -> float | None:

@@ -32,7 +32,9 @@ class Judgment:
     difference, each one-sided at `confidence` · n_needed: number of images with which a
     similar set would be decisive with probability 0.8; None if this set is decisive, or
     no set would be · mcnemar_p: two-sided p-value of 'both models get equally many
-    images right' (exact McNemar test), for every metric.
+    images right' (exact McNemar test), for every metric · smallest_margin: the smallest
+    margin for which this set would give 'kept', if both models were equally good and
+    differed on as many images as here.
     """
 
     outcome: Outcome
@@ -45,6 +47,7 @@ class Judgment:
     num_images: int
     n_needed: int | None
     mcnemar_p: float
+    smallest_margin: float
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,12 @@ class VerdictTally:
         ]
         table = np.stack([np.pad(count, (0, len(counts[0]) - len(count))) for count in counts])
         return cls(*table[:, table[0] > 0])
+
+    def balance(self) -> "VerdictTally":
+        """The counts of two equally good models that differ on as many images."""
+        half = (self.better + self.worse) // 2
+        mean = (self.candidate + self.reference) / 2
+        return VerdictTally(self.n, mean, mean, half, half)
 
     def scale(self, factor: float) -> "VerdictTally":
         """Multiply the number of images by `factor`, at the same rates."""
@@ -191,10 +200,7 @@ class VerdictRule(Typed):
     def judge_tally(self, tally: VerdictTally) -> Judgment:
         """Judge two models by their counts."""
         better, worse, n = (int(each.sum()) for each in (tally.better, tally.worse, tally.n))
-        if self.metric == "top1":
-            low, high = compute_paired_interval(better, worse, n, self.confidence, at=-self.margin)
-        else:
-            low, high = self._compute_bounds(tally, 0.0)
+        low, high = self._bound(tally)
         outcome: Outcome = "not shown"
         if low >= -self.margin:
             outcome = "kept"
@@ -212,6 +218,7 @@ class VerdictRule(Typed):
             num_images=n,
             n_needed=needed,
             mcnemar_p=compute_mcnemar_p(better, worse),
+            smallest_margin=-self._bound(tally.balance())[0],
         )
 
     def estimate_images_needed(
@@ -227,6 +234,13 @@ class VerdictRule(Typed):
         share = share[share > 0]
         right, half = share * (1 - discordance), share * discordance / 2
         return self._search_images_needed(VerdictTally(share, right, right, half, half), 1)
+
+    def _bound(self, tally: VerdictTally) -> Interval:
+        """The interval of the verdict."""
+        if self.metric != "top1":
+            return self._compute_bounds(tally, 0.0)
+        better, worse, n = (int(each.sum()) for each in (tally.better, tally.worse, tally.n))
+        return compute_paired_interval(better, worse, n, self.confidence, at=-self.margin)
 
     def _compute_bounds(self, tally: VerdictTally, spare: float) -> Interval:
         return BOUNDS[self.metric](tally, 1 - self.confidence, spare)

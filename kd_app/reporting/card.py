@@ -64,6 +64,7 @@ def write_card(folder: Path, results: Results) -> None:
         "## Results",
         _build_models_table(results, split),
         _build_pair_table(split),
+        *results.cautions,
         write_verdict(results.verdict) if results.verdict else "",
         to_list_items(describe_gains(results)),
         *explain_undefined(split),

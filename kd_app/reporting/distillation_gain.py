@@ -11,25 +11,27 @@ from kd_app.reporting.sentences import format_difference, format_margin, format_
 PLAIN: Final = ("labels_only", "match_wall_time")
 """Controls that are plain training: no teacher, unchanged labels."""
 
+_MARGIN: Final = 0.01
+"""Margin for a run whose config has none."""
 _CONTROLS: Final = {
     "labels_only": (
         "the same network trained on labels only",
-        "these images show no gain.",
+        "no gain is shown.",
         "a gain.",
     ),
     "match_wall_time": (
         "labels only for the same wall time{epochs}",
-        "no gain that longer training would not explain.",
+        "no gain beyond that of longer training is shown.",
         "more than longer training gains.",
     ),
     "smoothed_labels": (
         "labels as soft as the teacher's outputs{smoothing}",
-        "no gain that soft labels alone would not explain.",
+        "no gain beyond that of soft labels alone is shown.",
         "more than soft labels alone gain.",
     ),
     "shuffled_teacher": (
         "the teacher's outputs for other images of the class",
-        "no gain from the teacher's knowledge of the individual image.",
+        "no gain from the teacher's knowledge of the individual image is shown.",
         "a gain from the teacher's knowledge of the individual image.",
     ),
     "other_family": (
@@ -48,9 +50,10 @@ def describe_gains(results: Results) -> list[str]:
     images; empty without a control.
 
     Each difference is the student's top1 minus the control's, with its paired interval
-    over the images, not corrected for the number of controls. A control counts as as
-    good if the interval contains 0 or lies below it. All sentences are about the models
-    of one seed.
+    over the images, not corrected for the number of controls. An interval that contains
+    0 shows neither a gain nor that there is none: a control counts as as good only if
+    the upper bound of the gain is below the margin of the verdict (an equivalence
+    test). All sentences are about the models of one seed.
     """
     split = results.test or results.validation
     if split is None:
@@ -75,9 +78,14 @@ def _format_gain(gain: Difference) -> str:
     return f"{value} points ({bounds})"
 
 
-def _is_as_good(gain: Difference) -> bool:
-    """Whether the control is as good as distillation."""
-    return gain.low is not None and gain.low <= 0
+def _is_gain_shown(gain: Difference) -> bool:
+    """Whether distillation is shown to be better than the control."""
+    return gain.low is not None and gain.low > 0
+
+
+def _is_shown_as_good(gain: Difference, margin: float) -> bool:
+    """Whether the control is shown to be at most `margin` worse than distillation."""
+    return not _is_gain_shown(gain) and gain.high is not None and gain.high < margin
 
 
 def _describe_control(control: str, gains: dict[str, Difference], results: Results) -> str:
@@ -93,7 +101,7 @@ def _describe_control(control: str, gains: dict[str, Difference], results: Resul
     if gain.high is not None and gain.high < 0:
         conclusion = "distillation did worse."
     else:
-        conclusion = without_gain if _is_as_good(gain) else with_gain
+        conclusion = with_gain if _is_gain_shown(gain) else without_gain
     share = _describe_share(control, gains)
     return f"Distilled minus {name}: {_format_gain(gain)}: {conclusion}{share}"
 
@@ -125,7 +133,7 @@ def _describe_share(control: str, gains: dict[str, Difference]) -> str:
         control in ("labels_only", "other_family")
         or over_labels is None
         or over_labels.value is None
-        or _is_as_good(over_labels)
+        or not _is_gain_shown(over_labels)
         or gain.value is None
     ):
         return ""
@@ -136,27 +144,31 @@ def _describe_share(control: str, gains: dict[str, Difference]) -> str:
 
 
 def _write_advice(gains: dict[str, Difference], results: Results, split: Split) -> str:
-    """Recommend plain training if it is as good; else the cheapest control that is;
-    else distillation.
+    """Recommend plain training if it is shown to be as good; else the cheapest control
+    that is; else distillation if all of these are shown to be worse; else nothing.
     """
-    plain = [control for control in PLAIN if control in gains]
-    as_good = [control for control in plain if _is_as_good(gains[control])]
-    on_images = f"On these {split.num_images:,} images"
-    if as_good:
-        longer = " for as long" if as_good == ["match_wall_time"] else ""
-        return (
-            f"Recommendation: plain training (fine-tuning) on the labels{longer}, without a"
-            f" teacher. {on_images} {_compare_with_plain(as_good, gains, results)}."
-        )
-    if "smoothed_labels" in gains and _is_as_good(gains["smoothed_labels"]):
-        return (
-            "Recommendation: plain training (fine-tuning) with smoothed labels, without a teacher."
-            f" {on_images} distillation is not measurably better."
-        )
-    if not plain:
+    if not set(PLAIN) & set(gains):
         return (
             "Recommendation: none. Without the control labels_only there is no plain training to"
             " compare with."
+        )
+    margin = _read_margin(results)
+    for control in (*PLAIN, "smoothed_labels"):
+        gain = gains.get(control)
+        if gain is not None and _is_shown_as_good(gain, margin):
+            return _recommend_control(control, gain, results, split, margin)
+    unclear = [
+        control
+        for control in (*PLAIN, "smoothed_labels")
+        if control in gains and not _is_gain_shown(gains[control])
+    ]
+    if unclear:
+        high = max(gains[control].high or 0.0 for control in unclear)
+        return (
+            f"Recommendation: none. These {split.num_images:,} images show neither a gain of"
+            f" distillation over {_join(unclear)} nor that training without a teacher is as good"
+            f" (within {format_margin(margin)}): the gain may be up to"
+            f" {format_points(high)} points. More test images would tell."
         )
     missing = [
         control
@@ -172,18 +184,35 @@ def _write_advice(gains: dict[str, Difference], results: Results, split: Split) 
     return f"Recommendation: distill. Plain training is measurably worse.{more}"
 
 
-def _compare_with_plain(
-    as_good: Sequence[str], gains: dict[str, Difference], results: Results
+def _recommend_control(
+    control: str, gain: Difference, results: Results, split: Split, margin: float
 ) -> str:
-    """How distillation compares with the plain controls that are `as_good`."""
-    bounds = [gains[control].high or 0 for control in as_good]
-    if any(bound < 0 for bound in bounds):
-        return "plain training is better than distillation"
-    no_gain = "the gain of distillation is not measurable"
-    margin = results.verdict.margin if results.verdict else None
-    if margin is not None and any(bound < margin for bound in bounds):
-        return f"{no_gain}; it is less than {format_margin(margin)}"
-    return f"{no_gain}; a small gain would not show"
+    """Recommend the training of a control that is shown to be as good."""
+    student = results.models.get("student")
+    starts_trained = student is not None and student.weights.get("source") != "random"
+    labels = {
+        "match_wall_time": "on the labels for as long",
+        "smoothed_labels": "with smoothed labels",
+    }
+    evidence = f"it is shown to be less than {format_margin(margin)} worse than distillation"
+    if gain.high is not None and gain.high < 0:
+        evidence = "it is better than distillation"
+    return (
+        f"Recommendation: plain training{' (fine-tuning)' if starts_trained else ''}"
+        f" {labels.get(control, 'on the labels')}, without a teacher. On these"
+        f" {split.num_images:,} images {evidence}."
+    )
+
+
+def _read_margin(results: Results) -> float:
+    """The margin of the verdict, which is set before the run."""
+    if results.verdict is not None:
+        return results.verdict.margin
+    return float(results.config.get("verdict", {}).get("margin", _MARGIN))
+
+
+def _join(controls: Sequence[str]) -> str:
+    return " and ".join(control.replace("_", " ") for control in controls)
 
 
 def _write_basis(results: Results) -> str:

@@ -22,11 +22,13 @@ class _Open(BaseModel):
 class TorchComparison(_Open):
     """A file against the PyTorch model of which it is an export, on the same images.
 
-    lost: accuracy of the model minus accuracy of the file, in 0..1 · margin: of the
-    verdict rule · agreement: share of images with equal top-1 classes.
+    lost: accuracy of the model minus accuracy of the file, in 0..1 · lost_high: its
+    upper bound, one-sided at the confidence of the verdict rule · margin: of that rule
+    · agreement: share of images with equal top-1 classes.
     """
 
     lost: float
+    lost_high: float
     margin: float
     agreement: float
 

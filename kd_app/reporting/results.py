@@ -245,6 +245,7 @@ class Verdict(_Part):
     num_images: int
     n_needed: int | None
     mcnemar_p: float
+    smallest_margin: Number = None
     split: str
 
 
@@ -475,7 +476,8 @@ class FileRecord(_Part):
 class Results(_Part):
     """One run; null or empty for what is not known yet.
 
-    reason: why the run failed or was pruned (ended early in a sweep).
+    reason: why the run failed or was pruned (ended early in a sweep) · cautions:
+    sentences to read before all others, such as about a teacher at chance.
     """
 
     schema_version: Literal[1] = VERSION
@@ -496,6 +498,7 @@ class Results(_Part):
     cascade: CascadeRecord | None = None
     stages: list[StageRecord] = []
     files: list[FileRecord] = []
+    cautions: list[str] = []
     notes: list[str] = []
 
 

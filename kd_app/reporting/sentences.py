@@ -232,10 +232,22 @@ def write_verdict(
     }[verdict.outcome]
     difference, bounds = format_difference(verdict.difference, verdict.low, verdict.high)
     needed = f" About {verdict.n_needed:,} images would be needed." if verdict.n_needed else ""
+    smallest = ""
+    if verdict.smallest_margin is not None:
+        smallest = (
+            f" The smallest margin that these images could show, if both were equally good, is"
+            f" {100 * verdict.smallest_margin:.2f} points."
+        )
+    weaker = ""
+    if verdict.outcome == "kept" and (verdict.low > 0 or verdict.difference > verdict.margin):
+        weaker = (
+            f" {reference[0].upper()}{reference[1:]} is the weaker of the two, so 'kept' says"
+            f" little about {candidate}."
+        )
     return (
         f"Verdict: {verdict.outcome}. {claim}: the difference is {difference} points, {bounds}"
         f" (each bound at {100 * verdict.confidence:g} %, {verdict.num_images:,} {verdict.split}"
-        f" images, McNemar's p {verdict.mcnemar_p:.2g}).{needed}"
+        f" images, McNemar's p {verdict.mcnemar_p:.2g}).{weaker}{needed}{smallest}"
     )
 
 

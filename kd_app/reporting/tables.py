@@ -57,7 +57,7 @@ def build_summary(results: Results) -> RenderableType:
         parts.append(_build_pair_table(rows, split.confidence))
     if set(split.gains) - {"labels_only"}:
         parts.append(_build_controls_table(results, split))
-    sentences = [*describe_gains(results), *write_sentences(results, split)]
+    sentences = [*results.cautions, *describe_gains(results), *write_sentences(results, split)]
     return Group(*parts, *map(Text, sentences))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kd_app.reporting.exports import Exports, File, TorchComparison
-from kd_app.reporting.sentences import format_points
+from kd_app.reporting.sentences import format_margin, format_points
 
 _FLOAT_FORMATS = {"onnx_int8": "onnx", "executorch_int8": "executorch"}
 """The float format of the same runtime."""
@@ -22,32 +22,30 @@ class Recommendation:
 
 def recommend_file(exports: Exports) -> Recommendation:
     """The cheapest of the student's files (without a student, of the teacher's files)
-    that lost at most ``verdict.margin`` on validation compared with the model in torch.
+    that is shown on validation to lose at most ``verdict.margin`` compared with the
+    model in torch: the upper bound of its loss is within the margin.
 
-    If all files lost more, the file that lost least.
+    If no file is shown to, the file with the smallest upper bound.
     """
     roles = {file.role for file in exports.files.values()}
     role = "student" if "student" in roles else "teacher"
     files = {name: file for name, file in exports.files.items() if file.role == role}
     margin = _find_margin(files)
-    within = [name for name, file in files.items() if compute_lost_accuracy(file) <= margin]
-    if not within:
-        least = min(files, key=lambda name: compute_lost_accuracy(files[name]))
+    within = [name for name, file in files.items() if _bound_loss(file) <= margin]
+    if within:
+        name = min(within, key=lambda name: (_read_cost(files[name]), _bound_loss(files[name])))
         reason = (
-            f"Ship {least}: every file lost more than the margin of {100 * margin:g} points"
-            f" compared with the {role} in torch; this file lost least"
-            f" ({_format_points(files[least])} on validation)."
+            f"it is the cheapest of the files that are shown on validation to lose at most"
+            f" {format_margin(margin)} compared with the {role} in torch"
         )
-        return Recommendation(least, (reason,))
-    cheapest = min(
-        within, key=lambda name: (_read_cost(files[name]), compute_lost_accuracy(files[name]))
-    )
-    reason = (
-        f"Ship {cheapest}: it is the cheapest of the files that lost at most {100 * margin:g}"
-        f" points compared with the {role} in torch on validation (it lost"
-        f" {_format_points(files[cheapest])})."
-    )
-    return Recommendation(cheapest, (reason,))
+    else:
+        name = min(files, key=lambda name: (_bound_loss(files[name]), _read_cost(files[name])))
+        reason = (
+            f"no file is shown on validation to lose at most {format_margin(margin)} compared with"
+            f" the {role} in torch, and the loss of this file has the smallest upper bound"
+        )
+    bound = f"{format_points(_bound_loss(files[name]))} points"
+    return Recommendation(name, (f"Ship {name}: {reason} ({bound}). {_write_loss(files[name])}",))
 
 
 def list_remarks(exports: Exports) -> Iterator[str]:
@@ -66,28 +64,37 @@ def list_remarks(exports: Exports) -> Iterator[str]:
             yield f"{name} is slower than {other}: {speed} a second."
         elif ratio.low <= 1:
             yield f"{name} is not measurably faster than {other}: {speed} a second."
-        lost = compute_lost_accuracy(file)
-        if lost > margin and lost > compute_lost_accuracy(exports.files[other]):
+        (lost, split), (other_lost, _) = _read_loss(file), _read_loss(exports.files[other])
+        if lost > margin and lost > other_lost:
             yield (
-                f"{name} is less accurate than {other}: it lost {_format_points(file)} on"
-                f" validation, {other} lost {_format_points(exports.files[other])}."
+                f"{name} is less accurate than {other}: it lost {format_points(lost)} points on"
+                f" {split}, {other} lost {format_points(other_lost)} points."
             )
 
 
-def compute_lost_accuracy(file: File) -> float:
-    """Validation accuracy of the model in torch minus that of the file (0..1)."""
-    return _compare_with_torch(file).lost
+def _write_loss(file: File) -> str:
+    lost, split = _read_loss(file)
+    return f"On {split} it lost {format_points(lost)} points."
 
 
-def _format_points(file: File) -> str:
-    return f"{format_points(compute_lost_accuracy(file))} points"
+def _read_loss(file: File) -> tuple[float, str]:
+    """Accuracy of the model in torch minus that of the file (0..1), on test, which no
+    choice has seen, or on validation if test was not read; and the split.
+    """
+    if file.test is not None and file.test.beside_torch is not None:
+        return file.test.beside_torch.lost, "test"
+    return _compare_on_validation(file).lost, "validation"
+
+
+def _bound_loss(file: File) -> float:
+    return _compare_on_validation(file).lost_high
 
 
 def _find_margin(files: dict[str, File]) -> float:
-    return _compare_with_torch(next(iter(files.values()))).margin
+    return _compare_on_validation(next(iter(files.values()))).margin
 
 
-def _compare_with_torch(file: File) -> TorchComparison:
+def _compare_on_validation(file: File) -> TorchComparison:
     assert file.validation is not None
     assert file.validation.beside_torch is not None
     return file.validation.beside_torch

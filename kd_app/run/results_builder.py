@@ -9,6 +9,7 @@ from kd_app.metrics.record import Predictions
 from kd_app.metrics.report_metrics import measure_split
 from kd_app.metrics.verdict import Judgment, VerdictRule
 from kd_app.reporting.card import write_card
+from kd_app.reporting.cautions import describe_cautions
 from kd_app.reporting.results import (
     CascadeRecord,
     CompressionStep,
@@ -96,6 +97,7 @@ class ResultsBuilder:
 
     def build(self, status: Status, reason: str | None = None) -> Results:
         """The results as far as they are available."""
+        split: SplitName = "test" if "test" in self.splits else "validation"
         return Results(
             status=status,
             reason=reason,
@@ -113,6 +115,7 @@ class ResultsBuilder:
             steps=self.steps,
             cascade=self.cascade,
             stages=[self._record(stage) for stage in self._stages],
+            cautions=describe_cautions(self.data, self.splits.get(split), split),
             notes=self.notes,
         )
 

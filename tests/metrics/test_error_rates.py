@@ -68,7 +68,7 @@ def test_the_bootstrap_interval_of_the_gap_closed_has_the_claimed_coverage() -> 
 
 def test_intervals_over_seeds_have_the_claimed_coverage() -> None:
     for seeds in (2, 3):
-        result = seeds_coverage(seeds, sets=1000)
+        result = seeds_coverage(seeds, 0.98, 0.014, sets=1000)
         assert result.measured == pytest.approx(0.95, abs=result.error)
 
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.special import expit, logit
 from scipy.stats import t, ttest_rel
 
 from kd_app.metrics.seeds import (
@@ -12,11 +13,13 @@ from kd_app.metrics.seeds import (
 THREE = {0: 0.91, 1: 0.93, 2: 0.95}
 
 
-def test_the_interval_over_seeds_equals_students() -> None:
+def test_the_interval_over_seeds_equals_students_on_the_logit_scale() -> None:
     result = summarize_seeds(THREE, 0.9)
-    half = t.ppf(0.95, 2) * 0.02 / np.sqrt(3)
+    half = t.ppf(0.95, 2) * 0.02 / np.sqrt(3) / (0.93 * 0.07)
     assert (result.mean, result.deviation) == pytest.approx((0.93, 0.02))
-    assert (result.low, result.high) == pytest.approx((0.93 - half, 0.93 + half))
+    assert (result.low, result.high) == pytest.approx(
+        expit([logit(0.93) - half, logit(0.93) + half])
+    )
     assert result.values == THREE
 
 
@@ -25,7 +28,19 @@ def test_one_seed_has_no_interval_and_two_have_a_wide_one() -> None:
     assert (one.mean, one.deviation, one.low, one.high) == (0.9, None, None, None)
     assert two.low is not None
     assert two.high is not None
-    assert two.high - two.low == pytest.approx(2 * t.ppf(0.975, 1) * 0.01)
+    half = t.ppf(0.975, 1) * 0.01 / (0.91 * 0.09)
+    assert logit(two.high) - logit(two.low) == pytest.approx(2 * half)
+
+
+@pytest.mark.parametrize(("first", "second"), [(0.8392, 0.9300), (1.0, 0.2), (0.0, 1e-6)])
+def test_intervals_over_two_seeds_stay_within_0_and_1(first: float, second: float) -> None:
+    result = summarize_seeds({0: first, 1: second}, 0.95)
+    assert result.low is not None
+    assert result.high is not None
+    assert 0 <= result.low < result.mean < result.high <= 1
+    difference = compare_by_seed({0: 0.9, 1: 0.1}, {0: 0.1, 1: 0.5}, 0.95)
+    assert difference is not None
+    assert (difference.low, difference.high) == (-1, 1)
 
 
 def test_equal_values_over_seeds_have_no_interval() -> None:

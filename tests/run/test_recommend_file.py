@@ -5,16 +5,28 @@ from typing import Any
 import pytest
 
 from kd_app.reporting.exports import Exports
-from kd_app.run.recommend_file import compute_lost_accuracy, list_remarks, recommend_file
+from kd_app.run.recommend_file import list_remarks, recommend_file
 
 
-def file(format: str, *, lost: float, cost: float | None, role: str = "student") -> dict[str, Any]:
-    comparison = {"lost": lost, "margin": 0.01, "agreement": 0.9}
+def file(
+    format: str,
+    *,
+    high: float = 0.0,
+    lost: float = 0.0,
+    test: float | None = None,
+    cost: float | None,
+    role: str = "student",
+) -> dict[str, Any]:
+    def compare(lost: float) -> dict[str, Any]:
+        comparison = {"lost": lost, "lost_high": high, "margin": 0.01, "agreement": 0.9}
+        return {"beside_torch": comparison}
+
     return {
         "format": format,
         "size_bytes": 1,
         "role": role,
-        "validation": {"beside_torch": comparison},
+        "validation": compare(lost),
+        "test": None if test is None else compare(test),
         "cost_per_million": cost,
     }
 
@@ -23,38 +35,45 @@ def exports(**files: dict[str, Any]) -> Exports:
     return Exports.model_validate({"schema_version": 1, "files": files})
 
 
-def test_the_cheapest_file_within_the_margin_is_recommended() -> None:
+def test_the_cheapest_file_that_is_shown_to_keep_the_margin_is_recommended() -> None:
     recommendation = recommend_file(
         exports(
-            good=file("onnx", lost=0.001, cost=3.0),
-            cheap=file("onnx_int8", lost=0.009, cost=1.0),
-            bad=file("executorch_int8", lost=0.2, cost=0.5),
-            teacher=file("onnx", lost=0.0, cost=0.1, role="teacher"),
+            good=file("onnx", high=0.002, cost=3.0),
+            cheap=file("onnx_int8", high=0.009, lost=0.002, test=0.0362, cost=1.0),
+            unsure=file("executorch_int8", high=0.02, lost=0.007, cost=0.5),
+            teacher=file("onnx", high=0.0, cost=0.1, role="teacher"),
         )
     )
     assert recommendation.file == "cheap"
-    assert "cheapest of the files that lost at most 1 points" in recommendation.reasons[0]
+    assert recommendation.reasons == (
+        "Ship cheap: it is the cheapest of the files that are shown on validation to lose at most"
+        " 1 point compared with the student in torch (+0.90 points). On test it lost +3.62"
+        " points.",
+    )
 
 
 def test_a_file_without_a_cost_is_the_most_expensive() -> None:
     files = exports(
-        unknown=file("onnx", lost=0.0, cost=None), known=file("executorch", lost=0.005, cost=9.0)
+        unknown=file("onnx", high=0.0, cost=None), known=file("executorch", high=0.005, cost=9.0)
     )
     assert recommend_file(files).file == "known"
 
 
-def test_if_all_files_lost_too_much_the_one_that_lost_least_is_recommended() -> None:
+def test_if_no_file_is_shown_to_keep_the_margin_the_smallest_bound_decides() -> None:
     recommendation = recommend_file(
-        exports(a=file("onnx", lost=0.05, cost=1.0), b=file("onnx_int8", lost=0.04, cost=2.0))
+        exports(
+            a=file("onnx", high=0.021, cost=3.0),
+            b=file("executorch", high=0.021, cost=2.0),
+            c=file("onnx_int8", high=0.033, lost=0.007, cost=1.0),
+        )
     )
     assert recommendation.file == "b"
-    assert "every file lost more than the margin of 1 points" in recommendation.reasons[0]
+    assert "no file is shown on validation to lose at most 1 point" in recommendation.reasons[0]
+    assert recommendation.reasons[0].endswith("On validation it lost +0.00 points.")
 
 
 def test_without_a_student_the_teachers_files_count() -> None:
-    files = exports(t=file("onnx", lost=0.0, cost=1.0, role="teacher"))
-    assert recommend_file(files).file == "t"
-    assert compute_lost_accuracy(files.files["t"]) == 0
+    assert recommend_file(exports(t=file("onnx", cost=1.0, role="teacher"))).file == "t"
 
 
 @pytest.mark.parametrize(

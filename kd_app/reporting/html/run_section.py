@@ -159,14 +159,16 @@ def write_answer(results: Results) -> str:
     if split is None:
         return f"Nothing has been measured yet. {_describe_status(results)}"
     if results.verdict is not None:
-        return f"{_SHORT_ANSWERS[results.verdict.outcome]} {write_verdict(results.verdict)}"
+        answer = f"{_SHORT_ANSWERS[results.verdict.outcome]} {write_verdict(results.verdict)}"
+        return " ".join([*results.cautions, answer])
     top1 = read_estimate(split, "student", "top1")
     if top1.value is None:
         return "The student's accuracy is undefined."
-    return (
+    answer = (
         f"The student classifies {100 * top1.value:.2f} % of {split.num_images:,} images correctly."
         " It was not compared with a teacher."
     )
+    return " ".join([*results.cautions, answer])
 
 
 def _write_basis(results: Results, split: Measurement | None) -> list[str]:
