@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, TypedDict
 
 import numpy as np
@@ -18,40 +20,29 @@ _LARGEST_MATRIX = 100
 _DIGITS = 6
 _CHUNK = 2**19
 """Values per chunk: small enough to stay in the CPU cache for all temperatures."""
+_BLOCK = 2**22
+"""Mean probabilities held in memory at a time: 16 MB."""
 
 
 class Averages(NamedTuple):
-    """Averages over images of ``p = softmax(logits / T)``; NaN without images.
+    """Averages over images of ``p = softmax(logits / T)``, at each temperature; NaN
+    without images.
 
-    entropy: ``mean_b -sum_k p log p`` (nats) at each temperature · beyond_top: ``mean_b
-    1 - max_k p`` at each temperature · similarity: element (i, j) is the mean
-    probability of class j over the images of class i, at each of the `alike`
-    temperatures; NaN for classes without images.
+    entropy: ``mean_b -sum_k p log p`` (nats) · beyond_top: ``mean_b 1 - max_k p``.
     """
 
     entropy: Float[Tensor, " temperatures"]
     beyond_top: Float[Tensor, " temperatures"]
-    similarity: Float[Tensor, "alike classes classes"]
 
 
 def average_soft_labels(
-    logits: Float[np.ndarray, "images classes"],
-    target: Int64[np.ndarray, " images"],
-    *,
-    temperatures: Sequence[float],
-    alike: Sequence[float],
+    logits: Float[np.ndarray, "images classes"], *, temperatures: Sequence[float]
 ) -> Averages:
-    """Average ``p = softmax(logits / T)`` over the images for each temperature T.
-
-    temperatures: for entropy and beyond_top · alike: the subset of them for which p is
-    also averaged by class (``len(alike) x K x K`` numbers).
-    """
-    classes = logits.shape[1]
+    """Average the entropy and softness of ``softmax(logits / T)`` for each T."""
     entropy, beyond_top = torch.zeros(len(temperatures)), torch.zeros(len(temperatures))
-    probability = torch.zeros(len(alike), classes, classes)
-    rows = max(1, _CHUNK // classes)
-    for block, label in iterate_blocks(logits, target):
-        for chunk, labels in zip(to_float32(block).split(rows), label.split(rows), strict=True):
+    rows = max(1, _CHUNK // logits.shape[1])
+    for (block,) in iterate_blocks(logits):
+        for chunk in to_float32(block).split(rows):
             shifted = chunk - chunk.amax(dim=1, keepdim=True)
             for number, temperature in enumerate(temperatures):
                 p = (shifted / temperature).exp_()
@@ -59,14 +50,8 @@ def average_soft_labels(
                 mean_logit = torch.linalg.vecdot(p, shifted) / (temperature * total)
                 entropy[number] += (total.log() - mean_logit).sum()
                 beyond_top[number] += (1 - 1 / total).sum()
-                if temperature in alike:
-                    probability[alike.index(temperature)].index_add_(0, labels, p / total[:, None])
-    images = torch.bincount(torch.from_numpy(np.array(target)), minlength=classes)
-    return Averages(
-        compute_share(entropy, images.sum()),
-        compute_share(beyond_top, images.sum()),
-        compute_share(probability, images[:, None]),
-    )
+    images = torch.tensor(len(logits))
+    return Averages(compute_share(entropy, images), compute_share(beyond_top, images))
 
 
 class LabelEntropy(TypedDict):
@@ -131,7 +116,7 @@ def measure_soft_labels(
     classes = logits.shape[1]
     alike = (1.0, *sorted(set(training_temperatures) - {1.0}))
     temperatures = sorted({*TEMPERATURES, *training_temperatures})
-    averages = average_soft_labels(logits, target, temperatures=temperatures, alike=alike)
+    averages = average_soft_labels(logits, temperatures=temperatures)
     columns = zip(
         temperatures, averages.entropy.tolist(), averages.beyond_top.tolist(), strict=True
     )
@@ -144,39 +129,104 @@ def measure_soft_labels(
         )
         for temperature, nats, beyond_top in columns
     ]
-    similarities = zip(alike, averages.similarity.numpy(), strict=True)
-    return SoftLabelMetrics(
-        num_images=len(target),
-        entropy=entropy,
-        alike=[_build_similarity(temperature, matrix) for temperature, matrix in similarities],
-    )
+    order = np.argsort(target, kind="stable")
+    similarities = [_measure_similarity(logits, target, order, each) for each in alike]
+    return SoftLabelMetrics(num_images=len(target), entropy=entropy, alike=similarities)
 
 
-def _build_similarity(
-    temperature: float, matrix: Float[np.ndarray, "classes classes"]
+def _measure_similarity(
+    logits: Float[np.ndarray, "images classes"],
+    target: Int64[np.ndarray, " images"],
+    order: Int64[np.ndarray, " images"],
+    temperature: float,
 ) -> ClassSimilarity:
-    rows = matrix.round(_DIGITS).tolist() if len(matrix) <= _LARGEST_MATRIX else None
-    pairs = select_strongest(matrix, _PAIRS)
-    return ClassSimilarity(temperature=temperature, similar=pairs, matrix=rows)
+    """Similarity of all pairs of classes, from blocks of rows and of columns of the
+    matrix of mean probabilities: a matrix of 20,000 classes would take 3 GB.
 
-
-def select_strongest(matrix: Float[np.ndarray, "classes classes"], count: int) -> list[ClassPair]:
-    """Select the `count` most similar pairs of classes, most similar first.
-
-    A pair is ranked by the mean of both directions, or by one direction if the other is
-    NaN (a class without images).
+    order: sorts the images by class.
     """
-    known = ~np.isnan(matrix)
-    sums = np.where(known, matrix, 0)
-    both = np.triu((sums + sums.T) / np.maximum(known.astype(np.int8) + known.T, 1), 1).reshape(-1)
-    best = np.argpartition(-both, count)[:count] if count < len(both) else np.arange(len(both))
-    ordered = best[np.lexsort((best, -both[best]))]
-    pairs = (
-        (int(place) // len(matrix), int(place) % len(matrix), float(both[place]))
-        for place in ordered
-    )
-    return [
-        ClassPair(first=first, second=second, probability=value)
-        for first, second, value in pairs
-        if value > 0
+    classes = logits.shape[1]
+    labels = _SoftLabels(logits, target, temperature)
+    images = np.bincount(target, minlength=classes)
+    present = np.flatnonzero(images)
+    ends = np.cumsum(images[present])
+    matrix = np.full((classes, classes), np.nan) if classes <= _LARGEST_MATRIX else None
+    pairs: list[tuple[float, int, int]] = []
+    for chosen in np.array_split(present, max(1, math.ceil(len(present) * classes / _BLOCK))):
+        first, last = np.searchsorted(present, chosen[[0, -1]])
+        start = int(ends[first - 1]) if first else 0
+        rows = order[start : ends[last]]
+        forward = labels.average_by_class(rows, np.arange(classes))
+        backward = labels.average_by_class(order, chosen)
+        if matrix is not None:
+            matrix[chosen] = forward
+        pairs = _merge_pairs(pairs, chosen, present, forward, backward)
+    rounded = None if matrix is None else matrix.round(_DIGITS).tolist()
+    similar = [
+        ClassPair(first=first, second=second, probability=-negative)
+        for negative, first, second in pairs
     ]
+    return ClassSimilarity(temperature=temperature, similar=similar, matrix=rounded)
+
+
+@dataclass(frozen=True)
+class _SoftLabels:
+    """Probabilities ``softmax(logits / T)``, computed where they are needed."""
+
+    logits: Float[np.ndarray, "images classes"]
+    target: Int64[np.ndarray, " images"]
+    temperature: float
+
+    @cached_property
+    def log_sums(self) -> Float[np.ndarray, " images"]:
+        """``log sum_k exp(logit_k / T)`` of each image."""
+        parts = [
+            (to_float32(block) / self.temperature).logsumexp(dim=1)
+            for (block,) in iterate_blocks(self.logits)
+        ]
+        return torch.cat(parts).numpy() if parts else np.zeros(0, np.float32)
+
+    def average_by_class(
+        self, rows: Int64[np.ndarray, " rows"], columns: Int64[np.ndarray, " columns"]
+    ) -> Float[np.ndarray, "present columns"]:
+        """Mean probability of the classes in `columns` over the images of each class.
+
+        rows: images, sorted by class.
+        """
+        labels, number = np.unique(self.target[rows], return_inverse=True)
+        sums = np.zeros((len(labels), len(columns)), np.float32)
+        step = max(1, _BLOCK // len(columns))
+        for start in range(0, len(rows), step):
+            chunk = rows[start : start + step]
+            values = self.logits[np.ix_(chunk, columns)].astype(np.float32)
+            p = np.exp(values / self.temperature - self.log_sums[chunk, None])
+            np.add.at(sums, number[start : start + step], p)
+        average: np.ndarray = sums / np.bincount(number)[:, None]
+        return average
+
+
+def _merge_pairs(
+    pairs: list[tuple[float, int, int]],
+    chosen: Int64[np.ndarray, " chosen"],
+    present: Int64[np.ndarray, " present"],
+    forward: Float[np.ndarray, "chosen classes"],
+    backward: Float[np.ndarray, "present chosen"],
+) -> list[tuple[float, int, int]]:
+    """The most similar pairs among `pairs` and those of the classes `chosen`, as
+    ``(-probability, first, second)``.
+
+    A pair is ranked by the mean of both directions, or by one direction if the other
+    class has no images.
+    """
+    both = forward.copy()
+    both[:, present] = (both[:, present] + backward.T) / 2
+    # Each pair of two classes with images counts once, in the row of the smaller class.
+    both[:, present] = np.where(present[None] > chosen[:, None], both[:, present], -np.inf)
+    flat = both.reshape(-1)
+    best = np.argpartition(-flat, _PAIRS)[:_PAIRS] if len(flat) > _PAIRS else np.arange(len(flat))
+    new = [
+        (-float(flat[place]), *sorted((int(chosen[place // len(both[0])]), place % len(both[0]))))
+        for place in best.tolist()
+        if flat[place] > 0
+    ]
+    return sorted([*pairs, *new])[:_PAIRS]

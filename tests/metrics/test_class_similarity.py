@@ -1,5 +1,7 @@
 """Soft-label metrics compared with scipy and plain loops."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,6 @@ from kd_app.metrics.class_similarity import (
     TEMPERATURES,
     average_soft_labels,
     measure_soft_labels,
-    select_strongest,
 )
 
 
@@ -49,23 +50,44 @@ def test_a_row_of_the_matrix_is_the_mean_probability_over_its_class() -> None:
             assert row == pytest.approx(p[target == label].mean(axis=0), abs=1e-5)
 
 
-def test_the_strongest_pairs_average_both_directions() -> None:
-    matrix = np.array([[0.7, 0.1, 0.2], [0.3, 0.6, 0.1], [0.0, 0.4, 0.6]])
-    assert [(pair["first"], pair["second"]) for pair in select_strongest(matrix, 3)] == [
-        (1, 2),
-        (0, 1),
-        (0, 2),
+def list_pairs(logits: np.ndarray, target: np.ndarray) -> list[tuple[int, int, float]]:
+    """The pairs in order, from the whole matrix."""
+    p = softmax(logits.astype(np.float64), axis=1)
+    matrix = np.array([p[target == k].mean(axis=0) for k in range(p.shape[1])])
+    pairs = [
+        (first, second, float(np.nanmean([matrix[first, second], matrix[second, first]])))
+        for first in range(len(matrix))
+        for second in range(first + 1, len(matrix))
+        if not np.isnan([matrix[first, second], matrix[second, first]]).all()
     ]
-    assert [pair["probability"] for pair in select_strongest(matrix, 2)] == pytest.approx(
-        [0.25, 0.2]
+    return sorted(pairs, key=lambda pair: -pair[2])
+
+
+@pytest.mark.filterwarnings("ignore:Mean of empty slice:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize(("num_images", "num_classes"), [(40, 3), (90, 12), (60, 70), (25, 150)])
+@pytest.mark.parametrize("block", [2**22, 200])
+def test_the_strongest_pairs_average_the_directions_that_have_images(
+    num_images: int, num_classes: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kd_app.metrics.class_similarity._BLOCK", block)
+    logits, target = make_logits(num_images, num_classes)
+    target[target == 1] = 0  # a class without images
+    (plain,) = measure_soft_labels(logits, target, training_temperatures=[])["alike"]
+    expected = list_pairs(logits, target)[:20]
+    similar = plain["similar"]
+    assert [(pair["first"], pair["second"]) for pair in similar] == [pair[:2] for pair in expected]
+    assert [pair["probability"] for pair in similar] == pytest.approx(
+        [pair[2] for pair in expected], rel=1e-4
     )
 
 
-def test_a_class_without_images_uses_one_direction() -> None:
-    matrix = np.array([[0.5, 0.4, 0.1], [np.nan] * 3, [0.2, 0.1, 0.7]])
-    result = select_strongest(matrix, 3)
-    assert [(pair["first"], pair["second"]) for pair in result] == [(0, 1), (0, 2), (1, 2)]
-    assert [pair["probability"] for pair in result] == pytest.approx([0.4, 0.15, 0.1])
+def test_twenty_thousand_classes_need_no_matrix_of_pairs() -> None:
+    tracemalloc.start()
+    measure_soft_labels(*make_logits(16, 20_000), training_temperatures=[4.0])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 200e6  # the matrix alone would take 1.6 GB
 
 
 def test_many_classes_have_pairs_but_no_matrix() -> None:
@@ -75,16 +97,15 @@ def test_many_classes_have_pairs_but_no_matrix() -> None:
 
 
 def test_blocks_of_images_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    logits, target = make_logits(60, 7)
-    whole = average_soft_labels(logits, target, temperatures=TEMPERATURES, alike=(1.0, 4.0))
+    logits, _ = make_logits(60, 7)
+    whole = average_soft_labels(logits, temperatures=TEMPERATURES)
     monkeypatch.setattr("kd_app.metrics.per_image._VALUES", 70)
     monkeypatch.setattr("kd_app.metrics.class_similarity._CHUNK", 21)
-    parts = average_soft_labels(logits, target, temperatures=TEMPERATURES, alike=(1.0, 4.0))
+    parts = average_soft_labels(logits, temperatures=TEMPERATURES)
     for one, other in zip(parts, whole, strict=True):
         torch.testing.assert_close(one, other, equal_nan=True, rtol=1e-4, atol=1e-6)
 
 
 def test_averages_without_images_are_nan() -> None:
-    none = np.zeros((0, 3), np.float32), np.zeros(0, np.int64)
-    result = average_soft_labels(*none, temperatures=(1.0,), alike=(1.0,))
+    result = average_soft_labels(np.zeros((0, 3), np.float32), temperatures=(1.0,))
     assert all(bool(value.isnan().all()) for value in result)
