@@ -36,6 +36,6 @@ def describe_cautions(data: Data | None, split: Split | None, split_name: str) -
             f"Caution: the {role} is not shown to be better than always answering the largest"
             f" class, {data.classes[largest]!r}: {format_percent(sum(hits) / split.num_images)} of"
             f" {split.num_images:,} {split_name} images right, {constant}."
-            " No comparison with it says that anything was learned."
+            " Comparisons with it do not show that anything was learned."
         )
     return sentences
