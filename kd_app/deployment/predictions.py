@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sized
 from functools import partial
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,17 +31,20 @@ def predict(
     device: torch.device,
     limit: float | None = None,
     embeddings: bool = False,
+    spool: Path | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> Predictions:
     """Predict all batches in eval mode and float32.
 
     limit: number, or share below 1, of the batches to use · embeddings: also return the
-    inputs of the final linear layer, from the same forward pass · on_batch: called with
-    the number of finished batches.
+    inputs of the final linear layer, from the same forward pass · spool: folder for a
+    temporary file of logits, which then never are in memory as a whole · on_batch:
+    called with the number of finished batches.
     """
     model = _place_model(model, device)
     taps = Taps(model, frozenset({"logits"}))
-    rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    rows: list[tuple[np.ndarray, np.ndarray]] = []
+    logits = _LogitsBuffer(spool)
     embedding_rows: list[tuple[np.ndarray, np.ndarray]] = []
     count = step = 0
     with torch.inference_mode():
@@ -55,13 +59,8 @@ def predict(
                 taps = _build_embedding_taps(model, image) or taps
             outputs = taps(image)
             assert outputs.logits is not None
-            rows.append(
-                (
-                    batch.index.cpu().numpy(),
-                    batch.to_hard_target().cpu().numpy(),
-                    outputs.logits.float().cpu().numpy(),
-                )
-            )
+            rows.append((batch.index.cpu().numpy(), batch.to_hard_target().cpu().numpy()))
+            logits.append(outputs.logits.float().cpu().numpy())
             if outputs.embedding is not None:
                 step = step or _compute_step(batches, len(batch), outputs.embedding.shape[1])
                 first = -count % step
@@ -74,26 +73,58 @@ def predict(
             count += len(batch)
             if on_batch:
                 on_batch(number + 1)
-    columns = [*zip(*rows, strict=True), *zip(*embedding_rows, strict=True)]
-    return Predictions(*(np.concatenate(column) for column in columns))
+    index, target = (np.concatenate(column) for column in zip(*rows, strict=True))
+    kept = (np.concatenate(column) for column in zip(*embedding_rows, strict=True))
+    return Predictions(index, target, logits.read(), *kept)
+
+
+class _LogitsBuffer:
+    """Logits of many batches, in memory or in a temporary file in `folder`."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._blocks: list[np.ndarray] = []
+        self._path = None if folder is None else folder / ".logits.partial"
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)  # of an interrupted attempt
+
+    def append(self, logits: np.ndarray) -> None:
+        """Add the logits of a batch."""
+        if self._path is None:
+            self._blocks.append(logits)
+            return
+        with self._path.open("ab") as file:
+            np.ascontiguousarray(logits).tofile(file)
+        self._blocks = [logits[:0]]  # for dtype and number of classes
+
+    def read(self) -> np.ndarray:
+        """Return all logits ``[N, K]``; those in a file stay there until the array is
+        deleted.
+        """
+        if self._path is None or not self._path.is_file() or not self._path.stat().st_size:
+            return np.concatenate(self._blocks)
+        (empty,) = self._blocks
+        logits = np.memmap(self._path, empty.dtype, "c").reshape(-1, *empty.shape[1:])
+        self._path.unlink()
+        return logits
 
 
 def predict_with_artifact(
-    model: Artifact, batches: Iterable[Batch], *, limit: float | None = None
+    model: Artifact,
+    batches: Iterable[Batch],
+    *,
+    limit: float | None = None,
+    spool: Path | None = None,
 ) -> Predictions:
     """Predict all batches, or the first `limit` of them, with an exported file.
 
-    Raises `RequestError` as `to_uint8_input`.
+    spool: as for `predict`. Raises `RequestError` as `to_uint8_input`.
     """
-    rows = [
-        (
-            batch.index.numpy(),
-            batch.to_hard_target().numpy(),
-            model.infer_logits(to_uint8_input(batch.image, model.pixels)),
-        )
-        for batch in limit_batches(batches, limit)
-    ]
-    return Predictions(*(np.concatenate(column) for column in zip(*rows, strict=True)))
+    rows, logits = [], _LogitsBuffer(spool)
+    for batch in limit_batches(batches, limit):
+        logits.append(model.infer_logits(to_uint8_input(batch.image, model.pixels)))
+        rows.append((batch.index.numpy(), batch.to_hard_target().numpy()))
+    index, target = (np.concatenate(column) for column in zip(*rows, strict=True))
+    return Predictions(index, target, logits.read())
 
 
 def to_uint8_input(

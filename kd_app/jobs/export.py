@@ -221,7 +221,7 @@ def _load_predictions(
         workspace.console.print_transient(f"  {name}: {split} images ...")
         artifact = open_artifact(file.path)
         batches = Chained([workspace.data.build_evaluation_loader(split, artifact.pixels)])
-        predict_with_artifact(artifact, batches, limit=workspace.limit).save(folder)
+        predict_with_artifact(artifact, batches, limit=workspace.limit, spool=folder).save(folder)
 
     config = {"split": split, "limit": workspace.limit, "runtime": file.entry["runtime"]}
     inputs = {"data": workspace.data.fingerprint, "file": file.entry["sha256"]}

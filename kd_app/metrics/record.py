@@ -3,6 +3,7 @@
 Metrics, intervals, verdicts, cascades and examples are computed from records.
 """
 
+import json
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -109,19 +110,46 @@ class Predictions:
     kept: Int64[np.ndarray, " kept"] | None = None
 
     def save(self, folder: Path) -> None:
-        """Write the record into `folder`."""
-        from safetensors.numpy import save_file
-
+        """Write the record into `folder`, without a copy in memory."""
         columns = {each.name: getattr(self, each.name) for each in fields(self)}
         present = {name: column for name, column in columns.items() if column is not None}
-        save_file(present, folder / _FILE)
+        header, start = {}, 0
+        for name, column in present.items():
+            header[name] = {
+                "dtype": f"{column.dtype.kind.upper()}{8 * column.dtype.itemsize}",
+                "shape": column.shape,
+                "data_offsets": (start, start + column.nbytes),
+            }
+            start += column.nbytes
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        with (folder / _FILE).open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for column in present.values():
+                np.ascontiguousarray(column).tofile(file)
 
     @staticmethod
     def load(folder: Path) -> "Predictions":
-        """Read a record that `save` wrote."""
-        from safetensors.numpy import load_file
+        """Read a record that `save` wrote; its logits stay on disk until they are used.
 
-        return Predictions(**load_file(folder / _FILE))
+        The logits are mapped copy-on-write: torch accepts them, and the file never
+        changes.
+        """
+        from safetensors import safe_open
+
+        path = folder / _FILE
+        with safe_open(path, framework="numpy") as file:
+            names = set(file.keys()) - {"logits"}
+            columns = {name: file.get_tensor(name) for name in names}
+        with path.open("rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            entry = json.loads(stream.read(size))["logits"]
+        dtype, start = entry["dtype"].lower(), 8 + size + entry["data_offsets"][0]
+        width = np.dtype(f"{dtype[0]}{int(dtype[1:]) // 8}")
+        if 0 in entry["shape"]:  # an empty file part can't be mapped
+            return Predictions(logits=np.empty(entry["shape"], width), **columns)
+        logits = np.memmap(path, width, "c", start, tuple(entry["shape"]))
+        return Predictions(logits=logits, **columns)
 
     def take(self, rows: Int[np.ndarray, " rows"]) -> "Predictions":
         """Return these rows, in this order, with the embeddings that exist for them."""
@@ -135,6 +163,8 @@ class Predictions:
 
     def sort_by_index(self) -> "Predictions":
         """Return the predictions in the order of `index`."""
+        if (np.diff(self.index) > 0).all():
+            return self  # without a copy of the logits
         return self.take(self.index.argsort())
 
     @property

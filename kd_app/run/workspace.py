@@ -228,7 +228,7 @@ class Workspace:
             split,
             "answers",
             {"embedding": True},
-            lambda folder: self.predict(model, split, embeddings=True).save(folder),
+            lambda folder: self.predict(model, split, embeddings=True, spool=folder).save(folder),
         ).path
 
     def cache_outputs(
@@ -297,6 +297,7 @@ class Workspace:
         split: str,
         *,
         embeddings: bool = False,
+        spool: Path | None = None,
         corruption: Corruption | None = None,
     ) -> Predictions:
         """Compute the predictions of a model on a split, or on its corrupted images."""
@@ -314,6 +315,7 @@ class Workspace:
             device=self.spec.trainer.device,
             limit=self.limit,
             embeddings=embeddings,
+            spool=spool,
         )
 
     def find(self, name: str, config: dict[str, Any], inputs: dict[str, str]) -> Stage | None:

@@ -113,8 +113,13 @@ def test_no_batch_is_read_beyond_the_limit() -> None:
     assert len(predict(Noted(), endless(), PIXELS, device=CPU, limit=2).index) == 4
 
 
-def test_saved_predictions_load_unchanged(tmp_path: Path) -> None:
-    predictions = predict(Noted(), batches(3, 4), PIXELS, device=CPU)
+@pytest.mark.parametrize("spooled", [False, True])
+def test_saved_predictions_load_unchanged(tmp_path: Path, spooled: bool) -> None:
+    (tmp_path / ".logits.partial").write_bytes(b"of an interrupted attempt")
+    spool = tmp_path if spooled else None
+    predictions = predict(Noted(), batches(3, 4), PIXELS, device=CPU, spool=spool)
+    assert isinstance(predictions.logits, np.memmap) == spooled
+    assert (tmp_path / ".logits.partial").exists() != spooled
     predictions.save(tmp_path)
     again = Predictions.load(tmp_path)
     for name in ("index", "target", "logits"):

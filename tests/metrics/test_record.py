@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from kd_app.metrics.record import Predictions, Record, match_embeddings, sort_by_class
 
@@ -44,6 +45,25 @@ def test_a_loaded_record_has_the_saved_columns_only(
     result = Predictions.load(tmp_path)
     assert set(vars(result)) == {"index", "target", "logits", "embedding", "kept"}
     np.testing.assert_array_equal(result.logits, LOGITS)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_saved_logits_stay_on_disk_and_equal_those_of_safetensors(
+    tmp_path: Path, dtype: type[np.floating]
+) -> None:
+    embedding = np.array([[10.0], [12.0]], dtype=np.float32)
+    record = Predictions(INDEX, TARGET, LOGITS.astype(dtype), embedding, np.array([0, 2]))
+    record.save(tmp_path)
+    (file,) = tmp_path.iterdir()
+    content, result = load_file(file), Predictions.load(tmp_path)
+    assert isinstance(result.logits, np.memmap)
+    for name, column in content.items():
+        assert getattr(result, name).dtype == column.dtype
+        np.testing.assert_array_equal(getattr(result, name), column)
+    result.logits[0] = 7  # a private copy
+    np.testing.assert_array_equal(Predictions.load(tmp_path).logits, LOGITS)
+    Predictions(INDEX[:0], TARGET[:0], LOGITS[:0]).save(tmp_path)
+    assert Predictions.load(tmp_path).logits.shape == (0, 2)
 
 
 def test_scores_are_computed_once() -> None:
