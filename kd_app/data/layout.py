@@ -52,13 +52,13 @@ def find_layout(root: Path, level: ClassLevel | None) -> Layout:
     doubtful layout.
     """
     if level is not None:
-        splits, notes = _find_splits(root)
+        splits, notes = find_splits(root)
         parts = splits or {"": root}
         return Layout(
             root, {split: _find_classes(part, level)[0] for split, part in parts.items()}, (*notes,)
         )
     base = _descend(root)
-    splits, notes = _find_splits(base)
+    splits, notes = find_splits(base)
     parts = splits or {"": base}
     inner = _enter_image_folders({split: _descend(part) for split, part in parts.items()})
     moved = [str(inner[split]) for split in parts if inner[split] != parts[split]]
@@ -116,7 +116,7 @@ def _descend(folder: Path) -> Path:
         same_name = names[0].lower() == folder.resolve().name.lower()
         doubled = len(below) == 1 and below[0].lower() == names[0].lower()
         if not below or not (
-            same_name or (not match_split(names[0]) and (doubled or _find_splits(inner)[0]))
+            same_name or (not match_split(names[0]) and (doubled or find_splits(inner)[0]))
         ):
             return folder
         folder = inner
@@ -135,7 +135,7 @@ def _enter_image_folders(parts: dict[str, Path]) -> dict[str, Path]:
     return inner
 
 
-def _find_splits(folder: Path) -> tuple[dict[str, Path], list[str]]:
+def find_splits(folder: Path) -> tuple[dict[str, Path], list[str]]:
     """Return split -> folder, ordered train, validation, test, and notes.
 
     Empty without splits. Raises `RequestError` if the folders may be splits or classes.
