@@ -57,10 +57,10 @@ def find_layout(root: Path, level: ClassLevel | None) -> Layout:
         return Layout(
             root, {split: _find_classes(part, level)[0] for split, part in parts.items()}, (*notes,)
         )
-    base = _descend(root)
+    base = _enter_wrapper(root)
     splits, notes = find_splits(base)
     parts = splits or {"": base}
-    inner = _enter_image_folders({split: _descend(part) for split, part in parts.items()})
+    inner = _enter_image_folders({split: _enter_wrapper(part) for split, part in parts.items()})
     moved = [str(inner[split]) for split in parts if inner[split] != parts[split]]
     if base != root or moved:
         places = ", ".join(map(repr, moved or [str(base)]))
@@ -101,7 +101,7 @@ def _holds_images(folder: Path) -> bool:
     return any(not is_folder(entry) and is_image(entry.path) for entry in list_visible(folder))
 
 
-def _descend(folder: Path) -> Path:
+def _enter_wrapper(folder: Path) -> Path:
     """Return the folder to read, one or more levels down if that can't be wrong.
 
     That is the case for a folder that holds only a folder of the same name, or only a
