@@ -65,7 +65,13 @@ def find_layout(root: Path, level: ClassLevel | None) -> Layout:
     if base != root or moved:
         places = ", ".join(map(repr, moved or [str(base)]))
         notes = [f"The images of {str(root)!r} are read from {places}.", *notes]
-    classes = {}
+    classes = {} if splits else _find_splits_in_classes(base)
+    if classes:
+        notes.append(
+            f"In {str(base)!r}, each class has folders of splits: {list_some([*classes])}."
+        )
+        return Layout(base, classes, (*notes,))
+    notes += [] if splits else _note_sibling_splits(base)
     for split, part in inner.items():
         classes[split], doubts = _find_classes(part, None)
         notes += doubts if part == next(iter(inner.values())) else []
@@ -217,6 +223,40 @@ def _are_splits(
     if len(nested) > 1 and _are_alike([list_folders(folder / name) for name in nested]):
         return True
     return not others and len({rest for _, rest in matches.values()}) == 1
+
+
+def _find_splits_in_classes(folder: Path) -> dict[str, dict[str, list[Path]]]:
+    """Return split -> class -> folders for ``<class>/train``, ``<class>/test`` ..."""
+    parts: dict[str, dict[str, list[Path]]] = {}
+    names = list_folders(folder)
+    for name in names:
+        inner = list_folders(folder / name)
+        if not inner or not all(map(match_split, inner)) or _holds_images(folder / name):
+            return {}
+        for each in inner:
+            if match := match_split(each):
+                parts.setdefault(match[0], {}).setdefault(name, []).append(folder / name / each)
+    if len(parts) < 2 or list(parts.get("train", {})) != names:
+        return {}
+    return {split: parts[split] for split in SPLITS if split in parts}
+
+
+def _note_sibling_splits(root: Path) -> list[str]:
+    """Return a note if `root` is a split itself, beside other splits."""
+    root = root.resolve()
+    if not match_split(root.name):
+        return []
+    try:
+        splits, _ = find_splits(root.parent)
+    except RequestError:
+        return []
+    others = [path.name for path in splits.values() if path != root]
+    if root not in splits.values() or not others:
+        return []
+    return [
+        f"Beside {root.name!r} lie other splits, which are not read: {list_some(others)}."
+        f" data.root={root.parent} reads them."
+    ]
 
 
 def _is_ignorable(folder: Path, name: str, splits: Sequence[str]) -> bool:
