@@ -1,6 +1,7 @@
 """Images in one folder per class, optionally in train, validation and test folders."""
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -66,7 +67,7 @@ class Folder(FileSource):
         _check_classes(names, layout.parts, rows, left_out)
         _find_beside(root, layout.parts, left_out)
         files, labels, splits = zip(*sorted(rows), strict=True)
-        notes = (*layout.notes, *left_out.describe(root))
+        notes = (*layout.notes, *_note_case(names), *left_out.describe(root))
         return self.build_listing(names, files, labels, splits, ("",) * len(files), notes=notes)
 
     def _list_class_images(self, folders: Sequence[Path], left_out: LeftOut) -> list[str]:
@@ -139,6 +140,12 @@ def _compare_case(names: Sequence[str], others: Sequence[str]) -> str:
     lower = {name.lower(): name for name in others}
     pairs = [f"{name!r} and {lower[name.lower()]!r}" for name in names if name.lower() in lower]
     return f" The names differ in case: {', '.join(pairs[:3])}." if pairs else ""
+
+
+def _note_case(names: Sequence[str]) -> list[str]:
+    lower = Counter(name.lower() for name in names)
+    same = [name for name in names if lower[name.lower()] > 1]
+    return [f"The classes {list_some(same)} differ only in case."] if same else []
 
 
 def _describe_files(folders: Sequence[Path], left_out: LeftOut) -> str:

@@ -56,16 +56,16 @@ class LeftOut:
         """Return a note for each kind of files that were left out of `folder`."""
         notes = []
         if self.files:
+            verb = "is" if len(self.files) == 1 else "are"
             notes.append(
-                f"In {str(folder)!r}, {describe_others(self.files)}: left out, because"
-                f" {'it is no image' if len(self.files) == 1 else 'they are no images'} that"
-                f" Pillow reads.{suggest_conversion(self.files)}"
+                f"In {str(folder)!r}, {describe_others(self.files)} {verb} left out, because Pillow"
+                f" reads no such images.{suggest_conversion(self.files)}"
             )
         if self.beside:
-            more = ", ..." if len(self.beside) > 1 else ""
             notes.append(
                 f"In {str(folder)!r}, {len(self.beside):,} image(s) beside the class folders have"
-                f" no class and are left out: {os.path.basename(self.beside[0])!r}{more}."
+                " no class and are left out, for example"
+                f" {os.path.relpath(self.beside[0], folder)!r}."
             )
         if self.system:
             names = [

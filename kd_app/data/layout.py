@@ -52,20 +52,26 @@ def find_layout(root: Path, level: ClassLevel | None) -> Layout:
     doubtful layout.
     """
     if level is not None:
-        splits, notes = _find_splits(root)
+        splits, notes = find_splits(root)
         parts = splits or {"": root}
         return Layout(
             root, {split: _find_classes(part, level)[0] for split, part in parts.items()}, (*notes,)
         )
-    base = _descend(root)
-    splits, notes = _find_splits(base)
+    base = _enter_wrapper(root)
+    splits, notes = find_splits(base)
     parts = splits or {"": base}
-    inner = _enter_image_folders({split: _descend(part) for split, part in parts.items()})
+    inner = _enter_image_folders({split: _enter_wrapper(part) for split, part in parts.items()})
     moved = [str(inner[split]) for split in parts if inner[split] != parts[split]]
     if base != root or moved:
         places = ", ".join(map(repr, moved or [str(base)]))
         notes = [f"The images of {str(root)!r} are read from {places}.", *notes]
-    classes = {}
+    classes = {} if splits else _find_splits_in_classes(base)
+    if classes:
+        notes.append(
+            f"In {str(base)!r}, each class has folders of splits: {list_some([*classes])}."
+        )
+        return Layout(base, classes, (*notes,))
+    notes += [] if splits else _note_sibling_splits(base)
     for split, part in inner.items():
         classes[split], doubts = _find_classes(part, None)
         notes += doubts if part == next(iter(inner.values())) else []
@@ -101,7 +107,7 @@ def _holds_images(folder: Path) -> bool:
     return any(not is_folder(entry) and is_image(entry.path) for entry in list_visible(folder))
 
 
-def _descend(folder: Path) -> Path:
+def _enter_wrapper(folder: Path) -> Path:
     """Return the folder to read, one or more levels down if that can't be wrong.
 
     That is the case for a folder that holds only a folder of the same name, or only a
@@ -116,7 +122,7 @@ def _descend(folder: Path) -> Path:
         same_name = names[0].lower() == folder.resolve().name.lower()
         doubled = len(below) == 1 and below[0].lower() == names[0].lower()
         if not below or not (
-            same_name or (not match_split(names[0]) and (doubled or _find_splits(inner)[0]))
+            same_name or (not match_split(names[0]) and (doubled or find_splits(inner)[0]))
         ):
             return folder
         folder = inner
@@ -135,7 +141,7 @@ def _enter_image_folders(parts: dict[str, Path]) -> dict[str, Path]:
     return inner
 
 
-def _find_splits(folder: Path) -> tuple[dict[str, Path], list[str]]:
+def find_splits(folder: Path) -> tuple[dict[str, Path], list[str]]:
     """Return split -> folder, ordered train, validation, test, and notes.
 
     Empty without splits. Raises `RequestError` if the folders may be splits or classes.
@@ -217,6 +223,40 @@ def _are_splits(
     if len(nested) > 1 and _are_alike([list_folders(folder / name) for name in nested]):
         return True
     return not others and len({rest for _, rest in matches.values()}) == 1
+
+
+def _find_splits_in_classes(folder: Path) -> dict[str, dict[str, list[Path]]]:
+    """Return split -> class -> folders for ``<class>/train``, ``<class>/test`` ..."""
+    parts: dict[str, dict[str, list[Path]]] = {}
+    names = list_folders(folder)
+    for name in names:
+        inner = list_folders(folder / name)
+        if not inner or not all(map(match_split, inner)) or _holds_images(folder / name):
+            return {}
+        for each in inner:
+            if match := match_split(each):
+                parts.setdefault(match[0], {}).setdefault(name, []).append(folder / name / each)
+    if len(parts) < 2 or list(parts.get("train", {})) != names:
+        return {}
+    return {split: parts[split] for split in SPLITS if split in parts}
+
+
+def _note_sibling_splits(root: Path) -> list[str]:
+    """Return a note if `root` is a split itself, beside other splits."""
+    root = root.resolve()
+    if not match_split(root.name):
+        return []
+    try:
+        splits, _ = find_splits(root.parent)
+    except RequestError:
+        return []
+    others = [path.name for path in splits.values() if path != root]
+    if root not in splits.values() or not others:
+        return []
+    return [
+        f"Beside {root.name!r} lie other splits, which are not read: {list_some(others)}."
+        f" data.root={root.parent} reads them."
+    ]
 
 
 def _is_ignorable(folder: Path, name: str, splits: Sequence[str]) -> bool:

@@ -78,7 +78,7 @@ def split(listing: Listing, *, seed: int, validation: float, test: float) -> Ima
         images = list(_draw(listing, allowed, share, keep, f"{seed}/{part}"))
         for image in images:
             names[image] = part
-        if _differs(len(images), share * sum(allowed), allowance=5):
+        if _is_far(len(images), share * sum(allowed), allowance=5):
             notes.append(_note_share(part, len(images), sum(allowed), share))
     names = [name or "train" for name in names]
     notes += _check(listing, names, predefined)
@@ -167,7 +167,7 @@ def _count_wanted(
         number: min(count - 1, max(1, min(count - keep, round(share * count))))
         for number, count in images.items()
     }
-    if not _differs(sum(want.values()), total, allowance=20):
+    if not _is_far(sum(want.values()), total, allowance=20):
         return want
     room = {number: max(0, count - keep) for number, count in images.items()}
     if sum(room.values()) < total:
@@ -188,7 +188,7 @@ def _count_wanted(
     return want
 
 
-def _differs(count: int, expected: float, *, allowance: int) -> bool:
+def _is_far(count: int, expected: float, *, allowance: int) -> bool:
     """Whether `count` is not near what was asked for: by a tenth and `allowance`."""
     return abs(count - expected) > max(allowance, 0.1 * expected)
 

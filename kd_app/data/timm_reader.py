@@ -17,6 +17,7 @@ from kd_app.config import RequestError, build_unknown_error
 from kd_app.data.files import require_two_classes, resolve_root
 from kd_app.data.fingerprint import WHOLE_LIMIT, add_fingerprint, hash_file
 from kd_app.data.images import convert_image, decode_image
+from kd_app.data.layout import find_splits
 from kd_app.data.source import Listing, Source
 
 _BY_NAME = ("hfds", "hfids", "tfds", "wds")
@@ -156,7 +157,9 @@ def _open_folders(root: Path) -> dict[str, Any]:
         if part is not None:
             parts[split] = part
     if "train" not in parts:
-        parts = {"": root}
+        # timm takes the innermost folder for the class, and would mix the splits.
+        splits = find_splits(root)[0] if root.is_dir() else {}
+        parts = splits or {"": root}
     try:
         return {split: create_reader("", root=str(path)) for split, path in parts.items()}
     except (*_ABSENT, OSError) as error:

@@ -145,7 +145,7 @@ def test_hidden_names_and_leftovers_of_archives_are_left_out(tmp_path: Path) -> 
 def test_files_that_are_no_images_are_counted_by_ending(tmp_path: Path) -> None:
     names = ["a/notes.txt", "b/Thumbs.db", "b/sub/data.csv", "a/LICENSE", "a/x.TXT"]
     (note,) = listed(put(tmp_path, ["a/1.png", "b/1.png", *names])).notes
-    assert "4 files (2 .txt, 1 without an ending, 1 .csv): left out" in note
+    assert "4 files (2 .txt, 1 without an ending, 1 .csv) are left out" in note
     assert "HEIC" not in note
 
 
@@ -163,7 +163,10 @@ def test_images_beside_the_class_folders_are_counted(tmp_path: Path) -> None:
     source = put(tmp_path, ["train/a/1.png", "train/b/1.png", "test/a/1.png", "test/b/1.png"])
     put(tmp_path, ["x.png", "train/y.png", "readme.md"])
     (note,) = listed(source).notes
-    assert "2 image(s) beside the class folders have no class and are left out: 'x.png'" in note
+    assert (
+        "2 image(s) beside the class folders have no class and are left out, for example 'x.png'"
+        in note
+    )
 
 
 def test_system_names_are_left_out_with_a_note(tmp_path: Path) -> None:
@@ -290,6 +293,11 @@ def test_images_without_class_folders_are_refused_with_the_layout(tmp_path: Path
     assert "no class folder" in refused(
         put(tmp_path / "ready", ["train/a/1.png", "train/b/1.png", "test/1.png"])
     )
+
+
+def test_classes_that_differ_in_case_are_noted(tmp_path: Path) -> None:
+    (note,) = listed(put(tmp_path, ["Cat/1.png", "cat/1.png", "dog/1.png"])).notes
+    assert "'Cat', 'cat' differ only in case" in note
 
 
 def test_a_single_class_is_refused_with_the_folder_to_use(tmp_path: Path) -> None:

@@ -3,10 +3,12 @@
 import io
 import pickle
 import struct
+import sys
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from kd_app.config import RequestError
+from kd_app.data import images
 from kd_app.data.images import (
     BadImageError,
     convert_mode,
@@ -486,3 +489,25 @@ def test_every_mode_is_converted(mode: str, channels: int, plain: str) -> None:
 
 def test_a_bad_image_error_is_a_request_error() -> None:
     assert issubclass(BadImageError, RequestError)
+
+
+def test_heic_is_read_where_pi_heif_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    plugin = SimpleNamespace(register_heif_opener=lambda: calls.append("registered"))
+    monkeypatch.setitem(sys.modules, "pi_heif", plugin)
+    images._register_heif()
+    assert calls == ["registered"]
+    monkeypatch.setitem(sys.modules, "pi_heif", None)
+    images._register_heif()
+
+
+@pytest.mark.parametrize("name", ["a.mpo", "a.MPO", "a.avif", "a.jp2", "a.JFIF"])
+def test_formats_of_cameras_have_an_image_name(name: str) -> None:
+    assert is_image_name(name)
+
+
+def test_mpo_files_are_read(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8), RED).save(
+        tmp_path / "a.mpo", save_all=True, append_images=[Image.new("RGB", (8, 8), BLUE)]
+    )
+    assert np.abs(pixels(open_image(tmp_path / "a.mpo", 3)).astype(int) - RED).max() <= 2

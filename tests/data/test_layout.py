@@ -190,3 +190,20 @@ def test_a_copy_of_the_splits_beside_them_is_left_out(tmp_path: Path) -> None:
     found = layout(tmp_path, fill("train", "test", "x/train", "x/test"))
     assert list(found.parts) == ["train", "test"]
     assert "'x' beside the splits: left out" in found.notes[0]
+
+
+def test_splits_in_each_class_are_splits(tmp_path: Path) -> None:
+    found = layout(tmp_path, fill("cat", "dog", inner=("train", "test")))
+    assert {split: list(part) for split, part in found.parts.items()} == {
+        "train": ["cat", "dog"],
+        "test": ["cat", "dog"],
+    }
+    assert found.parts["test"]["dog"] == [tmp_path / "dog/test"]
+    assert "each class has folders of splits: 'train', 'test'" in found.notes[0]
+
+
+def test_splits_beside_the_root_are_noted(tmp_path: Path) -> None:
+    put(tmp_path, fill("train", "test"))
+    (note,) = find_layout(tmp_path / "train", None).notes
+    assert "not read: 'test'" in note
+    assert f"data.root={tmp_path} reads them" in note

@@ -68,6 +68,13 @@ def test_predefined_splits_are_folders_with_classes_by_name(tmp_path: Path) -> N
     }
 
 
+def test_split_words_inside_names_are_read_as_in_data_folder(tmp_path: Path) -> None:
+    names = [f"{part}/{name}/1.png" for part in ("training_set", "test_set") for name in "ab"]
+    listing = source(photos(tmp_path, names)).list_images()
+    assert listing.classes == ("a", "b")
+    assert sorted(listing.split) == ["test", "test", "train", "train"]
+
+
 def test_a_class_that_train_lacks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="missing in train: z"):
         source(photos(tmp_path, ["train/a/1.png", "train/b/1.png", "test/z/1.png"])).list_images()

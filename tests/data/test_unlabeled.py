@@ -71,7 +71,7 @@ def test_labeled_images_take_as_many_steps_as_all_images(photos: Path, tmp_path:
         data.index.labeled_rows.tolist()
     )
     left_out, *notes = data.notes
-    assert "more', 1 file (1 .txt): left out" in left_out
+    assert "more', 1 file (1 .txt) is left out" in left_out
     assert [note.partition(" (")[0] for note in notes] == [
         "14 of 28 training images keep their label",
         "8 images without labels",

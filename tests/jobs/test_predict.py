@@ -87,7 +87,7 @@ def test_unreadable_images_are_all_named_and_either_refused_or_left_out(
     assert "2 of 3 images can't be read: a.png, b.png" in message
     text = done(*overrides, "on_error=skip", command="kd-predict")
     assert "left out: a.png, b.png" in text
-    assert "1 file (1 .heic): left out" in text
+    assert "1 file (1 .heic) is left out" in text
     left_out = pd.read_csv("labels.left_out.csv")
     assert list(left_out["file"]) == ["a.png", "b.png", "d.HEIC"]
     assert list(left_out["reason"])[2] == "no image"
