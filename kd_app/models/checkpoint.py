@@ -120,10 +120,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             " dict, alone or inside the dict that a training script saves ('state_dict', 'model',"
             " ...)."
         )
-    note = (
-        f"{path.name} contains a whole pickled model; only its tensors were read, its code was"
-        " not run"
-    )
+    note = f"is pickled whole in {path.name}; only its tensors were read, its code was not run"
     return Checkpoint(
         tensors,
         containers,

@@ -4,7 +4,8 @@ classes of the data.
 
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -134,23 +135,36 @@ def _match_spelling(classes: Sequence[str], names: Sequence[str]) -> list[int | 
     """Return for each class the one name that is spelled alike; None if there is no
     such name, or several.
     """
-    numbers: dict[str, set[int]] = {}
+    whole: dict[str, set[int]] = {}
+    parts: dict[str, set[int]] = {}
     for number, name in enumerate(names):
-        for key in _list_spellings(name):
-            numbers.setdefault(key, set()).add(number)
+        for text in _list_spellings(name):
+            whole.setdefault(_normalize(text), set()).add(number)
+            for part in text.split(","):
+                parts.setdefault(_normalize(part), set()).add(number)
     candidates = (
-        next((numbers[key] for key in _list_spellings(name) if key in numbers), set())
+        next(
+            (
+                index[_normalize(text)]
+                for index in (whole, parts)
+                for text in _list_spellings(name)
+                if _normalize(text) in index
+            ),
+            set(),
+        )
         for name in classes
     )
     return [next(iter(each)) if len(each) == 1 else None for each in candidates]
 
 
-def _list_spellings(name: str) -> Iterator[str]:
-    """Yield a name in its comparable form, then the words of a WordNet id, then each of
-    several words ('tench, Tinca tinca').
+def _list_spellings(name: str) -> tuple[str, ...]:
+    """Return a name, and the words of a WordNet id ('tench, Tinca tinca') or the id
+    behind words ('crane (n02012849)').
     """
-    words = _load_words().get(name, name) if _WORDNET_ID.fullmatch(name) else name
-    yield from dict.fromkeys(map(_normalize, (name, words, *words.split(","))))
+    if _WORDNET_ID.fullmatch(name):
+        return name, _load_words().get(name, name)
+    with_id = re.fullmatch(rf".*\(({_WORDNET_ID.pattern})\)", name)
+    return (name, with_id[1]) if with_id else (name,)
 
 
 def _normalize(name: str) -> str:
@@ -182,11 +196,16 @@ def name_imagenet_classes(count: int | None) -> tuple[str, ...]:
     return tuple(ImageNetInfo(_SETS[count]).label_names())
 
 
-def describe_class(name: str) -> str:
-    """Return the words of a WordNet id ('tench, Tinca tinca'); other names as they
-    are.
+def describe_classes(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the words of WordNet ids ('tench, Tinca tinca'), with the id where several
+    have the same words ('crane (n02012849)').
     """
-    return _load_words().get(name, name) if _WORDNET_ID.fullmatch(name) else name
+    words = [_load_words().get(name, name) for name in names]
+    counts = Counter(words)
+    return tuple(
+        text if counts[text] == 1 else f"{text} ({name})"
+        for text, name in zip(words, names, strict=True)
+    )
 
 
 def list_candidate_orders(classes: Sequence[str]) -> dict[str, tuple[int, ...]]:

@@ -60,7 +60,8 @@ class ModelSpec(Typed):
     folder of a run (its student); a folder overrides `name`. pretrained: 'auto' is true
     if the name has a tag. factory: a user-provided callable that builds the module
     instead of timm. `kwargs`: arguments of timm.create_model or of the factory.
-    image_size: side of the input.
+    image_size: side of the input. class_order: for each class of the data the number of
+    the weights' output, where it was measured; None: known by name.
     """
 
     no_metrics_reason: ClassVar[str] = ""
@@ -78,8 +79,10 @@ class ModelSpec(Typed):
         kwargs: dict[str, Any],
         image_size: Annotated[int, Field(gt=0)] | None,
         factory: Callable[..., nn.Module] | None,
+        class_order: tuple[int, ...] | None = None,
     ) -> None:
         self.role = role
+        self.class_order = class_order
         self.kwargs = kwargs
         self.image_size = image_size
         self.factory = factory
@@ -110,11 +113,13 @@ class ModelSpec(Typed):
 
         Raises `RequestError` if the weights can't be read.
         """
-        self.match = (
-            match_classes(classes, self.record.classes)
-            if self.origin.has_weights
-            else ClassMatch(fits=False, reason="has random weights")
-        )
+        if not self.origin.has_weights:
+            self.match = ClassMatch(fits=False, reason="has random weights")
+        elif self.class_order is not None:
+            note = "has the data's classes in another order; its outputs are reordered"
+            self.match = ClassMatch(fits=True, rows=self.class_order, note=note)
+        else:
+            self.match = match_classes(classes, self.record.classes)
         return self.match
 
     def to_json(self) -> dict[str, Any]:
@@ -131,6 +136,7 @@ class ModelSpec(Typed):
             "kwargs": self.kwargs,
             "image_size": self.image_size,
             "factory": target,
+            "class_order": self.class_order,
         }
 
 
@@ -155,7 +161,7 @@ class CompositeTeacher(ModelSpec):
 
     def __init__(self, role: str, origin: WeightsSource, kwargs: dict[str, Any]) -> None:
         self.role, self.origin, self.kwargs = role, origin, kwargs
-        self.image_size = self.factory = self.match = None
+        self.image_size = self.factory = self.match = self.class_order = None
 
     @cached_property
     def record(self) -> WeightsRecord:

@@ -17,6 +17,7 @@ from kd_app.deployment.artifact import open_artifact
 from kd_app.deployment.cascade import ImageStage, ModelCascade
 from kd_app.deployment.manifest import parse_decoding
 from kd_app.deployment.torch_model import TorchModel
+from kd_app.models.class_names import describe_classes
 from kd_app.models.create import create, resolve_input
 from kd_app.models.save import CONFIG, DECODING, WEIGHTS
 from kd_app.models.spec import ImageStats, ModelSpec
@@ -27,6 +28,8 @@ _EXPECTED = (
     "Expected: a file that kd-export wrote, next to its manifest.json; a run folder (its student);"
     " the teacher folder of a run; or a model folder in timm's local-dir layout"
 )
+_ARTIFACTS = (".onnx", ".pte", ".pt2")
+_BARE_WEIGHTS = (".safetensors", ".pth", ".pth.tar", ".pt", ".ckpt", ".bin", ".index.json")
 _UNUSED_STATS = ImageStats(3, 1, (0.0,), (1.0,))
 """Image statistics for a model folder, whose config.json already contains the input."""
 
@@ -84,6 +87,15 @@ def open_file(path: Path, *, threads: int | None) -> ImageClassifier:
         return _load_folder(path.parent, str(path), None)
     if path.suffix == ".json":
         raise RequestError(f"{str(path)!r} is not a model file. {_EXPECTED}.")
+    if path.name.endswith(_BARE_WEIGHTS):
+        raise RequestError(
+            f"{str(path)!r} contains weights, but not the model that they belong to: its"
+            " architecture, input and classes. Put the weights into a folder in timm's local-dir"
+            " layout and name the folder: model = timm.create_model(<name>, num_classes=<number>,"
+            f" checkpoint_path={str(path)!r}); timm.models.save_for_hf(model, <folder>,"
+            " model_config={'label_names': [<class>, ...]}). The student of a run is opened by the"
+            " run's folder."
+        )
     try:
         return open_artifact(path, threads=threads)
     except ValueError as error:
@@ -155,9 +167,16 @@ def _resolve_folder(path: Path) -> tuple[Path, Path | None]:
         return _resolve_teacher(path), path.parent
     if not (path / CONFIG).is_file():
         raise RequestError(
-            f"The folder {str(path)!r} contains neither {RESULTS} nor {CONFIG}. {_EXPECTED}."
+            f"The folder {str(path)!r} contains neither {RESULTS} nor {CONFIG}."
+            f"{_suggest_files(path)} {_EXPECTED}."
         )
     return path, path.parent if (path.parent / RESULTS).is_file() else None
+
+
+def _suggest_files(folder: Path) -> str:
+    """The model files of a folder that kd-export filled, as a sentence."""
+    names = [each.name for each in sorted(folder.iterdir()) if each.suffix in _ARTIFACTS]
+    return f" Name one of its files: {', '.join(names)}." if names else ""
 
 
 def _resolve_teacher(path: Path) -> Path:
@@ -209,7 +228,8 @@ def _load_folder(folder: Path, name: str, run: Path | None) -> TorchModel:
     assert origin.num_classes is not None
     input_spec = resolve_input(spec, _UNUSED_STATS)
     model = create(spec, input_spec, origin.num_classes, seed=0).model
-    classes = origin.label_names or tuple(map(str, range(origin.num_classes)))
+    names = origin.label_names or describe_classes(spec.record.classes.names)
+    classes = names or tuple(map(str, range(origin.num_classes)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     decoding = _read_decoding(run / STUDENT if run else folder, input_spec)
     return TorchModel(model, classes, input_spec, decoding, device)

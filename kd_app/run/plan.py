@@ -31,6 +31,9 @@ def write_plan(workspace: Workspace, *, ready: bool) -> str:
         if seconds is None
         else f"about {format_seconds(seconds)} for everything that is not cached"
     )
+    loaded = [(spec.student, student)]
+    if spec.teacher is not None and teacher is not None:
+        loaded.insert(0, (spec.teacher, teacher))
     lines = describe_models(workspace, ready=ready)
     lines.append(
         f"Training: {spec.trainer.precision} on {spec.trainer.world_size} x"
@@ -41,6 +44,11 @@ def write_plan(workspace: Workspace, *, ready: bool) -> str:
             "Note: the student is larger than its teacher. This is allowed, but it does not reduce"
             " the cost of inference."
         )
+    lines += [
+        f"Note: the {model.role} {model.name} {note}."
+        for model, built in loaded
+        for note in built.weights.notes
+    ]
     return "\n".join(lines)
 
 

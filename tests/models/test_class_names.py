@@ -8,7 +8,7 @@ from timm.utils import natural_key
 from kd_app.models.class_names import (
     ClassMatch,
     ModelClasses,
-    describe_class,
+    describe_classes,
     list_candidate_orders,
     match_classes,
     name_imagenet_classes,
@@ -77,8 +77,14 @@ def test_without_names_the_number_is_compared() -> None:
 def test_an_ambiguous_word_of_imagenet_fits_no_class() -> None:
     assert match_classes(("goldfish", "ant"), ModelClasses(1000, IMAGENET)).rows == (1, 310)
     assert not match_classes(("goldfish", "crane"), ModelClasses(1000, IMAGENET)).fits
-    assert describe_class("n01440764") == "tench, Tinca tinca"
-    assert describe_class("tench") == "tench"
+
+
+def test_imagenet_classes_are_described_by_words_that_differ() -> None:
+    words = describe_classes(IMAGENET)
+    assert words[0] == "tench, Tinca tinca"
+    assert words[134] == "crane (n02012849)"
+    assert len(set(words)) == 1000
+    assert match_classes(IMAGENET[::-1], ModelClasses(1000, words)).rows == tuple(range(1000))[::-1]
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,10 @@ from torch import nn
 
 from kd_app.config import RequestError
 from kd_app.models.class_names import ClassMatch, ModelClasses
+from kd_app.models.create import create
 from kd_app.models.save import save_model
 from kd_app.models.spec import ModelSpec, suggest_pretrained_tag
+from kd_app.run.model_specs import parse_model
 from tests.builders import GRAY, teacher_folder
 
 
@@ -163,6 +165,19 @@ def test_weights_are_bound_to_classes_by_name(tmp_path: Path) -> None:
     del config["label_names"]
     (tmp_path / "named" / "config.json").write_text(json.dumps(config))
     assert request(checkpoint=tmp_path / "named").bind_classes(("dog", "cat")).fits
+
+
+def test_a_measured_order_of_the_classes_overrides_their_number(tmp_path: Path) -> None:
+    state = timm.create_model("resnet8", num_classes=3, in_chans=1).state_dict()
+    torch.save(state, tmp_path / "x.pth")
+    spec = request(name="resnet8", checkpoint=tmp_path / "x.pth", class_order=(2, 0, 1))
+    assert spec.bind_classes(("a", "b", "c")).rows == (2, 0, 1)
+    model = create(spec, GRAY, 3, seed=0)
+    assert torch.equal(model.model.state_dict()["fc.weight"], state["fc.weight"][[2, 0, 1]])
+    assert "in another order" in model.weights.notes[0]
+    again = parse_model(spec.to_json())
+    assert again.bind_classes(("a", "b", "c")).rows == (2, 0, 1)
+    assert create(again, GRAY, 3, seed=0).weights.sha256 == model.weights.sha256
 
 
 def test_a_file_has_as_many_classes_as_its_classifier_has_rows(tmp_path: Path) -> None:

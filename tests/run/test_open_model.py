@@ -71,6 +71,22 @@ def test_a_path_that_is_not_a_model_is_refused(folder: Path, tmp_path: Path) -> 
         open_model(str(tmp_path), threads=None)
     with pytest.raises(RequestError, match="is not a model file"):
         open_model(str(folder / "config.json"), threads=None)
+    for name in ("lite0.safetensors", "model_best.pth.tar"):
+        (tmp_path / name).touch()
+        with pytest.raises(RequestError, match=r"contains weights, but not the model .*save_for"):
+            open_model(str(tmp_path / name), threads=None)
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(RequestError, match=r"Name one of its files: model\.onnx\. Expected"):
+        open_model(str(tmp_path), threads=None)
+
+
+def test_an_imagenet_model_without_names_has_the_words_of_its_classes(tmp_path: Path) -> None:
+    classes = tuple(map(str, range(1000)))
+    folder = teacher_folder(tmp_path / "net", classes=classes)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    del config["label_names"]
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert open_model(str(folder), threads=None).model.classes[1] == "goldfish, Carassius auratus"
 
 
 def test_a_model_that_timm_can_not_build_is_refused(tmp_path: Path) -> None:
