@@ -116,11 +116,15 @@ class RunData(Protocol):
 
     @property
     def channels(self) -> int:
-        """Number of channels of the images: 1 or 3."""
+        """Number of channels of the images."""
 
     @property
     def size(self) -> int:
-        """Side length in pixels to build models for."""
+        """Side length in pixels to build models for; the height if `width` differs."""
+
+    @property
+    def width(self) -> int:
+        """Width in pixels to build models for."""
 
     @property
     def image_size(self) -> int | None:

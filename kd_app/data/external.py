@@ -1,9 +1,7 @@
 """User-provided LightningDataModules as the data of a run."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +9,14 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 from lightning.pytorch import LightningDataModule
-from torch import Tensor
+from torch.utils.data import DataLoader
 
 from kd_app.config import InputSpec, RequestError
+from kd_app.config.errors import take_first_line
 from kd_app.data.base import Capability, Lack, exclude_capabilities, require
 from kd_app.data.batch import Batch
 from kd_app.data.corruptions import Corruption
+from kd_app.data.external_batches import NumberedLoader, OrderedLoader, check_images
 
 _FIX = "Read the images with data=folder or data=csv"
 
@@ -53,6 +53,7 @@ class ExternalDataModule(LightningDataModule):
         self._order_seed = 0
         self._first: Batch | None = None
         self._targets: dict[str, Int64[np.ndarray, " images"]] = {}
+        self._lengths: dict[str, int] = {}
 
     @property
     def lacks(self) -> dict[Capability, Lack]:
@@ -98,21 +99,53 @@ class ExternalDataModule(LightningDataModule):
 
         Raises `RequestError` if a loader has no batches of images and labels.
         """
-        self.module.prepare_data()
-        self.module.setup("fit")
-        self.module.setup("test")
+        for step, *arguments in (("prepare_data",), ("setup", "fit"), ("setup", "test")):
+            self._call(step, *arguments)
+        self._check_length()
         self._targets = {name: self._read_labels(name) for name in ("validation", "test")}
         self._first = next(iter(self.build_evaluation_loader("train", None)), None)
         if self._first is None:
             raise _build_empty_split_error("train")
-        if self._first.image.dim() != 4 or self._first.image.dtype == torch.uint8:
-            shape, kind = tuple(self._first.image.shape), self._first.image.dtype
-            raise RequestError(
-                f"The data module provides images of shape {shape} and type {kind}. Expected:"
-                " float images [B, C, H, W], normalized for the student. Change the data module."
-            )
+        check_images(self._first.image)
         names = getattr(self.module, "classes", None) or getattr(self.module, "class_names", None)
-        self.classes = tuple(str(name) for name in names or range(self._count_classes(self._first)))
+        count = self._count_classes(self._first)
+        self.classes = tuple(str(name) for name in names or range(count))
+        if count > len(self.classes):
+            raise RequestError(
+                f"The data module names {len(self.classes)} classes, but has the label"
+                f" {count - 1}. Expected: labels from 0 to {len(self.classes) - 1}. Correct the"
+                " labels, or the attribute `classes` of the data module."
+            )
+
+    def _call(self, step: str, *arguments: str) -> Any:
+        """Call a method of the module; its failure is a wrong request."""
+        try:
+            return getattr(self.module, step)(*arguments)
+        except RequestError:
+            raise
+        except Exception as error:
+            call = f"{step}({', '.join(map(repr, arguments))})"
+            raise RequestError(
+                f"The data module {self.name} failed in {call}: {type(error).__name__}:"
+                f" {take_first_line(error).rstrip('.')}. Correct the data module. Expected: a"
+                " LightningDataModule with train_dataloader, val_dataloader and test_dataloader."
+            ) from error
+
+    def _check_length(self) -> None:
+        """Raise `RequestError` if the number of training batches is unknown: the
+        schedule of the learning rate needs it.
+        """
+        loader = self._call("train_dataloader")
+        try:
+            len(loader)
+        except TypeError:
+            if loader is None or isinstance(loader, list | dict):
+                return
+            raise RequestError(
+                "The train loader of the data module has no length, which the schedule of the"
+                " learning rate needs (an IterableDataset without __len__). Give the dataset a"
+                " __len__, or use a dataset with __getitem__."
+            ) from None
 
     def _count_classes(self, first: Batch) -> int:
         if first.target.dim() == 2:
@@ -121,11 +154,22 @@ class ExternalDataModule(LightningDataModule):
         return 1 + max(int(target.max()) for target in targets)
 
     def _read_labels(self, split: str) -> Int64[np.ndarray, " images"]:
-        labels = [
-            batch.to_hard_target().numpy() for batch in self.build_evaluation_loader(split, None)
-        ]
-        if not labels:
+        loader = self.build_evaluation_loader(split, None)
+        labels: list[np.ndarray] = []
+        first: Batch | None = None
+        for batch in loader:
+            first = first or batch
+            labels.append(batch.to_hard_target().numpy())
+        if first is None:
             raise _build_empty_split_error(split)
+        self._lengths[split] = len(labels)
+        again = next(iter(self.build_evaluation_loader(split, None)), None)
+        if again is None or not torch.equal(first.to_hard_target(), again.to_hard_target()):
+            raise RequestError(
+                f"The {split} loader of the data module gives other images when it is read again."
+                " Expected: the same images in the same order, because the models are compared"
+                " image by image. Remove the shuffling (shuffle=False)."
+            )
         return np.concatenate(labels)
 
     @property
@@ -146,9 +190,19 @@ class ExternalDataModule(LightningDataModule):
         return int(self._first.image.shape[2])
 
     @property
+    def width(self) -> int:
+        """Width of the images in pixels."""
+        assert self._first is not None
+        return int(self._first.image.shape[3])
+
+    @property
     def sizes(self) -> dict[str, int]:
         """Number of images by split; for train, number of batches times batch size."""
-        train = len(self.module.train_dataloader()) * len(self._first or ())
+        loader = self.module.train_dataloader()
+        images = len(loader) * len(self._first or ())
+        if isinstance(loader, DataLoader) and loader.batch_size and not loader.drop_last:
+            images = len(loader.dataset)  # type: ignore[arg-type]
+        train = images
         return {"train": train, **{name: len(targets) for name, targets in self._targets.items()}}
 
     @property
@@ -197,16 +251,20 @@ class ExternalDataModule(LightningDataModule):
         if partner_images:
             require(self, "partners", because="partner_images", instead="leave it out")
         self._order_seed = order_seed
-        if (input_spec.channels, input_spec.height) != (self.channels, self.size):
+        expected = (input_spec.channels, input_spec.height, input_spec.width)
+        if expected != (self.channels, self.size, self.width):
             raise RequestError(
-                f"The data module provides {self.channels}x{self.size}x{self.size} images, but"
-                f" this model expects {input_spec.channels}x{input_spec.height}x"
-                f"{input_spec.width}. Set image_size of the model, or change the data module."
+                f"The data module provides {self.channels}x{self.size}x{self.width} images, but"
+                f" this model expects {'x'.join(map(str, expected))}. Set image_size=[{self.size},"
+                f"{self.width}] and kwargs.in_chans={self.channels} of the teacher or student, or"
+                " change the data module."
             )
 
     def train_dataloader(self) -> "OrderedLoader":
         """Return the module's loader, with a seeded order."""
-        return OrderedLoader(self.module.train_dataloader(), self._compute_epoch_seed)
+        return OrderedLoader(
+            self.module.train_dataloader(), self._compute_epoch_seed, len(self.classes) or None
+        )
 
     def _compute_epoch_seed(self) -> int:
         return self._order_seed * 1_000_003 + (
@@ -232,17 +290,18 @@ class ExternalDataModule(LightningDataModule):
         """
         if corruption is not None:
             require(self, "uint8", because="A corruption", instead="leave it out")
-        loader = {
-            "train": self.module.train_dataloader,
-            "validation": self.module.val_dataloader,
-            "test": self.module.test_dataloader,
-        }[split]()
+        method = {
+            "train": "train_dataloader",
+            "validation": "val_dataloader",
+            "test": "test_dataloader",
+        }[split]
+        loader = self._call(method)
         if loader is None or isinstance(loader, list | dict):
             raise RequestError(
                 f"The data module provides {type(loader).__name__} as its {split} loader."
                 " Expected: one loader of (image, target) batches. Change the data module."
             )
-        return NumberedLoader(loader)
+        return NumberedLoader(loader, self._lengths.get(split))
 
     def sample(self, split: str, input_spec: InputSpec | None, images: int) -> Iterator[Batch]:
         """Yield the first batches of a split: at most `images` images or one batch."""
@@ -276,73 +335,11 @@ class ExternalDataModule(LightningDataModule):
         """Do nothing: the images have no file names."""
 
 
-@dataclass
-class OrderedLoader:
-    """The batches of a loader, in an order that `seed` determines.
-
-    seed: called at the start of each iteration.
-    """
-
-    loader: Iterable[Any]
-    seed: Callable[[], int]
-
-    def __len__(self) -> int:
-        return len(self.loader)  # type: ignore[arg-type]
-
-    def __iter__(self) -> Iterator[Any]:
-        yield from _start_loader(self.loader, self.seed())
-
-
-def _start_loader(loader: Iterable[Any], seed: int) -> Iterator[Any]:
-    """Yield the loader's items, with the shuffling seeded by `seed`."""
-    # A loader draws its order before the first item, so the seed is set until then.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        iterator = iter(loader)
-        first = list(islice(iterator, 1))
-    yield from first
-    yield from iterator
-
-
-@dataclass
-class NumberedLoader:
-    """The batches of a loader as `Batch`, with the images numbered in their order."""
-
-    loader: Iterable[Any]
-
-    def __len__(self) -> int:
-        return len(self.loader)  # type: ignore[arg-type]
-
-    def __iter__(self) -> Iterator[Batch]:
-        start = 0
-        for item in _start_loader(self.loader, seed=0):
-            batch = (
-                item
-                if isinstance(item, Batch)
-                else Batch(*_split_item(item), index=torch.arange(start, start + len(item[0])))
-            )
-            start += len(batch)
-            yield batch
-
-
 def _build_empty_split_error(split: str) -> RequestError:
     return RequestError(
         f"The {split} loader of the data module has no batches. Expected: at least one. Add"
         " images; with drop_last=True, also make the batch size no larger than the split."
     )
-
-
-def _split_item(item: Any) -> tuple[Tensor, Tensor]:
-    if not (
-        isinstance(item, list | tuple)
-        and len(item) == 2
-        and all(isinstance(part, Tensor) for part in item)
-    ):
-        raise RequestError(
-            f"A batch of the data module is of type {type(item).__name__}. Expected: (image,"
-            " target), two tensors. Change the data module."
-        )
-    return item[0], item[1]
 
 
 class _Numbers(Sequence[str]):

@@ -199,6 +199,10 @@ class ImageData(LightningDataModule, Typed):
         return self.index.size
 
     @property
+    def width(self) -> int:
+        return self.size
+
+    @property
     def files(self) -> tuple[str, ...]:
         return self.index.listing.files
 

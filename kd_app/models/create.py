@@ -51,14 +51,14 @@ def resolve_input(spec: ModelSpec, image_stats: ImageStats) -> InputSpec:
     if spec.origin.kind in ("hub", "folder"):
         channels, height, width = data["input_size"]
         channels = spec.kwargs.get("in_chans", channels)
-        height, width = (spec.image_size,) * 2 if spec.image_size else (height, width)
+        height, width = _read_size(spec) or (height, width)
         mean, std = (tuple(_match_channels(data[key], channels)) for key in ("mean", "std"))
         return InputSpec(
             channels, height, width, mean, std, data["crop_pct"], data["interpolation"]
         )
     channels = spec.kwargs.get("in_chans", image_stats.channels)
-    size = spec.image_size or image_stats.size
-    crop = 1.0 if size <= SMALL else data["crop_pct"]
+    height, width = _read_size(spec) or image_stats.shape
+    crop = 1.0 if max(height, width) <= SMALL else data["crop_pct"]
     # timm's train.py always records `mean`, as None for that of the architecture.
     mean, std = (
         (data["mean"], data["std"])
@@ -66,7 +66,16 @@ def resolve_input(spec: ModelSpec, image_stats: ImageStats) -> InputSpec:
         else (image_stats.mean, image_stats.std)
     )
     mean, std = (tuple(_match_channels(values, channels)) for values in (mean, std))
-    return InputSpec(channels, size, size, mean, std, crop, data["interpolation"])
+    return InputSpec(channels, height, width, mean, std, crop, data["interpolation"])
+
+
+def _read_size(spec: ModelSpec) -> tuple[int, int] | None:
+    """Height and width that are set for a model."""
+    size = spec.image_size
+    if size is None or isinstance(size, int):
+        return None if size is None else (size, size)
+    height, width = size
+    return height, width
 
 
 def create(spec: ModelSpec, input_spec: InputSpec, num_classes: int, *, seed: int) -> LoadedModel:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import timm
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import nn
 
 import kd_app.models.small  # noqa: F401
@@ -42,14 +42,24 @@ _SET_ELSEWHERE = {
 
 @dataclass(frozen=True)
 class ImageStats:
-    """Images of the data, for models with random weights: channels, side, and mean and
-    std of the pixels (0..1).
+    """Images of the data, for models with random weights: channels, height, mean and
+    std of the pixels (0..1), and the width if it is not the height.
     """
 
     channels: int
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    width: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.size, self.width or self.size
+
+
+ImageSize = PositiveInt | Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
+"""A side in pixels, or [height, width]."""
 
 
 class ModelSpec(Typed):
@@ -60,8 +70,9 @@ class ModelSpec(Typed):
     folder of a run (its student); a folder overrides `name`. pretrained: 'auto' is true
     if the name has a tag. factory: a user-provided callable that builds the module
     instead of timm. `kwargs`: arguments of timm.create_model or of the factory.
-    image_size: side of the input. class_order: for each class of the data the number of
-    the weights' output, where it was measured; None: known by name.
+    image_size: side of the input, or [height, width]. class_order: for each class of
+    the data the number of the weights' output, where it was measured; None: known by
+    name.
     """
 
     no_metrics_reason: ClassVar[str] = ""
@@ -77,7 +88,7 @@ class ModelSpec(Typed):
         pretrained: bool | Literal["auto"],
         checkpoint: Path | None,
         kwargs: dict[str, Any],
-        image_size: Annotated[int, Field(gt=0)] | None,
+        image_size: ImageSize | None,
         factory: Callable[..., nn.Module] | None,
         class_order: tuple[int, ...] | None = None,
     ) -> None:

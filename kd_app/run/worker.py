@@ -101,7 +101,8 @@ def _load_teacher(record: dict[str, Any], data: "RunData") -> "JobTeacher":
     model, classes = parse_model(record["model"]), tuple(data.classes)
     if isinstance(model, CompositeTeacher):
         model.bind_data(
-            classes, ImageStats(data.channels, data.size, *data.compute_pixel_statistics())
+            classes,
+            ImageStats(data.channels, data.size, *data.compute_pixel_statistics(), data.width),
         )
     else:
         model.bind_classes(classes)

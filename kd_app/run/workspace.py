@@ -134,7 +134,7 @@ class Workspace:
     def compute_image_stats(self) -> ImageStats:
         """Channels, size, mean and standard deviation of the data's images."""
         mean, std = self.data.compute_pixel_statistics()
-        return ImageStats(self.data.channels, self.data.size, mean, std)
+        return ImageStats(self.data.channels, self.data.size, mean, std, self.data.width)
 
     def load_model(self, spec: ModelSpec, *, seed: int) -> RunModel:
         """Load a model that is used without training."""

@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 
 from kd_app.config import RequestError, RunError
+from kd_app.config.errors import take_first_line
 from kd_app.data.base import RunData
 from kd_app.data.batch import Batch
 from kd_app.data.normalize import normalize
@@ -120,7 +121,9 @@ def fit(
     except (RequestError, RunError):
         raise
     except Exception as error:
-        failure = explain_callback_error(error, recipe_callbacks)
+        failure = explain_callback_error(error, recipe_callbacks) or _explain_single_image(
+            error, is_started=trainer.global_step > 0
+        )
         if failure is None:
             raise
         raise failure from error
@@ -155,6 +158,21 @@ def fit(
         for sentence in describe_outcome(record):
             console.print(f"  {job.name}: {sentence}")
         _tidy(folder)
+
+
+def _explain_single_image(error: Exception, *, is_started: bool) -> Exception | None:
+    """The error for a batch of one image that a BatchNorm layer can't normalize; None
+    for another error.
+    """
+    if "more than 1 value per channel when training" not in str(error):
+        return None
+    message = (
+        "A training batch has one image, and a BatchNorm layer of the model needs at least two"
+        f" values per channel ({take_first_line(error)}). Set data.batch_size to 2 or more; for a"
+        " loader of your own, set drop_last=True or another batch size, or choose a larger image"
+        " size or a model without BatchNorm."
+    )
+    return RunError(message) if is_started else RequestError(message)
 
 
 def describe_outcome(record: Mapping[str, Any]) -> list[str]:

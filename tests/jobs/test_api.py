@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import kd_app
+from kd_app.config import RequestError
 from kd_app.jobs import api
 
 
@@ -32,3 +33,8 @@ def test_overrides_and_external_parts_reach_the_job(
     assert (own.teacher, own.student, own.data) == (None, student, None)
     # The job may seed torch; the caller's random state stays.
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_name_in_place_of_a_module_is_refused_with_the_override() -> None:
+    with pytest.raises(RequestError, match=r'teacher= is of type str.*"teacher.name=resnet18"'):
+        kd_app.distill(teacher="resnet18")  # type: ignore[arg-type]

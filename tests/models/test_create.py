@@ -265,3 +265,14 @@ def test_a_size_at_which_an_architecture_fails_is_answered_with_one_that_works(s
     spec = request(name="maxvit_rmlp_pico_rw_256", pretrained=False)
     with pytest.raises(RequestError, match=r"can't .*student.image_size=\d+ works. Change"):
         create(spec, resolve_input(spec, stats), 3, seed=0)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "test_vit"])
+def test_images_need_not_be_square_and_may_have_any_number_of_channels(name: str) -> None:
+    stats = ImageStats(4, 160, (0.5,) * 4, (0.25,) * 4, 96)
+    input_spec = resolve_input(request(name=name, pretrained=False), stats)
+    assert (input_spec.channels, input_spec.height, input_spec.width) == (4, 160, 96)
+    model = create(request(name=name, pretrained=False), input_spec, 3, seed=0).model
+    assert model(torch.zeros(1, 4, 160, 96)).shape == (1, 3)
+    configured = request(name=name, pretrained=False, image_size=[48, 32])
+    assert resolve_input(configured, stats).height == 48

@@ -1,0 +1,119 @@
+"""Batches of a user's loaders: order, labels and images that are right, or refused."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from kd_app.config import InputSpec, RequestError
+from tests.data.test_external import Loader, Module, gathered, images, served
+
+
+def shuffled(split: str, generator: torch.Generator | None = None) -> Module:
+    module = Module()
+    module.loaders[split] = DataLoader(module.sets[split], 4, shuffle=True, generator=generator)
+    return module
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_shuffled_validation_has_the_same_order_each_time(own: bool) -> None:
+    """Predictions of several models are compared image by image."""
+    data = served(shuffled("validation", torch.Generator().manual_seed(3) if own else None))
+    first, targets, _ = gathered(data.val_dataloader())
+    for _ in range(2):
+        again, _, index = gathered(data.build_evaluation_loader("validation", None))
+        assert torch.equal(again, first)
+        assert index.tolist() == list(range(7))
+    expected = data.list_targets("validation")
+    assert expected is not None
+    assert targets.tolist() == expected.tolist()
+
+
+class Unstable(Loader):
+    """Every reading begins with another image."""
+
+    def __iter__(self) -> Iterator[Any]:
+        self.batches = (*self.batches[1:], self.batches[0])
+        return iter(self.batches)
+
+
+def test_an_order_that_changes_is_refused() -> None:
+    batches = [(images(2), torch.tensor([first, 1])) for first in (0, 1, 2)]
+    with pytest.raises(RequestError, match=r"test loader .*other images when it is read again"):
+        served(test=Unstable(*batches))
+
+
+class Stream(IterableDataset[tuple[Tensor, int]]):
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        return iter([(torch.full((3, 8, 8), float(i)), i % 3) for i in range(self.count)])
+
+
+def test_a_stream_can_be_measured_but_not_trained_on_without_a_length() -> None:
+    data = served(validation=DataLoader(Stream(7), 4), test=DataLoader(Stream(5), 4))
+    assert data.sizes["validation"] == 7
+    assert len(data.val_dataloader()) == 2
+    with pytest.raises(
+        RequestError, match=r"train loader .* has no length.*Give the dataset a __l"
+    ):
+        served(train=DataLoader(Stream(12), 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.float32])
+def test_class_numbers_of_any_type_become_integers(dtype: torch.dtype) -> None:
+    target = torch.tensor([0, 2], dtype=dtype)
+    data = served(train=Loader((images(2), target)), test=Loader((images(2), target[:, None])))
+    (_, read), *_ = data.train_dataloader()
+    assert read.dtype == torch.int64
+    assert read.tolist() == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (torch.tensor([-1, 0]), r"provides the label -1\. Expected: class numbers from 0"),
+        (torch.tensor([0.5, 1.0]), r"the target 0\.5, which is no class number"),
+        (torch.tensor([0]), r"images of shape \(2, 3, 8, 8\) and targets of shape \(1,\)"),
+    ],
+)
+def test_targets_that_are_no_classes_are_refused(target: Tensor, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        served(train=Loader((images(2), target)))
+
+
+def test_labels_beyond_the_named_classes_are_refused() -> None:
+    module = Module(classes=3)
+    module.classes = ["cat", "dog"]  # type: ignore[attr-defined]
+    with pytest.raises(RequestError, match="names 2 classes, but has the label 2"):
+        served(module)
+    late = Loader((images(2), torch.tensor([0, 1])), (images(2), torch.tensor([1, 9])))
+    data = served(train=late, classes=2)
+    with pytest.raises(RequestError, match="has the label 9, but there are 2 classes"):
+        list(data.train_dataloader())
+
+
+def test_a_module_that_fails_is_a_wrong_request() -> None:
+    class NoTest(Module):
+        def setup(self, stage: str) -> None:
+            raise FileNotFoundError("photos.h5")
+
+    with pytest.raises(
+        RequestError, match=r"NoTest failed in setup\('fit'\): FileNotFoundError: photos.h5\."
+    ):
+        served(NoTest())
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_images_may_have_any_shape_that_the_model_has(channels: int) -> None:
+    batch = (torch.zeros(2, channels, 48, 20), torch.tensor([0, 1]))
+    data = served(**dict.fromkeys(("train", "validation", "test"), Loader(batch)))
+    assert (data.channels, data.size, data.width) == (channels, 48, 20)
+    statistics = (0.0,) * channels, (1.0,) * channels
+    data.bind(InputSpec(channels, 48, 20, *statistics), order_seed=0)
+    with pytest.raises(RequestError, match=rf"{channels}x48x20 images.*image_size=\[48,20\]"):
+        data.bind(InputSpec(channels, 48, 48, *statistics), order_seed=0)
