@@ -14,6 +14,7 @@ from kd_app.config import InputSpec, RequestError
 from kd_app.data.batch import Batch
 from kd_app.data.normalize import normalize
 from kd_app.deployment.artifact import Artifact
+from kd_app.deployment.logits import number_images
 from kd_app.deployment.timing import time_interleaved
 from kd_app.metrics.record import Predictions
 from kd_app.models.taps import Taps
@@ -36,7 +37,7 @@ def predict(
 
     limit: number, or share below 1, of the batches to use · embeddings: also return the
     inputs of the final linear layer, from the same forward pass · on_batch: called with
-    the number of finished batches.
+    the number of finished batches. NaN and infinite logits are returned as they are.
     """
     model = _place_model(model, device)
     taps = Taps(model, frozenset({"logits"}))
@@ -83,16 +84,14 @@ def predict_with_artifact(
 ) -> Predictions:
     """Predict all batches, or the first `limit` of them, with an exported file.
 
-    Raises `RequestError` as `to_uint8_input`.
+    Raises `RequestError` as `to_uint8_input` and `Artifact.infer_logits`.
     """
-    rows = [
-        (
-            batch.index.numpy(),
-            batch.to_hard_target().numpy(),
-            model.infer_logits(to_uint8_input(batch.image, model.pixels)),
-        )
-        for batch in limit_batches(batches, limit)
-    ]
+    rows = []
+    for batch in limit_batches(batches, limit):
+        index = batch.index.numpy()
+        with number_images(index):
+            logits = model.infer_logits(to_uint8_input(batch.image, model.pixels))
+        rows.append((index, batch.to_hard_target().numpy(), logits))
     return Predictions(*(np.concatenate(column) for column in zip(*rows, strict=True)))
 
 

@@ -19,7 +19,7 @@ class InlineCode:
     parts: dict[str, str] = field(default_factory=dict)
 
 
-def inline_function(function: FunctionType) -> InlineCode:
+def collect_source(function: FunctionType) -> InlineCode:
     """Collect the source of `function`, and of all functions and constants of kd_app
     that it uses.
 
