@@ -5,6 +5,7 @@ and `v_proj`) of width ``heads * head_dim`` each, and `proj` back to the tokens:
 DeiT, NaFlexViT, BEiT, Swin, MobileViT and others in timm.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,20 +27,25 @@ def find_head_projections(model: nn.Module) -> dict[nn.Linear, int]:
 
 def fit_heads(model: nn.Module) -> None:
     """Set the sizes that attention layers keep as numbers to those of their linear
-    layers. All heads stay, each with fewer channels.
+    layers, which became narrower. All heads stay, each with fewer channels.
     """
     for layer in _iterate_layers(model):
         head_dim = layer.proj.in_features // layer.num_heads
-        if getattr(layer, "head_dim", head_dim) == head_dim:
-            continue
-        sizes = {
-            "head_dim": head_dim,
-            "attn_dim": head_dim * layer.num_heads,
-            "scale": head_dim**-0.5,
-        }
-        for name, size in sizes.items():
+        for name, size in (("head_dim", head_dim), ("attn_dim", layer.proj.in_features)):
             if hasattr(layer, name):
                 setattr(layer, name, size)
+        if _is_scale_of_wider_head(getattr(layer, "scale", None), head_dim):
+            layer.scale = head_dim**-0.5
+
+
+def _is_scale_of_wider_head(scale: object, head_dim: int) -> bool:
+    """Whether a scale is ``width ** -0.5``, as fused attention computes it from the
+    width, and not a scale of the architecture.
+    """
+    if not isinstance(scale, float) or scale <= 0:
+        return False
+    width = round(scale**-2)
+    return width > head_dim and math.isclose(width**-0.5, scale)
 
 
 def _iterate_layers(model: nn.Module) -> Iterator[Any]:

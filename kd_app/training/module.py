@@ -313,6 +313,8 @@ class Distillation(pl.LightningModule):
         # all ranks decide alike
         if not self.trainer.strategy.reduce(self._diverged.float(), reduce_op="max"):
             return
+        # a loss that is not finite explains more
+        self._flush(self.trainer.global_step)
         raise RunError(
             f"The model returned NaN or infinite logits for validation images after step"
             f" {self.trainer.global_step}: the training diverged. Lower optimizer.lr, set"
