@@ -35,9 +35,10 @@ def _open_again(image: Image.Image) -> Image.Image:
 
     A JPEG file is reduced while it is decoded, which would shrink the caller's image.
     """
-    if not (isinstance(image, JpegImagePlugin.JpegImageFile) and image.tile and not image.tell()):
+    if not isinstance(image, JpegImagePlugin.JpegImageFile) or not image.tile or image.tell():
         return image
     file = image.fp
+    assert file is not None
     file.seek(0)
     content = file.read()
     if image.format == "JPEG" and image.filename:

@@ -46,7 +46,7 @@ def check_finite(
 
 
 @contextmanager
-def number_images(images: Sequence[int]) -> Iterator[None]:
+def number_images(images: Sequence[int] | NDArray[np.integer]) -> Iterator[None]:
     """Replace positions in the batch by the numbers `images` in an error."""
     try:
         yield

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sized
 from functools import partial
 from itertools import islice
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 from kd_app.config import InputSpec, RequestError
 from kd_app.data.batch import Batch
 from kd_app.data.normalize import normalize
-from kd_app.deployment.artifact import Artifact
+from kd_app.deployment.cascade import LogitsModel
 from kd_app.deployment.logits import number_images
 from kd_app.deployment.timing import time_interleaved
 from kd_app.metrics.record import Predictions
@@ -21,6 +22,14 @@ from kd_app.models.taps import Taps
 
 _MAX_EMBEDDING_VALUES = 2**25
 """Maximum size of a split's embeddings: 128 MB, or 16,384 images of a ResNet-50."""
+
+
+class UInt8Classifier(LogitsModel, Protocol):
+    """A model that takes uint8 images, such as an `Artifact`."""
+
+    @property
+    def pixels(self) -> InputSpec:
+        """The images that the model accepts."""
 
 
 def predict(
@@ -80,7 +89,7 @@ def predict(
 
 
 def predict_with_artifact(
-    model: Artifact, batches: Iterable[Batch], *, limit: float | None = None
+    model: UInt8Classifier, batches: Iterable[Batch], *, limit: float | None = None
 ) -> Predictions:
     """Predict all batches, or the first `limit` of them, with an exported file.
 
