@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.models import build_noised_model, parse_table
 from benchmarks.variants import CLASSES, Variant
-from kd_app.config import InputSpec, RunError
+from kd_app.config import InputSpec, RunError, choose_decoding
 from kd_app.deployment.export import export
 from kd_app.deployment.formats.onnx import Onnx
 from kd_app.deployment.manifest import read_manifest
@@ -67,6 +67,7 @@ def try_export(variant: Variant) -> Row:
                 Path(folder),
                 stem="model",
                 input_spec=pixels,
+                decoding=choose_decoding(pixels),
                 classes=classes,
                 license="none",
                 calibration=[],

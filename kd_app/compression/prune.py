@@ -15,6 +15,7 @@ from kd_app.compression.latency import measure_latency_share
 from kd_app.compression.step import Step
 from kd_app.config import InputSpec, RequestError
 from kd_app.config.errors import take_first_line
+from kd_app.models.attention_heads import find_head_projections, fit_heads
 from kd_app.models.cost import count_macs, count_params
 from kd_app.models.layer_widths import find_changes, read_layer_sizes
 from kd_app.models.save import save_model
@@ -288,8 +289,11 @@ class Prune(Step):
             if self.importance == "magnitude"
             else kinds.GroupTaylorImportance()
         )
-        classifier = getattr(model, "get_classifier", lambda: None)()
-        heads = [module for module in model.modules() if module is classifier]
+        classifiers = getattr(model, "get_classifier", lambda: None)()
+        # a DeiT with distillation token has two
+        if not isinstance(classifiers, tuple):
+            classifiers = (classifiers,)
+        heads = [module for module in model.modules() if module in classifiers]
         bare = [(parameter, parameter.dim() - 1) for parameter in _find_bare_parameters(model)]
         example = torch.zeros(2, input_spec.channels, input_spec.height, input_spec.width)
         left = measure_share()
@@ -305,6 +309,7 @@ class Prune(Step):
                 round_to=self.round_to,
                 ignored_layers=heads,
                 unwrapped_parameters=bare,
+                num_heads=find_head_projections(model),
             )
             for _ in range(_PASSES):
                 for group in pruner.step(interactive=True):
@@ -312,12 +317,14 @@ class Prune(Step):
                         return left
                     if len(group[0].idxs):
                         group.prune()
+                        fit_heads(model)
                         left = measure_share()
         except _TRACING_ERRORS as error:
             raise RequestError(
                 f"torch-pruning can't follow the channels of this {type(model).__name__}:"
                 f" {take_first_line(error)[:200]}. Choose a student of another architecture, such"
-                " as a ResNet, MobileNetV3, EfficientNet, ConvNeXt or RegNet."
+                " as a ResNet, MobileNetV3, EfficientNet, ConvNeXt, RegNet, ViT or DeiT, or leave"
+                " prune out and distill into a smaller model of this family."
             ) from None
         return left
 

@@ -22,7 +22,7 @@ def prepare_image(
     """Turn upright, put on white, convert to 8 bits, reduce, resize and crop: uint8
     ``[C, H, W]``.
     """
-    decoded = convert_image(_reopen(image), decoding.channels, decoding.shorter_side)
+    decoded = convert_image(_open_again(image), decoding.channels, decoding.shorter_side)
     cropped = np.asarray(center(decoded, input_spec))
     cropped = cropped.reshape(input_spec.height, input_spec.width, decoding.channels)
     pixels = match_channels(cropped, input_spec.channels)
@@ -30,14 +30,15 @@ def prepare_image(
     return np.array(pixels.transpose(2, 0, 1), order="C")
 
 
-def _reopen(image: Image.Image) -> Image.Image:
+def _open_again(image: Image.Image) -> Image.Image:
     """Open a JPEG file that is not decoded yet a second time, from memory.
 
     A JPEG file is reduced while it is decoded, which would shrink the caller's image.
     """
-    if not (isinstance(image, JpegImagePlugin.JpegImageFile) and image.tile and not image.tell()):
+    if not isinstance(image, JpegImagePlugin.JpegImageFile) or not image.tile or image.tell():
         return image
     file = image.fp
+    assert file is not None
     file.seek(0)
     content = file.read()
     if image.format == "JPEG" and image.filename:

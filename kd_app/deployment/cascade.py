@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from kd_app.config.pixels import Decoding
 from kd_app.deployment.confidence import MEASURES, compute_confidence, compute_log_probabilities
+from kd_app.deployment.logits import number_images
 from kd_app.deployment.manifest import describe_decoding, hash_file, parse_decoding
 
 if TYPE_CHECKING:
@@ -85,7 +86,8 @@ class ModelCascade:
             if index and not len(rows):
                 break
             temperature = self.temperatures[index]
-            logits = model.infer_logits(prepare_batch(images, rows, model, self.decoding))
+            with number_images(rows):
+                logits = model.infer_logits(prepare_batch(images, rows, model, self.decoding))
             if log_p is None:
                 log_p = np.zeros(logits.shape)
             log_p[rows], stage[rows] = compute_log_probabilities(logits, temperature), index

@@ -56,9 +56,9 @@ def export(
     write_manifest(folder, {path.name: record})
     try:
         artifact = open_artifact(path)
+        difference = measure_difference(model, input_spec, artifact, images)
     except ValueError as error:
-        raise RunError(f"The exported file can't be opened: {error}") from error
-    difference = measure_difference(model, input_spec, artifact, images)
+        raise RunError(f"The exported file can't be used: {error}") from error
     write_manifest(folder, {path.name: {**record, "largest_difference": difference}})
     # `not <=` rather than `>`: the difference is NaN if a logit is.
     if form.tolerance is not None and not difference <= form.tolerance:

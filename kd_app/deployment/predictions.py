@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sized
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,13 +15,22 @@ from torch import nn
 from kd_app.config import InputSpec, RequestError
 from kd_app.data.batch import Batch
 from kd_app.data.normalize import normalize
-from kd_app.deployment.artifact import Artifact
+from kd_app.deployment.cascade import LogitsModel
+from kd_app.deployment.logits import number_images
 from kd_app.deployment.timing import time_interleaved
 from kd_app.metrics.record import Predictions
 from kd_app.models.taps import Taps
 
 _MAX_EMBEDDING_VALUES = 2**25
 """Maximum size of a split's embeddings: 128 MB, or 16,384 images of a ResNet-50."""
+
+
+class UInt8Classifier(LogitsModel, Protocol):
+    """A model that takes uint8 images, such as an `Artifact`."""
+
+    @property
+    def pixels(self) -> InputSpec:
+        """The images that the model accepts."""
 
 
 def predict(
@@ -39,7 +49,8 @@ def predict(
     limit: number, or share below 1, of the batches to use · embeddings: also return the
     inputs of the final linear layer, from the same forward pass · spool: folder for a
     temporary file of logits, which then never are in memory as a whole · on_batch:
-    called with the number of finished batches.
+    called with the number of finished batches. NaN and infinite logits are returned as
+    they are.
     """
     model = _place_model(model, device)
     taps = Taps(model, frozenset({"logits"}))
@@ -109,7 +120,7 @@ class _LogitsBuffer:
 
 
 def predict_with_artifact(
-    model: Artifact,
+    model: UInt8Classifier,
     batches: Iterable[Batch],
     *,
     limit: float | None = None,
@@ -117,12 +128,15 @@ def predict_with_artifact(
 ) -> Predictions:
     """Predict all batches, or the first `limit` of them, with an exported file.
 
-    spool: as for `predict`. Raises `RequestError` as `to_uint8_input`.
+    spool: as for `predict`. Raises `RequestError` as `to_uint8_input` and
+    `Artifact.infer_logits`.
     """
     rows, logits = [], _LogitsBuffer(spool)
     for batch in limit_batches(batches, limit):
-        logits.append(model.infer_logits(to_uint8_input(batch.image, model.pixels)))
-        rows.append((batch.index.numpy(), batch.to_hard_target().numpy()))
+        numbers = batch.index.numpy()
+        with number_images(numbers):
+            logits.append(model.infer_logits(to_uint8_input(batch.image, model.pixels)))
+        rows.append((numbers, batch.to_hard_target().numpy()))
     index, target = (np.concatenate(column) for column in zip(*rows, strict=True))
     return Predictions(index, target, logits.read())
 

@@ -16,6 +16,7 @@ from kd_app.deployment.cascade_choice import (
     choose_cascade,
     combine_predictions,
 )
+from kd_app.deployment.logits import name_images
 from kd_app.deployment.predictions import predict_with_artifact
 from kd_app.metrics.model_pair import CASCADE
 from kd_app.metrics.record import Predictions
@@ -200,7 +201,8 @@ def _load_predictions(
     def build(folder: Path) -> None:
         workspace.console.print_transient(f"  stage {number}: {split} images ...")
         loader = workspace.data.build_evaluation_loader(split, input_spec)
-        predict_with_artifact(stage.model, loader, limit=workspace.limit).save(folder)
+        with name_images(workspace.data.files):
+            predict_with_artifact(stage.model, loader, limit=workspace.limit).save(folder)
 
     config = {
         "file": stage.file.name,

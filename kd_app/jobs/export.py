@@ -18,6 +18,7 @@ from kd_app.config.targets import check_targets
 from kd_app.deployment.artifact import open_artifact
 from kd_app.deployment.export import write_manifest
 from kd_app.deployment.formats.base import Format
+from kd_app.deployment.logits import NonFiniteLogitsError, name_images
 from kd_app.deployment.predictions import predict_with_artifact
 from kd_app.deployment.price import Price
 from kd_app.deployment.timing import Benchmark
@@ -221,7 +222,14 @@ def _load_predictions(
         workspace.console.print_transient(f"  {name}: {split} images ...")
         artifact = open_artifact(file.path)
         batches = Chained([workspace.data.build_evaluation_loader(split, artifact.pixels)])
-        predict_with_artifact(artifact, batches, limit=workspace.limit, spool=folder).save(folder)
+        try:
+            with name_images(workspace.data.files):
+                predictions = predict_with_artifact(
+                    artifact, batches, limit=workspace.limit, spool=folder
+                )
+        except NonFiniteLogitsError as error:
+            raise RunError(str(error)) from None
+        predictions.save(folder)
 
     config = {"split": split, "limit": workspace.limit, "runtime": file.entry["runtime"]}
     inputs = {"data": workspace.data.fingerprint, "file": file.entry["sha256"]}

@@ -22,6 +22,7 @@ from kd_app.data.image_tree import write_reasons
 from kd_app.data.images import BadImageError, open_image
 from kd_app.deployment.cascade import prepare_batch
 from kd_app.deployment.confidence import compute_log_probabilities
+from kd_app.deployment.logits import name_images, number_images
 from kd_app.reporting.console import Console
 from kd_app.run.open_model import ImageClassifier, open_cascade, open_model
 from kd_app.run.spec import Config
@@ -192,7 +193,9 @@ def _label_images(
                 rows.append(row)
                 readable.append(image)
         if readable and not (predictions.bad and settings.on_error == "raise"):
-            _add_batch(predictions, rows, labeler.infer(readable), settings.top)
+            with name_images(images.names), number_images(rows):
+                outputs = labeler.infer(readable)
+            _add_batch(predictions, rows, outputs, settings.top)
         _print_progress(console, start, start + len(batch), total)
     return predictions
 

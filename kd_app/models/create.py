@@ -16,6 +16,7 @@ from kd_app.config.errors import take_first_line
 from kd_app.config.memory import is_out_of_memory
 from kd_app.models.checkpoint import Checkpoint, read_checkpoint
 from kd_app.models.class_names import ClassMatch
+from kd_app.models.finite import describe_nonfinite, find_nonfinite
 from kd_app.models.layer_widths import WIDTHS, resize
 from kd_app.models.save import CONFIG
 from kd_app.models.simkd_student import REUSED, build_simkd_student
@@ -100,6 +101,12 @@ def create(spec: ModelSpec, input_spec: InputSpec, num_classes: int, *, seed: in
                 f"{_suggest_size(spec, input_spec, num_classes)} Change {spec.role}.image_size,"
                 f" data.image_size or {spec.role}.kwargs.* (for a ViT: patch_size and img_size)."
             ) from None
+    if wrong := find_nonfinite(loaded.model):
+        raise RequestError(
+            f"The weights of the {spec.role} {spec.name} ({loaded.weights.source}) hold NaN or"
+            f" infinite values ({describe_nonfinite(wrong)}). Expected finite numbers: the training"
+            " that wrote the file diverged, or the file is damaged. Name another checkpoint."
+        )
     _check_logits(spec, loaded.model, input_spec, num_classes)
     return loaded
 

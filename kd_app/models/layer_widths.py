@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from kd_app.config import RequestError
+from kd_app.models.attention_heads import fit_heads
 
 WIDTHS = "widths"
 """Entry of a model's config.json: ``{module: {size: int | [int]}}``. Only sizes that
@@ -70,6 +71,7 @@ def resize(model: nn.Module, widths: Mapping[str, Any], *, source: str) -> None:
         modules = dict(model.named_modules())
         for name, sizes in widths.items():
             _resize(modules[name], sizes)
+        fit_heads(model)
     except (KeyError, AttributeError, TypeError, ValueError, ZeroDivisionError) as error:
         raise RequestError(
             f"The {WIDTHS} in the config.json of {source} do not fit this model"

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import nn
 
-from kd_app.config import InputSpec
+from kd_app.config import InputSpec, RunError
+from kd_app.models.finite import describe_nonfinite, find_nonfinite
 from kd_app.models.layer_widths import WIDTHS
 from kd_app.models.simkd_student import REUSED, SimKDStudent
 from kd_app.models.weights_metadata import write_with_metadata
@@ -44,7 +45,15 @@ def save_model(
     also records the difference and gets an exported program,
     ``torch.export.load("model.pt2").module()``, which takes batches of any size and
     needs neither kd_app nor timm.
+
+    Raises `RunError` if a weight is NaN or infinite.
     """
+    if wrong := find_nonfinite(model):
+        raise RunError(
+            f"The trained weights hold NaN or infinite values ({describe_nonfinite(wrong)}), so the"
+            " model is not saved: the training diverged. Lower optimizer.lr, set"
+            " trainer.gradient_clip_val, or use trainer.precision=32-true."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     model = model.to(memory_format=torch.contiguous_format)
     data = {

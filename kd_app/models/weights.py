@@ -338,7 +338,8 @@ def _check_finite(state: Mapping[str, Tensor], own: Mapping[str, Tensor], source
         raise RequestError(
             f"The weights from {source} are not finite: {len(broken)} of {len(own)} entries"
             f" contain NaN or infinity ({_list_some(broken)}), so the model would predict the same"
-            " class for every image. The training that wrote them diverged; use an earlier checkpoint."
+            " class for every image. The training that wrote them diverged; use an earlier"
+            " checkpoint."
         )
 
 

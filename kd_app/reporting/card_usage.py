@@ -12,7 +12,7 @@ from typing import Final
 from kd_app.config.targets import FACTORY
 from kd_app.data.preparation import prepare_image
 from kd_app.models.save import CONVERTED, INT8, INT8_OF_BYTES, PROGRAM
-from kd_app.reporting.inline_code import inline_function
+from kd_app.reporting.inline_code import collect_source
 from kd_app.reporting.results import Results
 
 _TIMM: Final = """\
@@ -105,7 +105,7 @@ def write_code(model: str, *imports: str) -> str:
     """Code that prepares an image with kd_app's own functions, which need numpy and
     Pillow only, and classifies it with the `model`.
     """
-    code = inline_function(prepare_image)
+    code = collect_source(prepare_image)
     lines = {*imports, *_IMPORTS, *code.imports}
     return _CODE.format(
         imports="\n".join(sorted(lines, key=_sort_import)),

@@ -5,10 +5,9 @@ The document's code is then the code of kd_app, and can't differ from it.
 
 import ast
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
-from types import FunctionType
 
 
 @dataclass
@@ -19,7 +18,7 @@ class InlineCode:
     parts: dict[str, str] = field(default_factory=dict)
 
 
-def inline_function(function: FunctionType) -> InlineCode:
+def collect_source(function: Callable[..., object]) -> InlineCode:
     """Collect the source of `function`, and of all functions and constants of kd_app
     that it uses.
 

@@ -118,7 +118,12 @@ def time_files(
     cpu = torch.device("cpu")
     stages: dict[str, LogitsModel] = {
         role: TorchModel(
-            model.loaded.model, workspace.classes, model.loaded.pixels, workspace.decoding, cpu
+            model.loaded.model,
+            workspace.classes,
+            model.loaded.pixels,
+            workspace.decoding,
+            cpu,
+            f"The {role}",
         )
         for role, model in models.items()
     }

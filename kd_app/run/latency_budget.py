@@ -51,6 +51,7 @@ class LatencyBudget(Typed, called="budget"):
                 Path(folder),
                 stem="student",
                 input_spec=input_spec,
+                decoding=workspace.decoding,
                 classes=workspace.classes,
                 license="unknown",
                 calibration=[images],

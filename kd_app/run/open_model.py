@@ -232,7 +232,7 @@ def _load_folder(folder: Path, name: str, run: Path | None) -> TorchModel:
     classes = names or tuple(map(str, range(origin.num_classes)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     decoding = _read_decoding(run / STUDENT if run else folder, input_spec)
-    return TorchModel(model, classes, input_spec, decoding, device)
+    return TorchModel(model, classes, input_spec, decoding, device, repr(name))
 
 
 def _read_decoding(folder: Path, input_spec: InputSpec) -> Decoding:

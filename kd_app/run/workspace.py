@@ -14,6 +14,7 @@ from kd_app.config.memory import explain_memory_error
 from kd_app.data.base import RunData
 from kd_app.data.batch import Batch
 from kd_app.data.corruptions import Corruption
+from kd_app.deployment.logits import NonFiniteLogitsError, check_finite, name_images
 from kd_app.deployment.predictions import predict
 from kd_app.deployment.xnnpack import Lowered
 from kd_app.metrics.record import Predictions
@@ -308,7 +309,7 @@ class Workspace:
         ]
         if corruption is None:
             self.console.print_transient(f"  {model.role}: {split} images ...")
-        return predict(
+        predictions = predict(
             model.load_runner(),
             Chained(loaders),
             model.loaded.pixels,
@@ -317,6 +318,16 @@ class Workspace:
             embeddings=embeddings,
             spool=spool,
         )
+        if corruption is None:
+            self._check_finite(predictions, model.role)
+        return predictions
+
+    def _check_finite(self, predictions: Predictions, role: str) -> None:
+        try:
+            with name_images(self.data.files):
+                check_finite(predictions.logits, f"The {role}", predictions.index.tolist())
+        except NonFiniteLogitsError as error:
+            raise RunError(str(error)) from None
 
     def find(self, name: str, config: dict[str, Any], inputs: dict[str, str]) -> Stage | None:
         """The stage with this name, configuration and inputs if it exists; not recorded

@@ -95,6 +95,7 @@ class Distillation(pl.LightningModule):
         self._label_loss: Tensor | None = None
         self._total_steps = 1
         self._window = LossWindow(list(loss.weights))
+        self._diverged = torch.zeros((), dtype=torch.bool)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Build one optimizer over the student and the adapters."""
@@ -284,13 +285,18 @@ class Distillation(pl.LightningModule):
         if not len(batch):
             return
         logits = self.student(batch.image).float()
+        self._diverged = self._diverged | ~logits.isfinite().all()
         targets = batch.to_hard_target()
         self.model_metrics.update(logits, targets)
         if self.pair_metrics is not None and self.validation_logits is not None:
             self.pair_metrics.update(logits, self.validation_logits.select(batch.index), targets)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the metrics of the whole validation set, over all ranks."""
+        """Log the metrics of the whole validation set, over all ranks.
+
+        Raises `RunError` for NaN or infinite logits, which have no class.
+        """
+        self._check_diverged()
         metrics = dict(self.model_metrics.compute())
         self.model_metrics.reset()
         if self.pair_metrics is not None:
@@ -302,6 +308,18 @@ class Distillation(pl.LightningModule):
             self._log(
                 {name: float(value) for name, value in values.items()}, self.trainer.global_step
             )
+
+    def _check_diverged(self) -> None:
+        # all ranks decide alike
+        if not self.trainer.strategy.reduce(self._diverged.float(), reduce_op="max"):
+            return
+        # a loss that is not finite explains more
+        self._flush(self.trainer.global_step)
+        raise RunError(
+            f"The model returned NaN or infinite logits for validation images after step"
+            f" {self.trainer.global_step}: the training diverged. Lower optimizer.lr, set"
+            " trainer.gradient_clip_val, or use trainer.precision=32-true, and train again."
+        )
 
     def prepare_batch(self, raw: Any) -> Batch:
         """Convert a batch of any data module to a `Batch` with normalized images in the

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -28,6 +29,7 @@ SLOW = {
     "mobilenetv3_small_050": 32,
     "regnetx_002": 64,
     "regnety_002": 64,
+    "test_vit": 160,
 }
 CLASSES = tuple("abcde")
 
@@ -95,6 +97,31 @@ def test_half_of_the_multiply_adds_is_removed_and_the_folder_loads_the_same_mode
             atol=1e-4,
         )
     assert count_params(loaded) == count_params(model)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "naflexvit_base_patch16_gap"],
+)
+def test_the_heads_of_a_transformer_stay_and_become_narrower(name: str) -> None:
+    kwargs: dict[str, Any] = {"img_size": 32, "depth": 2, "embed_dim": 64, "num_heads": 2}
+    kwargs["num_classes"] = 5
+    model, input_spec = timm.create_model(name, **kwargs).eval(), pixels(32)
+    before, original = read_layer_sizes(model), count_macs(model, input_spec)
+    left = pruning(macs=0.6).prune(model, input_spec, None, target=0.6)
+    assert left == count_macs(model, input_spec) / original <= 0.6
+    blocks: Any = model.blocks
+    for block in blocks:
+        assert block.attn.num_heads == 2
+        assert block.attn.qkv.out_features == 3 * block.attn.proj.in_features
+        assert block.attn.head_dim % 8 == 0
+    again = timm.create_model(name, **kwargs).eval()
+    resize(again, find_changes(before, read_layer_sizes(model)), source="a test")
+    again.load_state_dict(model.state_dict())
+    image = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        assert model(image).shape == (2, 5)
+        torch.testing.assert_close(again(image), model(image))
 
 
 def test_numbers_of_channels_are_multiples_of_round_to() -> None:

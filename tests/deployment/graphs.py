@@ -39,15 +39,15 @@ def write_linear(
     whether the images are an input, or a constant.
     """
     weights = draw_weights(input_spec, len(classes)) if weights is None else weights
-    shape = ["batch", input_spec.channels, input_spec.height, input_spec.width]
+    shape = (input_spec.channels, input_spec.height, input_spec.width)
     product = "product" if nodes else "logits"
     initializers = [
         numpy_helper.from_array(weights, "weights"),
         numpy_helper.from_array(np.array(255, np.float32), "scale"),
     ]
-    images = helper.make_tensor_value_info("images", TensorProto.UINT8, shape)
+    images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", *shape])
     if not has_input:
-        blank = np.zeros((1, *shape[1:]), np.uint8)
+        blank = np.zeros((1, *shape), np.uint8)
         initializers.append(numpy_helper.from_array(blank, "images"))
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", None])
     graph = helper.make_graph(

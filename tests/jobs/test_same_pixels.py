@@ -3,7 +3,7 @@
 import re
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -70,8 +70,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "print.tif": color.convert("CMYK"),
         "clear.png": Image.merge("RGBA", (*color.split(), alpha)),
         "clear_gray.png": Image.merge("LA", (color.convert("L"), alpha)),
-        "deep.png": Image.fromarray(np.arange(0, 64000, 64, np.uint16).reshape(25, 40)),
-        "deep.tif": Image.fromarray(np.arange(0, 64000, 64, np.uint16).reshape(40, 25)),
+        "deep.png": Image.fromarray(np.arange(0, 64000, 64, dtype=np.uint16).reshape(25, 40)),
+        "deep.tif": Image.fromarray(np.arange(0, 64000, 64, dtype=np.uint16).reshape(40, 25)),
         "float.tif": Image.fromarray(np.linspace(0, 1, 1200, dtype=np.float32).reshape(30, 40)),
         "large.png": draw(300, 200, 11),
     }
@@ -83,7 +83,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read_pixels(
-    folder: Path, stage: Path, input_spec: InputSpec, channels: int
+    folder: Path, stage: Path, input_spec: InputSpec, channels: Literal[1, 3]
 ) -> dict[str, NDArray[np.uint8]]:
     """The pixels of the evaluation of a run, by file."""
     data = build_images(partial(Folder, channels=channels), root=folder)
@@ -118,7 +118,7 @@ def test_every_way_to_classify_a_file_has_the_logits_of_the_evaluation(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     model_channels: int,
-    decoded_channels: int,
+    decoded_channels: Literal[1, 3],
 ) -> None:
     mean, std = ((0.5, 0.4, 0.3)[:model_channels], (0.2, 0.25, 0.3)[:model_channels])
     input_spec = InputSpec(model_channels, 24, 24, mean, std, crop=0.875, interpolation="bicubic")

@@ -8,22 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from kd_app.config import RequestError, RunError
-from kd_app.run.workspace import Chained, RunModel, Workspace, decode_size, describe_reference
+from kd_app.config import Decoding, RequestError, RunError
+from kd_app.run.workspace import Chained, RunModel, Workspace, describe_reference
 from tests.builders import DIGITS, build_workspace, teacher_folder
 
 Models = dict[str, RunModel]
-
-
-def test_images_are_stored_for_the_crops_of_the_largest_model() -> None:
-    assert decode_size([224, 0]) == 320
-    assert decode_size([224, 384]) == 442
 
 
 def test_a_prepared_workspace_has_classes_and_image_statistics(digits: Workspace) -> None:
     stats = digits.compute_image_stats()
     assert digits.classes == DIGITS
     assert (stats.channels, stats.size) == (1, 8)
+    assert digits.decoding == Decoding(channels=1, shorter_side=320)
     assert 0 < stats.mean[0] < 1
     digits.check_losses()
 

@@ -3,40 +3,55 @@
 The module maps uint8 images to logits.
 """
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
 from numpy.typing import NDArray
+from pydantic import Field, PositiveFloat
 from torch import Tensor, fx, nn
 
-from kd_app.config import InputSpec, RequestError, Typed
+from kd_app.config import InputSpec, RequestError, RunError, Typed
+from kd_app.config.errors import list_causes, take_first_line
+
+Opset = Annotated[int, Field(ge=18, le=25, strict=True)]
+"""Version of the ONNX operator set that is written."""
+MaxBatch = Annotated[int, Field(ge=2, le=1024, strict=True)]
+"""Number of images for which an ExecuTorch program plans memory."""
 
 
 class Format(Typed):
     """An export format, the ``_target_`` of ``conf/formats/<name>.yaml``.
 
-    The other keys of that file are the arguments of ``__init__``.
+    The other keys of that file are the arguments of ``__init__``. A subclass defines
+    `lower`.
     """
 
     name: ClassVar[str]
+    title: ClassVar[str]
+    """The format's name in messages."""
     ending: ClassVar[str]
     """Suffix of the file name, such as '.onnx' or '_int8.onnx'."""
     runtime: ClassVar[str]
     """The package that runs the file."""
     cacheable: ClassVar[bool] = True
     """Whether later commands may open the file. If not, each command writes its own."""
-    tolerance: float | None
+    calibrated: ClassVar[bool] = False
+    """Whether the file needs activation ranges of calibration images."""
+    tolerance: float | None = None
     """Largest difference from torch's logits, relative to the largest logit (absolute
     if that is below 1). None for formats that change the weights on purpose.
     """
 
-    @abstractmethod
+    def __init__(self, *, tolerance: PositiveFloat | None) -> None:
+        self.tolerance = tolerance
+
     def write(
         self,
         model: nn.Module,
@@ -51,6 +66,33 @@ class Format(Typed):
         Raises `RequestError` if a package is missing or the calibration images are
         unsuitable, `RunError` if the model can't be written in this format.
         """
+        if self.calibrated:
+            check_calibration(calibration, input_spec)
+        try:
+            with warnings.catch_warnings(action="ignore"), torch.no_grad():
+                return self.lower(UInt8Model(model, input_spec), input_spec, calibration, path)
+        except (RequestError, RunError):
+            raise
+        except ModuleNotFoundError as error:
+            raise RequestError(
+                f"{self.title} files need the package {error.name}, which is not installed. Install"
+                " it: pip install kd_app[deploy]"
+            ) from None
+        except Exception as error:  # models can contain anything, so any error can occur
+            raise RunError(
+                f"The model can't be written as {self.title}:"
+                f" {take_first_line(list_causes(error)[-1])}"
+            ) from error
+
+    @abstractmethod
+    def lower(
+        self,
+        model: "UInt8Model",
+        input_spec: InputSpec,
+        calibration: Sequence[NDArray[np.uint8]],
+        path: Path,
+    ) -> dict[str, Any]:
+        """Do the work of `write`; `write` explains whatever is raised."""
 
 
 class UInt8Model(nn.Module):

@@ -1,23 +1,19 @@
 """ExecuTorch with XNNPACK: in float32, and in int8 by torchao's PT2E."""
 
 import shutil
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, PositiveFloat
+from pydantic import PositiveFloat
 from torch import nn
 
-from kd_app.config import InputSpec, RequestError, RunError
-from kd_app.config.errors import take_first_line
-from kd_app.deployment.formats.base import Format, UInt8Model, check_calibration
+from kd_app.config import InputSpec
+from kd_app.deployment.formats.base import Format, MaxBatch, UInt8Model
 from kd_app.deployment.xnnpack import lower, trace_model
-
-Batch = Annotated[int, Field(ge=2, le=1024, strict=True)]
 
 
 class ExecuTorch(Format):
@@ -27,21 +23,22 @@ class ExecuTorch(Format):
     """
 
     name: ClassVar[str] = "executorch"
+    title: ClassVar[str] = "ExecuTorch"
     ending: ClassVar[str] = ".pte"
     runtime: ClassVar[str] = "executorch"
 
-    def __init__(self, *, max_batch: Batch, tolerance: PositiveFloat) -> None:
+    def __init__(self, *, max_batch: MaxBatch, tolerance: PositiveFloat) -> None:
+        super().__init__(tolerance=tolerance)
         self.max_batch = max_batch
-        self.tolerance = tolerance
 
-    def write(
+    def lower(
         self,
-        model: nn.Module,
+        model: UInt8Model,
         input_spec: InputSpec,
         calibration: Sequence[NDArray[np.uint8]],
         path: Path,
     ) -> dict[str, Any]:
-        lower(UInt8Model(model, input_spec), input_spec, path, max_batch=self.max_batch)
+        lower(model, input_spec, path, max_batch=self.max_batch)
         return {"max_batch": self.max_batch}
 
 
@@ -52,45 +49,35 @@ class ExecuTorchInt8(Format):
     """
 
     name: ClassVar[str] = "executorch_int8"
+    title: ClassVar[str] = "ExecuTorch"
     ending: ClassVar[str] = "_int8.pte"
     runtime: ClassVar[str] = "executorch"
-    tolerance = None
+    calibrated: ClassVar[bool] = True
 
-    def __init__(self, *, max_batch: Batch) -> None:
+    def __init__(self, *, max_batch: MaxBatch) -> None:
         self.max_batch = max_batch
 
-    def write(
+    def lower(
         self,
-        model: nn.Module,
+        model: UInt8Model,
         input_spec: InputSpec,
         calibration: Sequence[NDArray[np.uint8]],
         path: Path,
     ) -> dict[str, Any]:
-        check_calibration(calibration, input_spec)
-        try:
-            with warnings.catch_warnings(action="ignore"):
-                from executorch.backends.xnnpack.quantizer import xnnpack_quantizer
-                from torchao.quantization.pt2e import quantize_pt2e
-        except ModuleNotFoundError as error:
-            raise _explain_missing_package(error) from None
+        from executorch.backends.xnnpack.quantizer import xnnpack_quantizer
+        from torchao.quantization.pt2e import quantize_pt2e
+
         config = xnnpack_quantizer.get_symmetric_quantization_config(is_per_channel=True)
         quantizer = (
             xnnpack_quantizer.XNNPACKQuantizer()
             .set_global(config)
             .set_filter_function(_is_model_op)
         )
-        try:
-            with warnings.catch_warnings(action="ignore"), torch.no_grad():
-                wrapped = UInt8Model(model, input_spec)
-                graph = trace_model(wrapped, input_spec, max_batch=self.max_batch).module()
-                prepared = quantize_pt2e.prepare_pt2e(graph, quantizer)
-                for batch in calibration:
-                    prepared(torch.from_numpy(batch[: self.max_batch]))
-                converted = quantize_pt2e.convert_pt2e(prepared)
-        except Exception as error:  # models can contain anything, so any error can occur
-            raise RunError(
-                f"The model can't be quantized for ExecuTorch: {take_first_line(error)}"
-            ) from error
+        graph = trace_model(model, input_spec, max_batch=self.max_batch).module()
+        prepared = quantize_pt2e.prepare_pt2e(graph, quantizer)
+        for batch in calibration:
+            prepared(torch.from_numpy(batch[: self.max_batch]))
+        converted = quantize_pt2e.convert_pt2e(prepared)
         lower(converted, input_spec, path, max_batch=self.max_batch)
         return {
             "max_batch": self.max_batch,
@@ -105,7 +92,7 @@ class Quantized(ExecuTorchInt8):
     once, if the program's memory is planned for as many.
     """
 
-    def __init__(self, *, program: Path, max_batch: Batch) -> None:
+    def __init__(self, *, program: Path, max_batch: MaxBatch) -> None:
         super().__init__(max_batch=max_batch)
         self.program = program
 
@@ -126,10 +113,3 @@ def _is_model_op(node: Any) -> bool:
     The normalization stays in float, so that pixels are rounded only once.
     """
     return node.op != "call_function" or len(node.meta.get("nn_module_stack") or {}) > 1
-
-
-def _explain_missing_package(error: ModuleNotFoundError) -> RequestError:
-    return RequestError(
-        f"ExecuTorch files need the package {error.name}, which is not installed. Install it: pip"
-        " install kd_app[deploy]"
-    )

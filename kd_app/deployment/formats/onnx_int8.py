@@ -5,21 +5,18 @@ Activation ranges come from training images.
 
 import logging
 import tempfile
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, StrictBool
-from torch import nn
+from pydantic import StrictBool
 
-from kd_app.config import InputSpec, RunError
-from kd_app.config.errors import take_first_line
-from kd_app.deployment.formats.base import Format, check_calibration
+from kd_app.config import InputSpec
+from kd_app.deployment.formats.base import Format, Opset, UInt8Model
 from kd_app.deployment.formats.onnx import write_onnx
 from kd_app.deployment.hardware import read_cpu_flags
 
@@ -36,14 +33,15 @@ class OnnxInt8(Format):
     """
 
     name: ClassVar[str] = "onnx_int8"
+    title: ClassVar[str] = "ONNX"
     ending: ClassVar[str] = "_int8.onnx"
     runtime: ClassVar[str] = "onnxruntime"
-    tolerance = None
+    calibrated: ClassVar[bool] = True
 
     def __init__(
         self,
         *,
-        opset: Annotated[int, Field(ge=18, le=25, strict=True)],
+        opset: Opset,
         reduce_range: StrictBool | Literal["auto"],
         calibration: Literal["MinMax", "Entropy", "Percentile"],
     ) -> None:
@@ -53,23 +51,17 @@ class OnnxInt8(Format):
         )
         self.calibration = calibration
 
-    def write(
+    def lower(
         self,
-        model: nn.Module,
+        model: UInt8Model,
         input_spec: InputSpec,
         calibration: Sequence[NDArray[np.uint8]],
         path: Path,
     ) -> dict[str, Any]:
-        check_calibration(calibration, input_spec)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder, _silence_onnxruntime():
             plain, prepared = Path(folder) / "plain.onnx", Path(folder) / "prepared.onnx"
             write_onnx(model, input_spec, plain, opset=self.opset)
-            try:
-                self._quantize(plain, prepared, calibration, path)
-            except Exception as error:  # models can contain anything, so any error can occur
-                raise RunError(
-                    f"onnxruntime can't quantize the model: {take_first_line(error)}"
-                ) from error
+            self._quantize(plain, prepared, calibration, path)
         return {
             "opset": self.opset,
             "reduce_range": self.reduce_range,
@@ -138,12 +130,11 @@ def _find_normalization_nodes(graph: Any) -> list[str]:
 
 @contextmanager
 def _silence_onnxruntime() -> Iterator[None]:
-    """Suppress the log messages and warnings of onnxruntime's quantization."""
+    """Suppress the log messages of onnxruntime's quantization."""
     root = logging.getLogger()
     before = root.level
     root.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
+        yield
     finally:
         root.setLevel(before)

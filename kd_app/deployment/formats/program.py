@@ -11,10 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import PositiveFloat
-from torch import nn
 
-from kd_app.config import InputSpec, RunError
-from kd_app.config.errors import take_first_line
+from kd_app.config import InputSpec
 from kd_app.deployment.formats.base import Format, UInt8Model, make_blank_images
 from kd_app.deployment.runtimes.torch_file import mark_written
 
@@ -26,29 +24,24 @@ class Program(Format):
     """
 
     name: ClassVar[str] = "program"
+    title: ClassVar[str] = "a torch.export program"
     ending: ClassVar[str] = ".pt2"
     runtime: ClassVar[str] = "torch"
     cacheable: ClassVar[bool] = False
 
     def __init__(self, *, tolerance: PositiveFloat) -> None:
-        self.tolerance = tolerance
+        super().__init__(tolerance=tolerance)
 
-    def write(
+    def lower(
         self,
-        model: nn.Module,
+        model: UInt8Model,
         input_spec: InputSpec,
         calibration: Sequence[NDArray[np.uint8]],
         path: Path,
     ) -> dict[str, Any]:
-        try:
-            with torch.no_grad():
-                program = torch.export.export(
-                    UInt8Model(model, input_spec),
-                    (make_blank_images(input_spec, 2),),
-                    dynamic_shapes=({0: torch.export.Dim("batch")},),
-                )
-        except Exception as error:  # models can contain anything, so any error can occur
-            raise RunError(f"torch.export rejects the model: {take_first_line(error)}") from error
+        images = make_blank_images(input_spec, 2)
+        batch = torch.export.Dim("batch")
+        program = torch.export.export(model, (images,), dynamic_shapes=({0: batch},))
         torch.export.save(program, path)
         mark_written(path)
         return {}

@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from kd_app.config.errors import RequestError, take_first_line
 from kd_app.config.pixels import Decoding
 from kd_app.data.preparation import prepare_image
+from kd_app.deployment.logits import check_finite
 from kd_app.deployment.manifest import ManifestEntry
 
 
@@ -35,23 +37,31 @@ class RuntimeFile(ABC):
     def infer_logits(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
         """``images[B, C, H, W] -> [B, K]``.
 
-        Raises `ValueError` for images of another shape or type.
+        Raises `RequestError`, which names the file: images of another shape or type, a
+        runtime that fails, logits of another shape, and NaN or infinite logits.
         """
         shape = (self.pixels.channels, self.pixels.height, self.pixels.width)
         if images.ndim != 4 or images.shape[1:] != shape or images.dtype != np.uint8:
-            raise ValueError(
+            raise RequestError(
                 f"{self.entry.path.name} takes uint8 images of shape (batch,"
                 f" {', '.join(map(str, shape))}), got {images.dtype} of shape {images.shape}."
                 " prepare_image() converts any image."
             )
-        logits = self.run(np.ascontiguousarray(images))
+        name = str(self.entry.path)
+        try:
+            logits = np.asarray(self.run(np.ascontiguousarray(images)), dtype=np.float32)
+        except Exception as error:  # the errors of runtimes have no common base class
+            raise RequestError(
+                f"{name!r} can't be run on {len(images)} images: {take_first_line(error)}. The"
+                " file is damaged, or was not written by kd-export. Export the run again."
+            ) from error
         if logits.shape != (len(images), len(self.classes)):
-            raise ValueError(
-                f"{self.entry.path.name} returned an array of shape {logits.shape} for"
-                f" {len(images)} images, but its manifest lists {len(self.classes)} classes. Export"
-                " the run again."
+            raise RequestError(
+                f"{name!r} returned an array of shape {logits.shape} for {len(images)} images, but"
+                f" its manifest lists {len(self.classes)} classes. Export the run again."
             )
-        return logits.astype(np.float32, copy=False)
+        check_finite(logits, repr(name))
+        return logits
 
     @abstractmethod
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -12,8 +12,20 @@ _NODE, _INITIALIZER = 1, 5
 _NODE_DOMAIN, _ATTRIBUTE = 7, 5
 _ATTRIBUTE_TENSOR, _ATTRIBUTE_GRAPH, _ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS = 5, 6, 10, 11
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14
+_DATA_TYPE, _TENSOR_NAME = 2, 8
+_VALUES = frozenset({4, 9, 10})
+"""Fields float_data, raw_data and double_data of a tensor."""
 _DEPTH = 32
 """Maximum nesting of graphs (as in If and Loop); real models stay far below."""
+
+
+@dataclass
+class StoredTensor:
+    """A constant of an ONNX file. type: number of the data type · parts: the values."""
+
+    name: str = ""
+    type: int = 0
+    parts: list[memoryview] = field(default_factory=list)
 
 
 @dataclass
@@ -21,12 +33,14 @@ class Header:
     """Requirements of an ONNX file.
 
     opsets: version of the operator set by domain ('' is ONNX's own) · domains: domains
-    of all operators and functions · external: whether weights are in other files.
+    of all operators and functions · external: whether weights are in other files ·
+    tensors: weights and other constants.
     """
 
     opsets: dict[str, int] = field(default_factory=dict)
     domains: set[str] = field(default_factory=set)
     external: bool = False
+    tensors: list[StoredTensor] = field(default_factory=list)
 
 
 def read_header(content: bytes) -> Header:
@@ -80,10 +94,16 @@ def _read_node(node: memoryview, header: Header, depth: int) -> None:
 
 
 def _read_tensor(tensor: memoryview, header: Header) -> None:
-    header.external |= any(
-        number == _EXTERNAL_DATA or (number == _DATA_LOCATION and value)
-        for number, value in _iterate_fields(tensor)
-    )
+    stored = StoredTensor()
+    for number, value in _iterate_fields(tensor):
+        header.external |= number == _EXTERNAL_DATA or (number == _DATA_LOCATION and bool(value))
+        if number == _DATA_TYPE and isinstance(value, int):
+            stored.type = value
+        elif number == _TENSOR_NAME:
+            stored.name = _decode_text(value)
+        elif number in _VALUES and isinstance(value, memoryview):
+            stored.parts.append(value)
+    header.tensors.append(stored)
 
 
 def _decode_text(value: object) -> str:

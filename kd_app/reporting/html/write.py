@@ -170,7 +170,7 @@ def _iterate_routing_metrics(run: RunPart) -> Iterator[list[object]]:
     for curve in run.cascade.curves if run.cascade else []:
         about = f"cascade by {curve.measure}"
         for rung in curve.rungs:
-            place = f"where {rung.shares[1]:.4g} is sent on"
+            place = f"where {rung.shares[1]:.4g} is forwarded"
             yield [about, f"accuracy {place}", rung.accuracy, None, None]
             yield [about, f"milliseconds {place}", rung.cost_ms, None, None]
 
