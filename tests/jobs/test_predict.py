@@ -100,7 +100,7 @@ def test_unreadable_images_are_all_named_and_either_refused_or_left_out(
         (("model=nothing.onnx",), "There is no 'nothing.onnx'"),
         (("images=nowhere",), "images='nowhere' does not exist"),
         (("images=nowhere", "out=there.csv"), "images='nowhere' does not exist"),
-        (("images=gaps.csv",), "1 of 2 rows have no path; the first is row 2"),
+        (("images=gaps.csv",), "1 of 2 rows have no path; the first is row 3"),
         (("out=labels.txt",), "Expected: a file that ends in .csv or .parquet"),
         (("top=11",), "the model knows 10 classes"),
         (("batch_size=0",), "batch_size=0 does not fit"),

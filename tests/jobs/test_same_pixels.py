@@ -86,7 +86,7 @@ def read_pixels(
     folder: Path, stage: Path, input_spec: InputSpec, channels: Literal[1, 3]
 ) -> dict[str, NDArray[np.uint8]]:
     """The pixels of the evaluation of a run, by file."""
-    data = build_images(partial(Folder, channels=channels), root=folder)
+    data = build_images(partial(Folder, channels=channels, class_level=None), root=folder)
     data.list()
     scan = data.scan_job(BOUND)
     assert scan is not None
