@@ -92,7 +92,7 @@ def check_choices(overrides: Iterable[str]) -> None:
         group = text.partition("=")[0].lstrip("+")
         if not list_choices(group):
             continue
-        override = parser.parse_override(text)
+        (override,) = parser.parse_overrides([text])
         is_discrete = override.is_discrete_sweep()
         for value in override.sweep_iterator() if is_discrete else [override.value()]:
             for name in value if isinstance(value, list) else []:
