@@ -12,6 +12,7 @@ from kd_app.config import InputSpec, RequestError
 from kd_app.data.batch import Batch
 from kd_app.data.corruptions import Corruption
 from kd_app.data.scan import Progress
+from kd_app.data.source import Listing
 
 Capability = Literal["replay", "views", "partners", "options", "uint8", "sharded"]
 
@@ -141,6 +142,10 @@ class RunData(Protocol):
     @property
     def num_labeled(self) -> int | None:
         """Number of training images whose label is used; None: all."""
+
+    @property
+    def listing(self) -> Listing | None:
+        """The images without their pixels, listed on first use; None if unknown."""
 
     def list(self) -> None:
         """List the images without decoding them."""

@@ -47,6 +47,7 @@ class ExternalDataModule(LightningDataModule):
         self.license: str | None = getattr(module, "license", None)
         self.notes: tuple[str, ...] = ()
         self.num_labeled = None
+        self.listing = None
         self.image_size = None
         self.classes: tuple[str, ...] = ()
         self._config = config

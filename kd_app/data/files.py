@@ -62,7 +62,8 @@ class FileSource(Source):
             fingerprint="",
             notes=tuple(notes),
         )
-        return add_fingerprint(listing, hash_files([self.base / file for file in files]))
+        paths = [os.path.join(self.base, file) for file in files]
+        return add_fingerprint(listing, hash_files(paths))
 
 
 def resolve_root(root: Path | None, key: str = "data.root") -> Path:

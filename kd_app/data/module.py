@@ -21,6 +21,7 @@ from kd_app.data.loaders import ImageLoaders
 from kd_app.data.mix import MixSettings
 from kd_app.data.partners import draw_class_partners
 from kd_app.data.pixel_store import Cache
+from kd_app.data.source import Listing
 from kd_app.data.unlabeled import UNLABELED
 from kd_app.data.views import View
 
@@ -216,6 +217,10 @@ class ImageData(LightningDataModule, Typed):
     def num_labeled(self) -> int | None:
         labeled, rows = len(self.index.labeled_rows), len(self.index.training_rows)
         return labeled if labeled < rows else None
+
+    @property
+    def listing(self) -> Listing:
+        return self.index.source.list_images()
 
     def list(self) -> None:
         self.index.list()

@@ -23,7 +23,8 @@ class Listing:
     without a predefined split. group: '' for images without a group. fingerprint:
     sha256 of names, labels, predefined splits, groups and contents; independent of the
     machine and of the path of the data. notes: what the user should know about the
-    listing, one sentence each.
+    listing, one sentence each. digests: hash of the content of each image; empty if
+    unknown. whole: whether the digests are of all bytes of the files.
     """
 
     classes: tuple[str, ...]
@@ -33,6 +34,8 @@ class Listing:
     group: tuple[str, ...]
     fingerprint: str
     notes: tuple[str, ...] = ()
+    digests: tuple[bytes, ...] = ()
+    whole: bool = True
 
 
 class Source(Typed):

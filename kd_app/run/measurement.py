@@ -26,9 +26,10 @@ from kd_app.reporting.results import (
 from kd_app.run.dark_knowledge import measure_teacher_knowledge, show_examples
 from kd_app.run.results_builder import ResultsBuilder, SplitName
 from kd_app.run.robustness import measure_robustness
-from kd_app.run.run_output import SPLIT, list_groups, write_predictions
+from kd_app.run.run_output import list_groups, write_predictions
 from kd_app.run.workspace import RunModel, Workspace
 from kd_app.training.fit import describe_outcome
+from kd_app.run_files import SPLIT
 
 
 def start_results(
