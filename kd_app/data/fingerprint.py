@@ -4,6 +4,7 @@ The hash changes when a byte, a file name or a label changes.
 """
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -77,7 +78,7 @@ class DigestBook:
         """Read a book; an empty one if the file is missing or damaged."""
         book = DigestBook()
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
                 text = arrays["paths"].tobytes().decode("utf-8", "surrogateescape")
                 digests = arrays["digests"].tobytes()
                 sizes, modified, changed, whole = arrays["states"].T.tolist()

@@ -263,12 +263,26 @@ def load_models(run: OpenRun, roles: Collection[str] | None = None) -> dict[str,
             )
             continue
         program = folder / INT8
+        model = workspace.load_model(spec, seed=0)
+        _check_weights(run, role, model)
         models[role] = replace(
-            workspace.load_model(spec, seed=0),
+            model,
             folder=_find_stage_folder(spec),
             program=program if role == "student" and program.is_file() else None,
         )
     return models
+
+
+def _check_weights(run: OpenRun, role: str, model: RunModel) -> None:
+    """Raise `RequestError` if the weights are not those that the run measured."""
+    expected, weights = run.results.models[role].sha256, model.loaded.weights
+    if weights.sha256 != expected:
+        raise RequestError(
+            f"The weights of {role} from {model.spec.origin.path or weights.source} are not those"
+            f" of the run {str(run.folder)!r}: their sha256 is {weights.sha256[:16]}, the run"
+            f" recorded {expected[:16]}. They were damaged or replaced. Repeat the run's"
+            " kd-distill command, which rebuilds what is damaged, or bring back the weights."
+        )
 
 
 def _build_teacher_spec(spec: RunSpec, run: Path) -> ModelSpec | None:
