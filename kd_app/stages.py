@@ -61,14 +61,21 @@ def hash_content(path: Path) -> str:
     In one process, a file is read again only if its size or times have changed.
     """
     status = path.stat()
-    key = (str(path.absolute()), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-    if key not in _HASHES:
-        size = status.st_size
-        _HASHES[key] = hash_file(path) if size <= _PART else _hash_in_parts(path, size)
-    return _HASHES[key]
+    size, changed = status.st_size, status.st_ctime_ns
+    key = (status.st_dev, status.st_ino, size, status.st_mtime_ns, changed)
+    if key in _HASHES:
+        return _HASHES[key]
+    content = hash_file(path) if size <= _PART else _hash_in_parts(path, size)
+    if time.time_ns() - changed > _SETTLED_NS:
+        _HASHES[key] = content
+    return content
 
 
-_HASHES: dict[tuple[str, int, int, int], str] = {}
+_HASHES: dict[tuple[int, ...], str] = {}
+_SETTLED_NS = 10**9
+"""Clocks of file systems are coarse: a second write to a file could have the time of
+the first one. So only hashes of files that are older are kept.
+"""
 
 
 def _hash_in_parts(path: Path, size: int) -> str:

@@ -130,13 +130,17 @@ def test_a_large_file_is_hashed_in_parts_and_verified_by_content(
     assert make(Stages(tmp_path), writes("one two")).is_new
 
 
-def test_an_unchanged_file_is_hashed_once_in_a_process(tmp_path: Path) -> None:
+def test_an_unchanged_file_is_hashed_once_in_a_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kd_app.stages._SETTLED_NS", -1)
     result = make(Stages(tmp_path), writes("one")).path / "result"
     with patch("kd_app.stages.hash_file") as hashed:
         make(Stages(tmp_path), refuses)
         make(Stages(tmp_path), refuses)
         assert not hashed.called
     status = result.stat()
+    time.sleep(0.02)
     result.write_text("two")
     os.utime(result, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert make(Stages(tmp_path), writes("one")).is_new

@@ -26,6 +26,7 @@ from kd_app.reporting.console import Console
 from kd_app.reporting.results import Results, read
 from kd_app.reporting.teacher_reference import read_teacher_reference
 from kd_app.run.run_folder import check_out, check_stages, claim_folder
+from kd_app.run.saved_config import fill_defaults
 from kd_app.run.schema import DistillSettings
 from kd_app.run.spec import Config, ExternalParts, RunSpec, assemble_spec, check_recipes
 from kd_app.run.workspace import RunModel, Workspace
@@ -136,7 +137,8 @@ def _describe_omissions(config: Config) -> tuple[str, ...]:
 def _read_config(folder: Path, results: Results) -> tuple[Config, Path]:
     """The configuration in a run's folder, and the folder of the run's stages."""
     try:
-        config: Config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        text = (folder / CONFIG).read_text(encoding="utf-8")
+        config: Config = fill_defaults(yaml.safe_load(text))
         stages = Path(config["stages"])
         config["trainer"] = dict(config["trainer"])
         known = {"teacher", "student", *config["controls"]}
