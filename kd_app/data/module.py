@@ -1,7 +1,7 @@
 """`ImageData`, the LightningDataModule for all sources of labeled images."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -15,6 +15,7 @@ from kd_app.config import InputSpec, RequestError, Typed
 from kd_app.data.augment import Augment
 from kd_app.data.base import Capability, Lack, ScanJob, ViewReplay, exclude_capabilities
 from kd_app.data.corruptions import Corruption
+from kd_app.data.evaluation import Evaluation
 from kd_app.data.index import ImageIndex, SplitRatios, build_source
 from kd_app.data.loader import SINGLE, EvaluationLoader, Rank, TrainingLoader
 from kd_app.data.loaders import ImageLoaders
@@ -221,6 +222,15 @@ class ImageData(LightningDataModule, Typed):
     @property
     def listing(self) -> Listing:
         return self.index.source.list_images()
+
+    def evaluate_only(self, evaluation: Evaluation) -> None:
+        self.index.evaluate_only(evaluation)
+
+    def leave_out(self, numbers: Iterable[int]) -> None:
+        self.index.leave_out(numbers)
+
+    def hash_images(self, *, whole: bool) -> Sequence[bytes]:
+        return self.index.hash_images(whole=whole)
 
     def list(self) -> None:
         self.index.list()

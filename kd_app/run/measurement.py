@@ -77,7 +77,8 @@ def measure_models(
             role: workspace.load_predictions(model, split) for role, model in models.items()
         }
         student = predictions["student"]
-        builder.add_split_metrics(part, predictions, list_groups(workspace, student))
+        groups = list_groups(workspace, student)
+        builder.add_split_metrics(part, predictions, groups, name=split)
         write_predictions(builder.out, workspace, predictions)
         if split == last:
             builder.splits[part].robustness = measure_robustness(

@@ -81,18 +81,22 @@ class ResultsBuilder:
         split: SplitName,
         predictions: Mapping[str, Predictions],
         groups: Sequence[str] | None = None,
+        *,
+        name: str | None = None,
     ) -> None:
-        """Compare the student with the other models on the images of a split.
+        """Compare the student with the other models on the images of a split. name: of
+        the split in the data, if it is another one.
 
         With a teacher, also judge the student; the split added last has the verdict.
         """
         metrics = measure_split(predictions, seed=0, confidence=self.rule.confidence, group=groups)
-        self.splits[split] = Split.model_validate(metrics)
+        other_name = None if name == split else name
+        self.splits[split] = Split.model_validate({**metrics, "split": other_name})
         student, teacher = predictions["student"], predictions.get("teacher")
         if teacher is not None:
-            self.set_verdict(self.rule.judge(student, teacher), split)
+            self.set_verdict(self.rule.judge(student, teacher), name or split)
 
-    def set_verdict(self, judgment: Judgment, split: SplitName) -> None:
+    def set_verdict(self, judgment: Judgment, split: str) -> None:
         """Set the verdict on `split`."""
         self.verdict = VerdictPart(**vars(judgment), split=split)
 

@@ -194,7 +194,9 @@ class EvaluationSettings(Typed, called="kd-evaluate"):
         cascade: Annotated[list[Place], Field(min_length=1)] | None,
         out: Place,
         overwrite: StrictBool,
+        root: Place | None,
         split: Literal["auto", "train", "validation", "test", "all"],
+        known_images: Literal["leave_out", "measure"],
         limit: float | None,
         examples: Annotated[int, Field(ge=0, le=1000, strict=True)],
         allow: list[Place],
@@ -210,6 +212,11 @@ class EvaluationSettings(Typed, called="kd-evaluate"):
             )
         if data is not None:
             _check_data(data)
+        if data is not None and root is not None:
+            raise RequestError(
+                f"root={root} is the new location of the run's own images, but data= names other"
+                " images. Use data.root for the location of other images."
+            )
 
 
 def _check_chosen(group: str, chosen: Mapping[str, Any]) -> None:

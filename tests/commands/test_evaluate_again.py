@@ -224,12 +224,18 @@ def test_a_student_that_nobody_taught_is_measured_by_all_that_needs_no_teacher()
 
 
 def test_images_of_other_classes_are_refused_by_name(
-    made: Path, photos: Path, written: Path, tmp_path: Path
+    made: Path, photos: Path, tmp_path: Path
 ) -> None:
     words = (f"run={made / 'run'}", "out=other", "data=folder", f"stages={tmp_path / 'stages'}")
     said = not_evaluated(*words, f"data.root={photos}")
     assert "The run's models have 10 classes, these data have 3;" in said
     assert "'class0'" in said
+
+
+def test_images_of_a_part_of_the_classes_are_measured(
+    made: Path, written: Path, tmp_path: Path
+) -> None:
+    words = (f"run={made / 'run'}", "out=other", "data=folder", f"stages={tmp_path / 'stages'}")
     nine = Path(
         shutil.copytree(
             written,
@@ -237,7 +243,11 @@ def test_images_of_other_classes_are_refused_by_name(
             ignore=lambda folder, names: ["9"] if Path(folder) == written else [],
         )
     )
-    assert "differ in '9'" in not_evaluated(*words, f"data.root={nine}", "data.source.channels=1")
+    said = " ".join(evaluated(*words, f"data.root={nine}", "data.source.channels=1").split())
+    assert "1 of the 10 classes have no image here ('9')" in said
+    found = results(Path("other"))["test"]
+    assert (found["split"], found["num_images"]) == ("all", 108)
+    assert found["per_class"]["support"] == [12] * 9 + [0]
 
 
 def test_a_run_that_is_not_finished_is_refused(run: Path) -> None:
