@@ -39,7 +39,7 @@ class Evaluation:
             name: [name] if name in self.classes else by_case.get(name.casefold(), [])
             for name in listing.classes
         }
-        unknown = [name for name, found in matches.items() if len(found) != 1]
+        unknown = [name for name, match in matches.items() if len(match) != 1]
         if unknown:
             raise RequestError(
                 f"The run's models have {len(self.classes)} classes, these data have"
@@ -73,7 +73,7 @@ class Evaluation:
 
 
 def _note_case(matches: Mapping[str, Sequence[str]]) -> list[str]:
-    pairs = [f"{name!r} as {found[0]!r}" for name, found in matches.items() if name != found[0]]
+    pairs = [f"{name!r} as {match[0]!r}" for name, match in matches.items() if name != match[0]]
     if not pairs:
         return []
     return [f"Class names that differ only in case are read as equal: {', '.join(pairs)}."]

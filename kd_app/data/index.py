@@ -105,22 +105,23 @@ class ImageIndex:
         Raises `RequestError` for an invalid source or an impossible division.
         """
         if self._listing is None:
-            listing, names = self.source.list_images(), None
+            listing = self.source.list_images()
+            self.notes = listing.notes
             if self._evaluation is not None:
                 listing, notes = self._evaluation.match_classes(listing)
-                self.notes = (*listing.notes, *notes)
-                names = self._evaluation.choose_splits(listing)
-            if names is not None:
-                self._listing, self._names = listing, names
-                self._divide()
-                return
+                self.notes += notes
+                chosen = self._evaluation.choose_splits(listing)
+                if chosen is not None:
+                    self._listing, self._names = listing, chosen
+                    self._divide()
+                    return
             labeled = select_labeled(listing)
             division = divide(
                 labeled, seed=self.seed, validation=self.shares.validation, test=self.shares.test
             )
             names = (*division.names, *(UNLABELED,) * (len(listing.files) - len(labeled.files)))
             self._listing, self._names = listing, names
-            self.notes = (*listing.notes, *division.notes)
+            self.notes += division.notes
             self._divide()
 
     def evaluate_only(self, evaluation: Evaluation) -> None:

@@ -79,16 +79,16 @@ def leave_out_used(known: KnownImages, data: RunData, split: str, *, measure: bo
     if not used:
         return []
     uses = ", ".join(f"{count:,} {USED[name]}" for name, count in Counter(used.values()).items())
-    found = (
+    start = (
         f"{len(used):,} of the {total:,} images were used to train the run's models ({uses}),"
         " recognized by their content"
     )
     if measure:
-        return [f"{found}. They are measured, too, so the metrics are better than on new images."]
+        return [f"{start}. They are measured, too, so the metrics are better than on new images."]
     if len(used) == total:
         raise RequestError(
-            f"{found}, so there is no new image to measure. Name other images, or measure these"
+            f"{start}, so there is no new image to measure. Name other images, or measure these"
             " with known_images=measure."
         )
     data.leave_out(used)
-    return [f"{found}. They are left out; known_images=measure measures them, too."]
+    return [f"{start}. They are left out; known_images=measure measures them, too."]

@@ -94,6 +94,15 @@ def test_other_images_of_the_same_classes_are_measured_all(made: Path, written: 
     assert runs["test.teacher.top1"].notna().all()
 
 
+def test_a_model_that_is_no_run_is_measured_alike(made: Path, written: Path) -> None:
+    words = ("data=folder", f"data.root={written}", "data.source.channels=1", "stages=stages")
+    evaluated(f"run={made / 'run'}", "out=a", *words)
+    evaluated(f"model={made / 'run' / 'student'}", "out=b", *words)
+    of_run, of_model = (results(Path(name))["test"] for name in ("a", "b"))
+    assert of_model["student"] == of_run["student"]
+    assert (of_model["teacher"], of_model["split"]) == (None, "all")
+
+
 def test_all_measures_of_other_images_their_groups_and_what_corruption_does_to_each_model(
     made: Path, written: Path
 ) -> None:
