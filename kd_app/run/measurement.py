@@ -28,8 +28,8 @@ from kd_app.run.results_builder import ResultsBuilder, SplitName
 from kd_app.run.robustness import measure_robustness
 from kd_app.run.run_output import list_groups, write_predictions
 from kd_app.run.workspace import RunModel, Workspace
-from kd_app.training.fit import describe_outcome
 from kd_app.run_files import SPLIT
+from kd_app.training.fit import describe_outcome
 
 
 def start_results(

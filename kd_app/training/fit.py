@@ -17,6 +17,7 @@ from zipfile import ZipFile
 import torch
 from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
+from torch import Tensor
 
 from kd_app.config import RequestError, RunError
 from kd_app.config.errors import take_first_line
@@ -139,12 +140,7 @@ def fit(
             f"Note: {job.name}: {skip.skipped} steps with a non-finite gradient were skipped"
         )
     if trainer.is_global_zero:
-        if not is_best_intact(folder, checkpoints.sha256):
-            raise RunError(
-                f"{folder / BEST} is damaged or missing, so the best weights of {job.name} are"
-                " lost. Repeat the command: this training starts again."
-            )
-        module.student.load_state_dict(load_file(folder / BEST))
+        module.student.load_state_dict(_load_best(folder, checkpoints.sha256))
         save_model(
             module.student.cpu().eval(),
             folder / MODEL,
@@ -183,6 +179,15 @@ def _explain_single_image(error: Exception, *, is_started: bool) -> Exception | 
         " size or a model without BatchNorm."
     )
     return RunError(message) if is_started else RequestError(message)
+
+
+def _load_best(folder: Path, sha256: str) -> dict[str, Tensor]:
+    if not is_best_intact(folder, sha256):
+        raise RunError(
+            f"{folder / BEST} is damaged or missing, so the best weights of this training are lost."
+            " Repeat the command: the training starts again."
+        )
+    return load_file(folder / BEST)
 
 
 def describe_outcome(record: Mapping[str, Any]) -> list[str]:
