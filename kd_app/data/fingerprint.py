@@ -148,7 +148,8 @@ def hash_files(paths: Sequence[str | Path], *, whole: bool | None = None) -> Fil
     whole: as in `hash_file`; None: if the total size is at most `WHOLE_LIMIT`. See
     `use_digests`.
     """
-    files = [(name, _read_state(name)) for name in map(os.fspath, paths)]
+    names = [os.fspath(path) for path in paths]
+    files = [(name, _read_state(name)) for name in names]
     if whole is None:
         whole = sum(state[0] for _, state in files if state) <= WHOLE_LIMIT
     chunks = [files[start : start + _CHUNK] for start in range(0, len(files), _CHUNK)]

@@ -36,5 +36,6 @@ def test_other_parts_keep_what_they_have() -> None:
     config["data"] = {"_target_": "my.Data", "name": "mine", "view": None}
     config["loss"]["own"] = {"_target_": "my.Loss"}
     assert fill_defaults(config) == config
-    for other in (None, [], {"run": "a", "data": None}):
+    others: tuple[Any, ...] = (None, [], {"run": "a", "data": None})
+    for other in others:
         assert fill_defaults(other) == other
