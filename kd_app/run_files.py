@@ -5,6 +5,8 @@ from typing import Final
 CONFIG: Final = "config.yaml"
 RESULTS: Final = "results.json"
 PREDICTIONS: Final = "predictions.parquet"
+INPUTS: Final = "inputs.json"
+SPLIT: Final = "split.csv"
 CURVES: Final = "metrics.csv"
 STUDENT: Final = "student"
 TEACHER: Final = "teacher"

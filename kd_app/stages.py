@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,15 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-FORMAT = 2
+FORMAT = 3
 """Part of every key; a change that invalidates older stages must increase the number.
 """
 RECORD = "stage.json"
-_MAX_HASHED_BYTES = 2**28
-"""Files up to this size are verified by content, larger files by size."""
+_SELF = "sha256"
+"""In the record: the hash of the other keys."""
+_PART = 2**26
+"""Files above this size are hashed in parts of this size, by several threads."""
+_BLOCK = 2**20
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,45 @@ def hash_file(path: Path) -> str:
     """The sha256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_content(path: Path) -> str:
+    """A hash of a file's content: its sha256, or for a large file the sha256 of the
+    sha256 of each part.
+
+    In one process, a file is read again only if its size or times have changed.
+    """
+    status = path.stat()
+    size, changed = status.st_size, status.st_ctime_ns
+    key = (status.st_dev, status.st_ino, size, status.st_mtime_ns, changed)
+    if key in _HASHES:
+        return _HASHES[key]
+    content = hash_file(path) if size <= _PART else _hash_in_parts(path, size)
+    if time.time_ns() - changed > _SETTLED_NS:
+        _HASHES[key] = content
+    return content
+
+
+_HASHES: dict[tuple[int, ...], str] = {}
+_SETTLED_NS = 10**9
+"""Clocks of file systems are coarse: a second write to a file could have the time of
+the first one. So only hashes of files that are older are kept.
+"""
+
+
+def _hash_in_parts(path: Path, size: int) -> str:
+    def hash_part(start: int) -> bytes:
+        digest, end = hashlib.sha256(), min(start + _PART, size)
+        with path.open("rb", buffering=0) as file:
+            file.seek(start)
+            while start < end and (block := file.read(min(_BLOCK, end - start))):
+                digest.update(block)
+                start += len(block)
+        return digest.digest()
+
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        parts = pool.map(hash_part, range(0, size, _PART))
+        return f"parts {hashlib.sha256(b''.join(parts)).hexdigest()}"
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -127,14 +170,13 @@ class Stages:
         partial = path.with_name(f"{path.name}.partial")
         partial.mkdir(exist_ok=True)
         before, start, files = _read_seconds(partial), time.monotonic(), {}
-        write_atomically(partial / RECORD, json.dumps({**key, "seconds": before}, indent=1))
+        _write_record(partial, {**key, "seconds": before})
         try:
             build(partial)
-            files = {name: _hash_content(partial / name) for name in _list_files(partial)}
+            files = {name: hash_content(partial / name) for name in _list_files(partial)}
         finally:
             seconds = before + time.monotonic() - start
-            record = {**key, "seconds": seconds, "files": files}
-            write_atomically(partial / RECORD, json.dumps(record, indent=1))
+            _write_record(partial, {**key, "seconds": seconds, "files": files})
         os.replace(partial, path)
         return Stage(str(key["name"]), path, seconds, is_new=True)
 
@@ -171,24 +213,31 @@ def _read_seconds(folder: Path) -> float:
 
 
 def _find_damaged(folder: Path) -> str | None:
-    """The first missing or changed file of a finished stage; None if there is none, or
-    if the record has no hashes.
-    """
-    files = _read_record(folder).get("files", {})
+    """The first missing or changed file of a finished stage; None if there is none."""
+    files = _read_record(folder).get("files")
+    if files is None:
+        return RECORD
     return next(
         (
             name
             for name, content in files.items()
-            if not (folder / name).is_file() or _hash_content(folder / name) != content
+            if not (folder / name).is_file() or hash_content(folder / name) != content
         ),
         None,
     )
 
 
+def _write_record(folder: Path, record: dict[str, Any]) -> None:
+    record = {**record, _SELF: hash_value(record)}
+    write_atomically(folder / RECORD, json.dumps(record, indent=1))
+
+
 def _read_record(folder: Path) -> dict[str, Any]:
+    """The record of a stage; empty if the record is missing or damaged."""
     try:
-        return dict(json.loads((folder / RECORD).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        record = dict(json.loads((folder / RECORD).read_text(encoding="utf-8")))
+        return record if record.pop(_SELF, "") == hash_value(record) else {}
+    except (OSError, ValueError, TypeError, RecursionError):
         return {}
 
 
@@ -198,9 +247,3 @@ def _list_files(folder: Path) -> list[str]:
         for path in folder.rglob("*")
         if path.is_file() and path != folder / RECORD
     )
-
-
-def _hash_content(path: Path) -> str:
-    """The sha256 of a file, or the size of a large file."""
-    size = path.stat().st_size
-    return hash_file(path) if size <= _MAX_HASHED_BYTES else f"{size} bytes"

@@ -1,5 +1,6 @@
 """The cache of long-running steps: reuse, resumption, and several processes."""
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -9,12 +10,13 @@ from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kd_app.stages import Stage, Stages, hash_file, hash_value, write_atomically
+from kd_app.stages import Stage, Stages, hash_content, hash_file, hash_value, write_atomically
 
 PROCESSES = multiprocessing.get_context("spawn")
 PLAIN = st.recursive(
@@ -116,14 +118,44 @@ def test_a_stage_with_a_damaged_file_is_rebuilt_with_a_message(
     assert not make(Stages(tmp_path), refuses).is_new
 
 
-def test_a_very_large_file_is_verified_by_size_only(
+def test_a_large_file_is_hashed_in_parts_and_verified_by_content(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kd_app.stages._MAX_HASHED_BYTES", 2)
-    result = make(Stages(tmp_path), writes("one")).path / "result"
-    result.write_text("two")
+    monkeypatch.setattr("kd_app.stages._PART", 2)
+    result = make(Stages(tmp_path), writes("one two")).path / "result"
+    parts = b"".join(hashlib.sha256(part).digest() for part in (b"on", b"e ", b"tw", b"o"))
+    assert hash_content(result) == f"parts {hashlib.sha256(parts).hexdigest()}"
     assert not make(Stages(tmp_path), refuses).is_new
-    result.write_text("longer")
+    result.write_text("one twp")
+    assert make(Stages(tmp_path), writes("one two")).is_new
+
+
+def test_an_unchanged_file_is_hashed_once_in_a_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kd_app.stages._SETTLED_NS", -1)
+    result = make(Stages(tmp_path), writes("one")).path / "result"
+    with patch("kd_app.stages.hash_file") as hashed:
+        make(Stages(tmp_path), refuses)
+        make(Stages(tmp_path), refuses)
+        assert not hashed.called
+    status = result.stat()
+    time.sleep(0.02)
+    result.write_text("two")
+    os.utime(result, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert make(Stages(tmp_path), writes("one")).is_new
+
+
+@pytest.mark.parametrize("damage", ["gone", "empty", "[1]", "seconds"])
+def test_a_stage_with_a_damaged_record_is_rebuilt(tmp_path: Path, damage: str) -> None:
+    record = make(Stages(tmp_path), writes("one")).path / "stage.json"
+    content = record.read_text()
+    if damage == "gone":
+        record.unlink()
+    else:
+        changed = {"empty": "", "seconds": content.replace('"seconds": ', '"seconds": 1')}
+        record.write_text(changed.get(damage, damage))
+    assert Stages(tmp_path).find("teacher", config={"lr": 0.1}, inputs={"data": "abc"}) is None
     assert make(Stages(tmp_path), writes("one")).is_new
 
 

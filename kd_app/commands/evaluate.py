@@ -1,4 +1,4 @@
-"""``kd-evaluate``: measure the models of a finished run again, or a cascade."""
+"""``kd-evaluate``: measure a run's models again, another model, or a cascade."""
 
 from typing import Any, NoReturn
 
@@ -10,6 +10,11 @@ def _run_task(config: dict[str, Any], trial: int | None) -> None:
         from kd_app.jobs.cascade import evaluate_cascade
 
         evaluate_cascade(config, trial=trial)
+        return
+    if config["model"] is not None:
+        from kd_app.jobs.evaluate_model import evaluate_model
+
+        evaluate_model(config, trial=trial)
         return
     from kd_app.jobs.evaluate import evaluate
 

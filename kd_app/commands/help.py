@@ -30,7 +30,7 @@ EXAMPLES = {
     ),
     "evaluate": (
         "kd-evaluate run=runs/fm out=runs/fm-again",
-        "kd-evaluate run=runs/fm robustness=standard out=runs/fm-corrupted",
+        "kd-evaluate model=runs/fm/export/model.onnx data=folder data.root=new out=runs/fm-new",
         "kd-evaluate 'cascade=[runs/fm/export/model.onnx,runs/fm/teacher]' out=runs/fm-cascade",
     ),
     "compress": (

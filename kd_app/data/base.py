@@ -11,7 +11,9 @@ from jaxtyping import Int64, UInt8
 from kd_app.config import InputSpec, RequestError
 from kd_app.data.batch import Batch
 from kd_app.data.corruptions import Corruption
+from kd_app.data.evaluation import Evaluation
 from kd_app.data.scan import Progress
+from kd_app.data.source import Listing
 
 Capability = Literal["replay", "views", "partners", "options", "uint8", "sharded"]
 
@@ -141,6 +143,21 @@ class RunData(Protocol):
     @property
     def num_labeled(self) -> int | None:
         """Number of training images whose label is used; None: all."""
+
+    @property
+    def listing(self) -> Listing | None:
+        """The images without their pixels, listed on first use; None if unknown."""
+
+    def evaluate_only(self, evaluation: Evaluation) -> None:
+        """Use the images only to measure models, before ``list()``; without effect on
+        data without a listing.
+        """
+
+    def leave_out(self, numbers: Iterable[int]) -> None:
+        """Leave out these image numbers from now on; after ``load()``."""
+
+    def hash_images(self, *, whole: bool) -> Sequence[bytes]:
+        """Return the digests of the listed images; whole: see `Listing`."""
 
     def list(self) -> None:
         """List the images without decoding them."""

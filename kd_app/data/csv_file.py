@@ -94,7 +94,8 @@ class CsvFile(FileSource):
         labels = [row.label for row in rows]
         whole_numbers = all(label.isdecimal() for label in labels)
         classes = sorted(set(labels), key=lambda label: (int(label) if whole_numbers else 0, label))
-        require_two_classes(classes, file)
+        if not self.is_only_measured:
+            require_two_classes(classes, file)
         return self.build_listing(
             classes,
             [os.path.relpath(row.path, self.base).replace(os.sep, "/") for row in rows],

@@ -1,7 +1,7 @@
 """User-provided LightningDataModules as the data of a run."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from kd_app.config.errors import take_first_line
 from kd_app.data.base import Capability, Lack, exclude_capabilities, require
 from kd_app.data.batch import Batch
 from kd_app.data.corruptions import Corruption
+from kd_app.data.evaluation import Evaluation
 from kd_app.data.external_batches import NumberedLoader, OrderedLoader, check_images
 
 _FIX = "Read the images with data=folder or data=csv"
@@ -47,6 +48,7 @@ class ExternalDataModule(LightningDataModule):
         self.license: str | None = getattr(module, "license", None)
         self.notes: tuple[str, ...] = ()
         self.num_labeled = None
+        self.listing = None
         self.image_size = None
         self.classes: tuple[str, ...] = ()
         self._config = config
@@ -90,6 +92,16 @@ class ExternalDataModule(LightningDataModule):
 
     def scan_job(self, decode_size: int) -> None:
         """Return None: the module decodes its images."""
+
+    def evaluate_only(self, evaluation: Evaluation) -> None:
+        """Do nothing: the module determines classes and splits."""
+
+    def leave_out(self, numbers: Iterable[int]) -> None:
+        """Do nothing: images can't be left out of finished batches."""
+
+    def hash_images(self, *, whole: bool) -> Sequence[bytes]:
+        """Return nothing: the images have no digests."""
+        return ()
 
     def list(self) -> None:
         """Do nothing: the images are known after `load` only."""

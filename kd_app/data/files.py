@@ -36,6 +36,10 @@ class FileSource(Source):
     def list_images(self) -> Listing:
         return self._listing
 
+    def hash_images(self, *, whole: bool) -> Sequence[bytes]:
+        paths = [os.path.join(self.base, file) for file in self.list_images().files]
+        return hash_files(paths, whole=whole)
+
     def read(self, index: int, *, shorter_side: int | None = None) -> Image.Image:
         file = self.list_images().files[index]
         return open_image(self.base / file, self.channels, shorter_side=shorter_side)
@@ -62,7 +66,8 @@ class FileSource(Source):
             fingerprint="",
             notes=tuple(notes),
         )
-        return add_fingerprint(listing, hash_files([self.base / file for file in files]))
+        paths = [os.path.join(self.base, file) for file in files]
+        return add_fingerprint(listing, hash_files(paths))
 
 
 def resolve_root(root: Path | None, key: str = "data.root") -> Path:

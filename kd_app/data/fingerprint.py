@@ -4,13 +4,18 @@ The hash changes when a byte, a file name or a label changes.
 """
 
 import hashlib
+import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
+
+import numpy as np
 
 from kd_app.data.source import Listing
 
@@ -21,10 +26,87 @@ Of larger data sets, only the size and both ends of each file are hashed.
 """
 _END = 4096
 _CHUNK = 256
+_BLOCK = 2**20
+_SIZE = hashlib.sha256().digest_size
+
+
+class FileDigests(list[bytes]):
+    """The digests of files; `whole`: whether all bytes of each file were hashed."""
+
+    whole = True
+
+
+FileState = tuple[int, int, int]
+"""Size in bytes, and the times of the last change of content and of metadata in
+nanoseconds. Any write to a file changes one of them.
+"""
+
+
+class DigestBook:
+    """Digests of files by absolute path. A digest is computed again only if the state
+    of its file has changed.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[str, tuple[int, int, int, bool, bytes]] = {}
+
+    def find(self, path: str, state: FileState, *, whole: bool) -> bytes | None:
+        """Return the digest of an unchanged file; None if it is unknown."""
+        entry = self._entries.get(os.path.abspath(path))
+        return entry[4] if entry is not None and entry[:4] == (*state, whole) else None
+
+    def add(self, path: str, state: FileState, digest: bytes, *, whole: bool) -> None:
+        """Add the digest of a file that had this `state` before it was read."""
+        self._entries[os.path.abspath(path)] = (*state, whole, digest)
+
+    def save(self, path: Path) -> None:
+        """Write the book, atomically."""
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        names = "\0".join(self._entries).encode("utf-8", "surrogateescape")
+        entries = list(self._entries.values())
+        with partial.open("wb") as file:
+            np.savez(
+                file,
+                paths=np.frombuffer(names, dtype=np.uint8),
+                states=np.array([entry[:4] for entry in entries], dtype=np.int64).reshape(-1, 4),
+                digests=np.frombuffer(b"".join(entry[4] for entry in entries), dtype=np.uint8),
+            )
+        os.replace(partial, path)
+
+    @staticmethod
+    def load(path: Path) -> "DigestBook":
+        """Read a book; an empty one if the file is missing or damaged."""
+        book = DigestBook()
+        try:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+                text = arrays["paths"].tobytes().decode("utf-8", "surrogateescape")
+                digests = arrays["digests"].tobytes()
+                sizes, modified, changed, whole = arrays["states"].T.tolist()
+            names = text.split("\0") if text else []
+            parts = [digests[start : start + _SIZE] for start in range(0, len(digests), _SIZE)]
+            rows = zip(sizes, modified, changed, map(bool, whole), parts, strict=True)
+            book._entries = dict(zip(names, rows, strict=True))
+        except Exception:
+            # a damaged file can raise any exception
+            return DigestBook()
+        return book
+
+
+_BOOK: ContextVar[DigestBook | None] = ContextVar("book", default=None)
+
+
+@contextmanager
+def use_digests(book: DigestBook) -> Iterator[None]:
+    """Take digests of unchanged files from `book` and add computed digests to it."""
+    token = _BOOK.set(book)
+    try:
+        yield
+    finally:
+        _BOOK.reset(token)
 
 
 def add_fingerprint(listing: Listing, contents: Sequence[bytes]) -> Listing:
-    """Return the listing with its fingerprint.
+    """Return the listing with its fingerprint, and `contents` as its digests.
 
     The fingerprint is the sha256 of the class names, and of each image's file name,
     class, predefined split, group and content hash (`contents`).
@@ -34,7 +116,12 @@ def add_fingerprint(listing: Listing, contents: Sequence[bytes]) -> Listing:
         listing.files, listing.target.tolist(), listing.split, listing.group, contents, strict=True
     ):
         total.update(json.dumps([*row, content.hex()]).encode())
-    return replace(listing, fingerprint=total.hexdigest())
+    return replace(
+        listing,
+        fingerprint=total.hexdigest(),
+        digests=tuple(contents),
+        whole=not isinstance(contents, FileDigests) or contents.whole,
+    )
 
 
 def hash_file(file: BinaryIO, *, whole: bool) -> bytes:
@@ -46,7 +133,8 @@ def hash_file(file: BinaryIO, *, whole: bool) -> bytes:
     file.seek(0)
     digest = hashlib.sha256(size.to_bytes(8, "big"))
     if whole or size <= 2 * _END:
-        digest.update(file.read())
+        while chunk := file.read(_BLOCK):
+            digest.update(chunk)
     else:
         digest.update(file.read(_END))
         file.seek(-_END, os.SEEK_END)
@@ -54,32 +142,48 @@ def hash_file(file: BinaryIO, *, whole: bool) -> bytes:
     return digest.digest()
 
 
-def hash_files(paths: Sequence[Path]) -> list[bytes]:
+def hash_files(paths: Sequence[str | Path], *, whole: bool | None = None) -> FileDigests:
     """Return `hash_file` of each file; ``b""`` for a file that can't be opened.
 
-    Files are hashed as a whole unless their total size is above `WHOLE_LIMIT`.
+    whole: as in `hash_file`; None: if the total size is at most `WHOLE_LIMIT`. See
+    `use_digests`.
     """
-    whole = sum(map(_read_size, paths)) <= WHOLE_LIMIT
-    chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
+    names = [os.fspath(path) for path in paths]
+    files = [(name, _read_state(name)) for name in names]
+    if whole is None:
+        whole = sum(state[0] for _, state in files if state) <= WHOLE_LIMIT
+    chunks = [files[start : start + _CHUNK] for start in range(0, len(files), _CHUNK)]
+    book = _BOOK.get() or DigestBook()
+
+    def hash_chunk(chunk: list[tuple[str, FileState | None]]) -> list[bytes]:
+        return [_hash_path(path, state, book, whole=whole) for path, state in chunk]
+
     with ThreadPoolExecutor(max_workers=8) as pool:
-        return [
-            digest
-            for part in pool.map(lambda chunk: [_hash_path(path, whole) for path in chunk], chunks)
-            for digest in part
-        ]
+        digests = FileDigests(digest for part in pool.map(hash_chunk, chunks) for digest in part)
+    digests.whole = whole
+    return digests
 
 
-def _read_size(path: Path) -> int:
+def _read_state(path: str) -> FileState | None:
+    """Return the state of a file; None if there is none."""
     try:
-        return os.stat(path).st_size
+        status = os.stat(path)
     except OSError:
-        return 0
+        return None
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _hash_path(path: Path, whole: bool) -> bytes:
-    try:
-        with open(path, "rb", buffering=0) as file:
-            return hash_file(file, whole=whole)
-    except OSError:
+def _hash_path(path: str, state: FileState | None, book: DigestBook, *, whole: bool) -> bytes:
+    if state is None:
         # Reading the image raises an error that names the file.
         return b""
+    digest = book.find(path, state, whole=whole)
+    if digest is not None:
+        return digest
+    try:
+        with open(path, "rb", buffering=0) as file:
+            digest = hash_file(file, whole=whole)
+    except OSError:
+        return b""
+    book.add(path, state, digest, whole=whole)
+    return digest

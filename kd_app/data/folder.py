@@ -64,7 +64,10 @@ class Folder(FileSource):
                 images = self._list_class_images(folders, left_out)
                 rows += [(file, name, split) for file in images]
         names = list(next(iter(layout.parts.values())))
-        _check_classes(names, layout.parts, rows, left_out)
+        if self.is_only_measured and rows:
+            names = sorted({name for _, name, _ in rows})
+        else:
+            _check_classes(names, layout.parts, rows, left_out)
         _find_beside(root, layout.parts, left_out)
         files, labels, splits = zip(*sorted(rows), strict=True)
         notes = (*layout.notes, *_note_case(names), *left_out.describe(root))

@@ -4,7 +4,7 @@ The index is independent of models, views and batches.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from kd_app.config import RequestError
 from kd_app.data.base import ScanJob
+from kd_app.data.evaluation import ALL, Evaluation
 from kd_app.data.image_tree import write_reasons
 from kd_app.data.images import BadImageError
 from kd_app.data.label_subset import select_labeled_images
@@ -92,6 +93,8 @@ class ImageIndex:
         self._statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
         self._bad: dict[str, str] = {}
         self._decode_size: int | None = None
+        self._evaluation: Evaluation | None = None
+        self._left_out: tuple[int, ...] = ()
         self._measured_size = self.source.size
 
     # -- list, scan, load
@@ -103,18 +106,43 @@ class ImageIndex:
         """
         if self._listing is None:
             listing = self.source.list_images()
+            self.notes = listing.notes
+            if self._evaluation is not None:
+                listing, notes = self._evaluation.match_classes(listing)
+                self.notes += notes
+                chosen = self._evaluation.choose_splits(listing)
+                if chosen is not None:
+                    self._listing, self._names = listing, chosen
+                    self._divide()
+                    return
             labeled = select_labeled(listing)
             division = divide(
                 labeled, seed=self.seed, validation=self.shares.validation, test=self.shares.test
             )
             names = (*division.names, *(UNLABELED,) * (len(listing.files) - len(labeled.files)))
             self._listing, self._names = listing, names
-            self.notes = (*listing.notes, *division.notes)
+            self.notes += division.notes
             self._divide()
+
+    def evaluate_only(self, evaluation: Evaluation) -> None:
+        """Use the images only to measure models; before ``list()``."""
+        self._evaluation = evaluation
+        self.source.is_only_measured = True
+
+    def leave_out(self, numbers: Iterable[int]) -> None:
+        """Leave out images; after ``load()``."""
+        self._left_out = tuple(sorted(numbers))
+        self._divide()
+
+    def hash_images(self, *, whole: bool) -> Sequence[bytes]:
+        """Return the digests of the images, see `Listing`."""
+        is_known = self.listing.whole == whole
+        return self.listing.digests if is_known else self.source.hash_images(whole=whole)
 
     def _divide(self) -> None:
         names = np.array(self._names)
         names[[int(number) for number in self._bad]] = ""
+        names[list(self._left_out)] = ""
         self._rows = {name: np.flatnonzero(names == name) for name in (*SPLITS, UNLABELED)}
         if self.label_fraction is not None or len(self._rows[UNLABELED]):
             self.labeled = select_labeled_images(
@@ -211,7 +239,12 @@ class ImageIndex:
         return f"{', '.join(some)}{more}. The first: {next(iter(self._bad.values()))}.{listed}"
 
     def _check_splits(self, folder: Path | None) -> None:
-        """Raise `RequestError` for a split, or a class of train, without images."""
+        """Raise `RequestError` for a split, or a class of train, without images. Images
+        that only measure models may lack splits and classes.
+        """
+        if self._evaluation is not None:
+            self._check_measured(self._evaluation.split)
+            return
         for name in SPLITS:
             if not len(self.list_rows(name)):
                 raise RequestError(
@@ -223,6 +256,14 @@ class ImageIndex:
             raise RequestError(
                 f"No image of the class {self.classes[missing[0]]!r} in train can be read. Replace"
                 f" the files: {self._name_bad(folder)}"
+            )
+
+    def _check_measured(self, split: str) -> None:
+        names = SPLITS if split == ALL else (split,)
+        if not sum(len(self.list_rows(name)) for name in names):
+            raise RequestError(
+                f"The data have no readable image to measure (split={split}). Name a split with"
+                " images, or split=all."
             )
 
     def _note_labels(self) -> None:
@@ -293,6 +334,7 @@ class ImageIndex:
                 "bad": sorted(self._bad),
                 "decode_size": self._decode_size,
                 "seed": self.seed,
+                **({"left_out": self._left_out} if self._left_out else {}),
             }
         )
 
@@ -337,6 +379,8 @@ class ImageIndex:
         """
         if self._statistics is None:
             rows = self.list_rows("train")
+            if not len(rows):
+                rows = np.concatenate([self.list_rows(name) for name in SPLITS])
             sample = rows[
                 np.linspace(0, len(rows) - 1, min(len(rows), _SAMPLE)).round().astype(np.int64)
             ]

@@ -1,7 +1,7 @@
 """`ImageData`, the LightningDataModule for all sources of labeled images."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -15,12 +15,14 @@ from kd_app.config import InputSpec, RequestError, Typed
 from kd_app.data.augment import Augment
 from kd_app.data.base import Capability, Lack, ScanJob, ViewReplay, exclude_capabilities
 from kd_app.data.corruptions import Corruption
+from kd_app.data.evaluation import Evaluation
 from kd_app.data.index import ImageIndex, SplitRatios, build_source
 from kd_app.data.loader import SINGLE, EvaluationLoader, Rank, TrainingLoader
 from kd_app.data.loaders import ImageLoaders
 from kd_app.data.mix import MixSettings
 from kd_app.data.partners import draw_class_partners
 from kd_app.data.pixel_store import Cache
+from kd_app.data.source import Listing
 from kd_app.data.unlabeled import UNLABELED
 from kd_app.data.views import View
 
@@ -216,6 +218,19 @@ class ImageData(LightningDataModule, Typed):
     def num_labeled(self) -> int | None:
         labeled, rows = len(self.index.labeled_rows), len(self.index.training_rows)
         return labeled if labeled < rows else None
+
+    @property
+    def listing(self) -> Listing:
+        return self.index.source.list_images()
+
+    def evaluate_only(self, evaluation: Evaluation) -> None:
+        self.index.evaluate_only(evaluation)
+
+    def leave_out(self, numbers: Iterable[int]) -> None:
+        self.index.leave_out(numbers)
+
+    def hash_images(self, *, whole: bool) -> Sequence[bytes]:
+        return self.index.hash_images(whole=whole)
 
     def list(self) -> None:
         self.index.list()

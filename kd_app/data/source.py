@@ -1,6 +1,7 @@
 """`Source` and `Listing`, the interface of sources of labeled images."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +24,8 @@ class Listing:
     without a predefined split. group: '' for images without a group. fingerprint:
     sha256 of names, labels, predefined splits, groups and contents; independent of the
     machine and of the path of the data. notes: what the user should know about the
-    listing, one sentence each.
+    listing, one sentence each. digests: hash of the content of each image; empty if
+    unknown. whole: whether the digests are of all bytes of the files.
     """
 
     classes: tuple[str, ...]
@@ -33,6 +35,8 @@ class Listing:
     group: tuple[str, ...]
     fingerprint: str
     notes: tuple[str, ...] = ()
+    digests: tuple[bytes, ...] = ()
+    whole: bool = True
 
 
 class Source(Typed):
@@ -42,6 +46,10 @@ class Source(Typed):
     """Number of channels of the images: 1 (gray) or 3 (color)."""
     license: str | None = None
     """License of the images; None if unknown."""
+    is_only_measured = False
+    """Whether the images only measure models; then a single class, and classes without
+    images, are accepted.
+    """
     size: int | None
     """Side of the images if all are squares of one size, known without decoding."""
 
@@ -51,6 +59,12 @@ class Source(Typed):
 
         Raises `RequestError` for missing files, no images or a single class.
         """
+
+    def hash_images(self, *, whole: bool) -> Sequence[bytes]:
+        """Return the digests of the images, see `Listing`; of all bytes of each file if
+        `whole`.
+        """
+        return self.list_images().digests
 
     def store(self) -> Tensor | None:
         """Return all pixels, uint8 ``[N, C, H, W]``, for small sets of one image size.

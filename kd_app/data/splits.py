@@ -86,18 +86,68 @@ def split(listing: Listing, *, seed: int, validation: float, test: float) -> Ima
 
 
 def write_split(path: Path, listing: Listing, names: Sequence[str]) -> None:
-    """Write a CSV with the columns index, file, label ('' for none), split and group.
+    """Write a CSV with the columns index, file, label ('' for none), split, group and
+    digest (`shorten_digest`).
 
     There is one row per image, in the order of the listing.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("index", "file", "label", "split", "group"))
-    labels = (listing.classes[number] if number >= 0 else "" for number in listing.target.tolist())
+    writer.writerow(("index", "file", "label", "split", "group", "digest"))
+    digests = map(shorten_digest, listing.digests or [b""] * len(names))
     writer.writerows(
-        zip(range(len(names)), listing.files, labels, names, listing.group, strict=True)
+        zip(
+            range(len(names)),
+            listing.files,
+            list_labels(listing),
+            names,
+            listing.group,
+            digests,
+            strict=True,
+        )
     )
-    write_atomically(path, text.getvalue().encode("utf-8", "backslashreplace").decode())
+    write_atomically(path, escape_undecodable(text.getvalue()))
+
+
+def escape_undecodable(text: str) -> str:
+    """Return text with the bytes of file names that are no UTF-8 as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+class SplitRow(NamedTuple):
+    """An image in a file that `write_split` wrote; `digest` is '' if it is unknown."""
+
+    label: str
+    split: str
+    group: str
+    digest: str
+
+
+def read_split(path: Path) -> dict[str, SplitRow] | None:
+    """Read the rows of a split file by the name of the image; None if the file is
+    missing or damaged.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as text:
+            rows = csv.DictReader(text)
+            return {
+                row["file"]: SplitRow(
+                    row["label"], row["split"], row["group"], row.get("digest") or ""
+                )
+                for row in rows
+            }
+    except (OSError, UnicodeDecodeError, csv.Error, KeyError):
+        return None
+
+
+def shorten_digest(digest: bytes) -> str:
+    """Return the first 128 bits of an image's digest as text."""
+    return digest[:16].hex()
+
+
+def list_labels(listing: Listing) -> list[str]:
+    """Return the class name of each image, '' for none."""
+    return [listing.classes[number] if number >= 0 else "" for number in listing.target.tolist()]
 
 
 def _extend_splits_to_groups(listing: Listing) -> list[str]:

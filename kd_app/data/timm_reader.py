@@ -110,7 +110,8 @@ class TimmReader(Source):
         classes = list(_read_class_names(next(iter(by_split.values()))).values()) or sorted(
             {row.label for row in rows}, key=lambda label: (len(label), label)
         )
-        require_two_classes(classes, Path(self.root or self.reader))
+        if not self.is_only_measured:
+            require_two_classes(classes, Path(self.root or self.reader))
         number = {name: position for position, name in enumerate(classes)}
         unknown = sorted({row.label for row in rows} - set(number))
         if unknown:

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,10 @@ class WithUnlabeled(Source):
         self._left_out = LeftOut()
 
     def list_images(self) -> Listing:
+        return self._listing
+
+    @cached_property
+    def _listing(self) -> Listing:
         """List the labeled, then the unlabeled images.
 
         Raises `RequestError`: `folder` is missing, has no image, or lies inside the
@@ -72,6 +77,8 @@ class WithUnlabeled(Source):
             group=(*first.group, *("",) * count),
             fingerprint=total.hexdigest(),
             notes=(*first.notes, *self._left_out.describe(self.folder)),
+            digests=(*first.digests, *contents),
+            whole=first.whole,
         )
 
     def read(self, index: int, *, shorter_side: int | None = None) -> Image.Image:
@@ -92,4 +99,5 @@ def select_labeled(listing: Listing) -> Listing:
         target=listing.target[:count],
         split=listing.split[:count],
         group=listing.group[:count],
+        digests=listing.digests[:count],
     )

@@ -14,17 +14,18 @@ from kd_app.reporting.runs import write_curves
 from kd_app.reporting.tables import build_summary
 from kd_app.run.assistants import train_assistants
 from kd_app.run.dark_knowledge import measure_teacher_knowledge
+from kd_app.run.inputs import RunInputs
 from kd_app.run.measurement import format_top1, measure_models, name_data, start_results
 from kd_app.run.plan import write_plan
-from kd_app.run.results_builder import ResultsBuilder, SplitName
+from kd_app.run.results_builder import ResultsBuilder, SplitName, has_intact_results
 from kd_app.run.role_jobs import build_control_job, build_student_job, build_teacher_job, check_pair
 from kd_app.run.run_folder import build_run_name, check_out, check_stages, claim_folder
 from kd_app.run.run_length import list_length_notes
-from kd_app.run.run_output import SPLIT, list_uploads, write_models
+from kd_app.run.run_output import list_uploads, write_models
 from kd_app.run.spec import Config, ExternalParts, RunSpec, build_spec
 from kd_app.run.train import Listeners, train
 from kd_app.run.workspace import RunModel, Workspace
-from kd_app.run_files import CURVES, RESULTS
+from kd_app.run_files import CURVES, RESULTS, SPLIT
 from kd_app.search.pruning import MedianPruner, TrialPruned
 from kd_app.stages import Stages, hash_file
 from kd_app.tracking import Backend, Tracker
@@ -47,16 +48,19 @@ def distill(
     written if the request is wrong, and `RunError` if the run fails.
     """
     console = console or Console()
-    spec = build_spec(config, own)
+    out = _name_folder(config, trial)
+    spec = _build_spec(config, own, out)
     spec.licenses.check()
     check_places(spec.trainer)
     rule = VerdictRule(**config["verdict"])
     backends = {name: make(node, Backend) for name, node in config["logger"].items()}
-    out = _name_folder(config, trial)
     external = sorted(name for name, part in vars(spec.external).items() if part is not None)
     splits = select_splits(config, trial)
     check_out(out, Path(config["stages"]))
     with claim_folder(out, {**config, "own": external}, overwrite=config["overwrite"]):
+        inputs = RunInputs(out, config, spec.data)
+        if not config["overwrite"] and (before := _read_results(out)) is not None:
+            inputs.check(before, console)
         results = None if config["remake"] else find_results(out, spec, splits, console)
         if results is not None:
             console.print(
@@ -74,8 +78,31 @@ def distill(
         workspace = Workspace(spec, stages, console, tracker)
         builder = start_results(workspace, out, rule)
         with tracker.close_at_exit():
-            _run(workspace, builder, splits, pruner, trial=trial)
+            _run(workspace, builder, splits, pruner, inputs, trial=trial)
     return out
+
+
+def _build_spec(config: Config, own: ExternalParts | None, out: Path) -> RunSpec:
+    """The specification of the run. An error for a finished run, such as a file that is
+    not there any more, also states that the results were kept.
+    """
+    try:
+        return build_spec(config, own)
+    except RequestError as error:
+        results = None if config["overwrite"] is True else _read_results(out)
+        if results is None or results.status != "finished":
+            raise
+        raise RequestError(
+            f"{error} {str(out)!r} holds a finished run, and its results were kept."
+        ) from None
+
+
+def _read_results(out: Path) -> Results | None:
+    """The results of an earlier attempt; None if they are missing or damaged."""
+    try:
+        return read(out / RESULTS) if (out / RESULTS).is_file() else None
+    except RequestError:
+        return None
 
 
 def _name_folder(config: Config, trial: int | None) -> Path:
@@ -116,18 +143,16 @@ def find_results(
     same licenses and all requested measurements, or those of a pruned trial that may
     stay pruned.
     """
-    if not (out / RESULTS).is_file():
+    results = _read_results(out)
+    if results is None:
         return None
-    try:
-        results = read(out / RESULTS)
-    except RequestError:
-        return None  # Truncated or corrupt; the stages still hold the trained models.
     config = spec.config
     if results.status == "pruned":
         may_be_pruned = config["trial_pruning"] is not None or config["budget"] is not None
         has_same_budget = results.config.get("budget") == config["budget"]
         return results if may_be_pruned and has_same_budget else None
     damaged = next((file.name for file in results.files if not _is_intact(out, file)), None)
+    damaged = damaged or (None if has_intact_results(out) else RESULTS)
     if damaged:
         console.print(f"{out / damaged} has changed since this run wrote it; it is rewritten")
         return None
@@ -159,6 +184,7 @@ def _run(
     builder: ResultsBuilder,
     splits: Mapping[SplitName, str],
     pruner: MedianPruner | None,
+    inputs: RunInputs,
     *,
     trial: int | None,
 ) -> None:
@@ -169,7 +195,7 @@ def _run(
     try:
         builder.write("running")
         with explain_memory_error("the preparation of the training", workspace.spec.config):
-            teacher = _prepare(workspace, builder, trial=trial)
+            teacher = _prepare(workspace, builder, inputs, trial=trial)
         models = _train_models(workspace, builder, teacher, pruner)
         sweep = None if trial is None else out.parent
         with explain_memory_error("the measurement of the models", workspace.spec.config):
@@ -194,14 +220,14 @@ def _run(
 
 
 def _prepare(
-    workspace: Workspace, builder: ResultsBuilder, *, trial: int | None
+    workspace: Workspace, builder: ResultsBuilder, inputs: RunInputs, *, trial: int | None
 ) -> RunModel | None:
     """Load the data, print the plan, and check what can be checked before a training.
 
     Returns the teacher if it is used without training.
     """
     spec, console = workspace.spec, workspace.console
-    _prepare_data(workspace, builder.out)
+    _prepare_data(workspace, inputs)
     for note in list_length_notes(workspace):
         builder.notes.append(note)
         console.print(f"Note: {note}")
@@ -236,10 +262,15 @@ def _train_models(
     return models
 
 
-def _prepare_data(workspace: Workspace, out: Path) -> None:
-    """Load the data, write the assignment of images to splits, and log both."""
+def _prepare_data(workspace: Workspace, inputs: RunInputs) -> None:
+    """Load the data, record what the run reads, write the assignment of images to
+    splits, and log both.
+    """
+    out = inputs.out
+    inputs.list_images()
     workspace.prepare_data()
     workspace.check_losses()
+    inputs.record()
     data, licenses = workspace.data, workspace.spec.licenses
     data.write_split(out / SPLIT)
     workspace.tracker.log_data(name_data(workspace), data.fingerprint, data.sizes, out / SPLIT)

@@ -37,7 +37,7 @@ def write_metadata(results: Results, split: Split) -> str:
             task_name="Image Classification",
             dataset_type=_to_identifier(name),
             dataset_name=name,
-            dataset_split="test" if split is results.test else "validation",
+            dataset_split=split.split or ("test" if split is results.test else "validation"),
             metric_type=spec.hub,
             metric_name=spec.label,
             metric_value=round(value, 6),

@@ -189,11 +189,13 @@ class CorruptionMetrics(_Part):
 class Measurement(_Part):
     """Metrics of models on the same images.
 
-    confidence: of all intervals · pair: metrics that compare the models · gains: the
-    student's top1 minus that of each control · groups: up to 100 groups with the most
-    images; predictions.parquet has all.
+    split: name of the measured split if it is not the key of this part · confidence: of
+    all intervals · pair: metrics that compare the models · gains: the student's top1
+    minus that of each control · groups: up to 100 groups with the most images;
+    predictions.parquet has all.
     """
 
+    split: str | None = None
     num_images: int
     confidence: float
     pair: PairMetrics | None = None

@@ -246,17 +246,24 @@ def write_verdict(
         )
     return (
         f"Verdict: {verdict.outcome}. {claim}: the difference is {difference} points, {bounds}"
-        f" (each bound at {100 * verdict.confidence:g} %, {verdict.num_images:,} {verdict.split}"
-        f" images, McNemar's p {verdict.mcnemar_p:.2g}).{weaker}{needed}{smallest}"
+        f" (each bound at {100 * verdict.confidence:g} %,"
+        f" {_count_images(verdict.num_images, verdict.split)},"
+        f" McNemar's p {verdict.mcnemar_p:.2g}).{weaker}{needed}{smallest}"
     )
+
+
+def _count_images(number: int, split: str) -> str:
+    """'359 test images', or '359 images' of all splits."""
+    return f"{number:,} images" if split == "all" else f"{number:,} {split} images"
 
 
 def write_basis(results: Results, split: Measurement) -> str:
     """The split, images and seed of all metrics, and what the intervals leave out."""
-    name = "validation" if split is results.validation else "test"
-    unread = "" if name == "test" else " The test set was not read."
+    name = split.split or ("validation" if split is results.validation else "test")
+    unread = " The test set was not read." if split is results.validation else ""
+    part = "" if name == "all" else f"{name} split, "
     return (
-        f"All metrics: {name} split, {split.num_images:,} images, one seed ({results.seed})."
+        f"All metrics: {part}{split.num_images:,} images, one seed ({results.seed})."
         " The intervals cover the choice of images, not the variation between seeds."
         f"{unread}"
     )

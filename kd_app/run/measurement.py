@@ -26,8 +26,9 @@ from kd_app.reporting.results import (
 from kd_app.run.dark_knowledge import measure_teacher_knowledge, show_examples
 from kd_app.run.results_builder import ResultsBuilder, SplitName
 from kd_app.run.robustness import measure_robustness
-from kd_app.run.run_output import SPLIT, list_groups, write_predictions
+from kd_app.run.run_output import list_groups, write_predictions
 from kd_app.run.workspace import RunModel, Workspace
+from kd_app.run_files import SPLIT
 from kd_app.training.fit import describe_outcome
 
 
@@ -76,7 +77,8 @@ def measure_models(
             role: workspace.load_predictions(model, split) for role, model in models.items()
         }
         student = predictions["student"]
-        builder.add_split_metrics(part, predictions, list_groups(workspace, student))
+        groups = list_groups(workspace, student)
+        builder.add_split_metrics(part, predictions, groups, name=split)
         write_predictions(builder.out, workspace, predictions)
         if split == last:
             builder.splits[part].robustness = measure_robustness(

@@ -50,7 +50,7 @@ def _build_single(node: Config) -> CompositeTeacher | None:
     files = TeacherFiles(checkpoint=node.get("checkpoint"), classes=node.get("classes") or None)
     checkpoint, classes = files.checkpoint, files.classes
     artifact = (
-        _open_artifact_teacher(checkpoint) if checkpoint and checkpoint.suffix == ".onnx" else None
+        open_artifact_teacher(checkpoint) if checkpoint and checkpoint.suffix == ".onnx" else None
     )
     if classes is None:
         return artifact
@@ -64,7 +64,8 @@ def _build_single(node: Config) -> CompositeTeacher | None:
     return ClassMappedTeacher(teacher, ClassMap(classes))
 
 
-def _open_artifact_teacher(path: Path) -> ArtifactTeacher:
+def open_artifact_teacher(path: Path) -> ArtifactTeacher:
+    """Open an exported file as a model. Raises `RequestError` if that is impossible."""
     try:
         artifact, entry = open_artifact(path), read_entry(path)
     except ValueError as error:
@@ -121,7 +122,7 @@ def parse_model(node: Config) -> ModelSpec:
     if "class_map" in node:
         return ClassMappedTeacher(parse_model(node["inner"]), ClassMap(Path(node["class_map"])))
     if "file" in node:
-        return _open_artifact_teacher(Path(node["file"]))
+        return open_artifact_teacher(Path(node["file"]))
     if "decay" in node:
         return EmaTeacher(parse_model(node["student"]), node["decay"])
     target = node["factory"]

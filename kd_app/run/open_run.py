@@ -6,7 +6,7 @@ training only, callbacks and loggers never. A run whose loss was renamed can the
 still be measured.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from kd_app.config import RequestError
 from kd_app.config.errors import take_first_line
 from kd_app.config.targets import check_targets
 from kd_app.config.values import check_values
+from kd_app.data.base import RunData
 from kd_app.metrics.verdict import VerdictRule
 from kd_app.models.save import CONFIG as MODEL_CONFIG
 from kd_app.models.save import INT8, WEIGHTS
@@ -26,6 +27,7 @@ from kd_app.reporting.console import Console
 from kd_app.reporting.results import Results, read
 from kd_app.reporting.teacher_reference import read_teacher_reference
 from kd_app.run.run_folder import check_out, check_stages, claim_folder
+from kd_app.run.saved_config import fill_defaults
 from kd_app.run.schema import DistillSettings
 from kd_app.run.spec import Config, ExternalParts, RunSpec, assemble_spec, check_recipes
 from kd_app.run.workspace import RunModel, Workspace
@@ -42,6 +44,7 @@ STAGES = "runs/.stages"
 """The folder for stages if the run's stages are not on this machine; the default of
 ``conf/distill.yaml``.
 """
+_SHA256_DIGITS = 64
 _BUILT = ("data", "teacher", "student", "trainer", "robustness", "verdict")
 _BUILT_TO_TRAIN = ("loss", "optimizer", "scheduler")
 
@@ -116,11 +119,16 @@ def _adapt_config(config: Config, command: Config, purpose: Purpose) -> Config:
     if purpose == "export":
         return adapted | {"controls": {}, "trainer": trainer}
     return adapted | {
-        "data": command["data"] or config["data"],
+        "data": command["data"] or _move_data(config["data"], command.get("root")),
         "examples": command["examples"],
         "robustness": command["robustness"],
         "trainer": {**trainer, "limit_test_batches": command["limit"]},
     }
+
+
+def _move_data(data: Config, root: str | None) -> Config:
+    """The data of the run, at their new location `root` if there is one."""
+    return data if root is None else {**data, "root": root}
 
 
 def _describe_omissions(config: Config) -> tuple[str, ...]:
@@ -136,7 +144,8 @@ def _describe_omissions(config: Config) -> tuple[str, ...]:
 def _read_config(folder: Path, results: Results) -> tuple[Config, Path]:
     """The configuration in a run's folder, and the folder of the run's stages."""
     try:
-        config: Config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        text = (folder / CONFIG).read_text(encoding="utf-8")
+        config: Config = fill_defaults(yaml.safe_load(text))
         stages = Path(config["stages"])
         config["trainer"] = dict(config["trainer"])
         known = {"teacher", "student", *config["controls"]}
@@ -201,10 +210,12 @@ def open_run(
     console: Console,
     remake: Sequence[str] = (),
     tracker: Any = None,
+    prepare: Callable[[RunData], None] | None = None,
 ) -> Iterator[OpenRun]:
     """Open a finished run for a job that writes its results to `out`.
 
-    `out` is locked meanwhile, and its config.yaml is `record`. Raises `RequestError` if
+    `out` is locked meanwhile, and its config.yaml is `record`. `prepare` is called with
+    the data before they are listed. Raises `RequestError` if
     a part is invalid, a license forbids the purpose (a measurement is always allowed),
     `out` belongs to another job, or the data have other classes than the run; `out` is
     then unchanged.
@@ -220,6 +231,8 @@ def open_run(
     with claim_folder(out, record, overwrite=overwrite):
         stages = Stages(folder, remake=remake, say=console.print)
         workspace = Workspace(spec, stages, console, tracker)
+        if prepare is not None:
+            prepare(workspace.data)
         workspace.prepare_data()
         if saved.purpose == "train":
             workspace.check_losses()
@@ -263,12 +276,26 @@ def load_models(run: OpenRun, roles: Collection[str] | None = None) -> dict[str,
             )
             continue
         program = folder / INT8
+        model = workspace.load_model(spec, seed=0)
+        _check_weights(run, role, model)
         models[role] = replace(
-            workspace.load_model(spec, seed=0),
+            model,
             folder=_find_stage_folder(spec),
             program=program if role == "student" and program.is_file() else None,
         )
     return models
+
+
+def _check_weights(run: OpenRun, role: str, model: RunModel) -> None:
+    """Raise `RequestError` if the weights are not those that the run measured."""
+    expected, weights = run.results.models[role].sha256, model.loaded.weights
+    if len(expected) == _SHA256_DIGITS and weights.sha256 != expected:
+        raise RequestError(
+            f"The weights of {role} from {model.spec.origin.path or weights.source} are not those"
+            f" of the run {str(run.folder)!r}: their sha256 is {weights.sha256[:16]}, the run"
+            f" recorded {expected[:16]}. They were damaged or replaced. Repeat the run's"
+            " kd-distill command, which rebuilds what is damaged, or bring back the weights."
+        )
 
 
 def _build_teacher_spec(spec: RunSpec, run: Path) -> ModelSpec | None:

@@ -28,10 +28,11 @@ from kd_app.reporting.results import Verdict as VerdictPart
 from kd_app.run.environment import describe_environment
 from kd_app.run.run_output import list_files
 from kd_app.run_files import RESULTS, STUDENT
-from kd_app.stages import Stage
+from kd_app.stages import Stage, hash_file, write_atomically
 from kd_app.training.trainer import TrainerSettings
 
 SplitName = Literal["validation", "test"]
+_CHECKSUM = f".{RESULTS}.sha256"
 Status = Literal["running", "finished", "failed", "pruned"]
 
 
@@ -80,18 +81,22 @@ class ResultsBuilder:
         split: SplitName,
         predictions: Mapping[str, Predictions],
         groups: Sequence[str] | None = None,
+        *,
+        name: str | None = None,
     ) -> None:
-        """Compare the student with the other models on the images of a split.
+        """Compare the student with the other models on the images of a split. name: of
+        the split in the data, if it is another one.
 
         With a teacher, also judge the student; the split added last has the verdict.
         """
         metrics = measure_split(predictions, seed=0, confidence=self.rule.confidence, group=groups)
-        self.splits[split] = Split.model_validate(metrics)
+        other_name = None if name == split else name
+        self.splits[split] = Split.model_validate({**metrics, "split": other_name})
         student, teacher = predictions["student"], predictions.get("teacher")
         if teacher is not None:
-            self.set_verdict(self.rule.judge(student, teacher), split)
+            self.set_verdict(self.rule.judge(student, teacher), name or split)
 
-    def set_verdict(self, judgment: Judgment, split: SplitName) -> None:
+    def set_verdict(self, judgment: Judgment, split: str) -> None:
         """Set the verdict on `split`."""
         self.verdict = VerdictPart(**vars(judgment), split=split)
 
@@ -129,6 +134,7 @@ class ResultsBuilder:
                 write_card(self.out / STUDENT, results)
             results.files = list_files(self.out)
         write(self.out / RESULTS, results)
+        write_atomically(self.out / _CHECKSUM, hash_file(self.out / RESULTS))
         return results
 
     def _record(self, stage: Stage) -> StageRecord:
@@ -140,6 +146,17 @@ class ResultsBuilder:
             seconds=stage.seconds,
             status="computed" if computed else "reused",
         )
+
+
+def has_intact_results(out: Path) -> bool:
+    """Whether results.json matches the checksum written with it; True if there is no
+    checksum.
+    """
+    try:
+        expected = (out / _CHECKSUM).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return True
+    return hash_file(out / RESULTS) == expected
 
 
 def _read_computed_stages(path: Path) -> frozenset[str]:

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from kd_app.config import RequestError
 from kd_app.config.keys import NESTED_NON_IDENTITY_KEYS, NON_IDENTITY_KEYS
 from kd_app.reporting.runs import flatten
+from kd_app.run.saved_config import fill_defaults
 from kd_app.run_files import CONFIG, RESULTS
 from kd_app.stages import hash_value, write_atomically
 
@@ -181,6 +182,10 @@ def _check_same_run(out: Path, config: Mapping[str, Any]) -> None:
         ) from None
     differences = find_differences(before or {}, config)
     if differences:
+        keys = {key for key, _, _ in differences}
+        filled = find_differences(fill_defaults(before or {}), config)
+        differences = [each for each in filled if each[0] in keys]
+    if differences:
         listed = "; ".join(
             f"{key} was {old!r}, now {new!r}" for key, old, new in differences[:_MAX_LISTED]
         )
@@ -190,7 +195,20 @@ def _check_same_run(out: Path, config: Mapping[str, Any]) -> None:
             f"{str(out)!r} holds a run with another configuration: {listed}. Nothing was"
             " overwritten. Choose another folder with out=, repeat the original command to resume"
             " the run, or start over with overwrite=true."
+            f"{_explain_longer_training(out, differences)}"
         )
+
+
+def _explain_longer_training(out: Path, differences: Iterable[tuple[str, Any, Any]]) -> str:
+    """How to train for more epochs, if only the number of epochs differs."""
+    if not {key for key, _, _ in differences} <= {"trainer.max_epochs", "teacher.max_epochs"}:
+        return ""
+    return (
+        " A training can't be extended, because its learning rate has followed a schedule to the"
+        f" last epoch. To train the student of {out} further, start from it with"
+        f" student.checkpoint={out} and another out=. To train a new student for longer, use"
+        " another out= alone; with the same teacher.* settings, the teacher is reused."
+    )
 
 
 def find_differences(

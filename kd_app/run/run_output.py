@@ -16,13 +16,22 @@ from kd_app.reporting.predictions import write_predictions as write_table
 from kd_app.reporting.results import FileRecord
 from kd_app.reporting.runs import write_curves
 from kd_app.run.workspace import RunModel, Workspace, describe_reference
-from kd_app.run_files import CONFIG, CURVES, PREDICTIONS, REFERENCE, RESULTS, STUDENT, TEACHER
+from kd_app.run_files import (
+    CONFIG,
+    CURVES,
+    INPUTS,
+    PREDICTIONS,
+    REFERENCE,
+    RESULTS,
+    SPLIT,
+    STUDENT,
+    TEACHER,
+)
 from kd_app.stages import hash_file, write_atomically
 from kd_app.training.curve_log import FILE, read_curves
 from kd_app.training.fit import MODEL
 
-SPLIT = "split.csv"
-FILES = (PREDICTIONS, EXAMPLES, CURVES, SPLIT, f"{TEACHER}/{REFERENCE}")
+FILES = (PREDICTIONS, EXAMPLES, CURVES, SPLIT, INPUTS, f"{TEACHER}/{REFERENCE}")
 """Files that a run writes next to results.json and the student's folder."""
 UPLOADED = (CONFIG, RESULTS, PAGE, STUDENT, TEACHER, *FILES)
 """Files and folders of a run that are uploaded to trackers."""

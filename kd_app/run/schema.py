@@ -191,10 +191,14 @@ class EvaluationSettings(Typed, called="kd-evaluate"):
         self,
         *,
         run: Place | None,
+        model: Place | None,
+        architecture: Place | None,
         cascade: Annotated[list[Place], Field(min_length=1)] | None,
         out: Place,
         overwrite: StrictBool,
+        root: Place | None,
         split: Literal["auto", "train", "validation", "test", "all"],
+        known_images: Literal["leave_out", "measure"],
         limit: float | None,
         examples: Annotated[int, Field(ge=0, le=1000, strict=True)],
         allow: list[Place],
@@ -203,13 +207,23 @@ class EvaluationSettings(Typed, called="kd-evaluate"):
         robustness: Group,
         routing: Group,
     ) -> None:
-        if cascade is None and run is None:
+        if cascade is None and run is None and model is None:
             raise RequestError(
-                "kd-evaluate needs to know what to measure: run=<run folder>, or"
+                "kd-evaluate needs to know what to measure: run=<run folder>, model=<model>, or"
                 " 'cascade=[<cheap model>,<expensive model>]'."
             )
         if data is not None:
             _check_data(data)
+        if model is not None and (run is not None or cascade is not None):
+            raise RequestError(
+                f"model={model} is measured alone, and run= or cascade= names another thing to"
+                " measure. Set one of them."
+            )
+        if data is not None and root is not None:
+            raise RequestError(
+                f"root={root} is the new location of the run's own images, but data= names other"
+                " images. Use data.root for the location of other images."
+            )
 
 
 def _check_chosen(group: str, chosen: Mapping[str, Any]) -> None:

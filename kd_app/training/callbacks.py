@@ -1,10 +1,12 @@
 """Training callbacks: checkpoints, non-finite steps, progress."""
 
+import hashlib
 import math
 import os
 import signal
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -12,14 +14,17 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from kd_app.config import RunError
+from kd_app.stages import hash_file
 from kd_app.training.averaging import EMA
 
 LAST = "last.ckpt"
 BEST = "best.safetensors"
+_BEFORE = f".{BEST}.before"
+"""The best weights that `LAST` refers to, until `LAST` refers to `BEST`."""
 _SECONDS_BETWEEN_EPOCH_LINES = 3.0
 """Shortest time between the lines of two epochs on a console without live lines."""
 _STEPS_BETWEEN_VOTES = 16
@@ -57,6 +62,7 @@ class ResumableCheckpoint(Checkpoint):
         super().__init__()
         self.folder = folder
         self.best: dict[str, Any] = {}
+        self.sha256 = ""
         self.stopped_by: int | None = None
         self._minutes, self._steps = minutes, steps
         self._average = average
@@ -146,22 +152,23 @@ class ResumableCheckpoint(Checkpoint):
         if self._average is not None:
             self.best["weights"] = kind
         if trainer.is_global_zero:
-            partial = self.folder / f".{BEST}.partial"
-            save_file(self._validated_weights[kind], partial)
-            partial.replace(self.folder / BEST)
+            self.sha256 = _write_best(self.folder, self._validated_weights[kind])
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._save(trainer)
         self._stop_if_requested()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": dict(self.best)}
+        return {"best": dict(self.best), "sha256": self.sha256}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = dict(state_dict["best"])
+        self.sha256 = state_dict["sha256"]
 
     def _save(self, trainer: pl.Trainer) -> None:
         trainer.save_checkpoint(self.folder / LAST)
+        if trainer.is_global_zero:
+            (self.folder / _BEFORE).unlink(missing_ok=True)
         self._saved_at = time.monotonic()
 
 
@@ -170,6 +177,49 @@ def _copy_weights(student: torch.nn.Module) -> dict[str, Tensor]:
         name: tensor.detach().cpu().clone().contiguous()
         for name, tensor in student.state_dict().items()
     }
+
+
+def _write_best(folder: Path, weights: dict[str, Tensor]) -> str:
+    """Write the best weights to disk, and keep the ones before them until a checkpoint
+    refers to the new ones; the sha256 of the file.
+    """
+    content, partial = save(weights), folder / f".{BEST}.partial"
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    is_referred = (folder / BEST).is_file() and (folder / LAST).is_file()
+    if is_referred and not (folder / _BEFORE).is_file():
+        os.replace(folder / BEST, folder / _BEFORE)
+    os.replace(partial, folder / BEST)
+    return hashlib.sha256(content).hexdigest()
+
+
+def restore_best(folder: Path, checkpoint: Mapping[str, Any]) -> bool:
+    """Bring back the best weights that a checkpoint refers to; False if they are
+    missing or damaged.
+    """
+    state = checkpoint["callbacks"][ResumableCheckpoint.__qualname__]
+    if not state["best"]:
+        return True
+    if is_best_intact(folder, state["sha256"]):
+        (folder / _BEFORE).unlink(missing_ok=True)
+        return True
+    if (folder / _BEFORE).is_file() and hash_file(folder / _BEFORE) == state["sha256"]:
+        os.replace(folder / _BEFORE, folder / BEST)
+        return True
+    return False
+
+
+def is_best_intact(folder: Path, sha256: str) -> bool:
+    """Whether the file of the best weights has this sha256."""
+    return (folder / BEST).is_file() and hash_file(folder / BEST) == sha256
+
+
+def remove_state(folder: Path) -> None:
+    """Remove the checkpoint and the best weights of a training."""
+    for name in (LAST, BEST, _BEFORE):
+        (folder / name).unlink(missing_ok=True)
 
 
 class SkipNonFiniteSteps(Callback):

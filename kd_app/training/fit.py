@@ -17,6 +17,7 @@ from zipfile import ZipFile
 import torch
 from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
+from torch import Tensor
 
 from kd_app.config import RequestError, RunError
 from kd_app.config.errors import take_first_line
@@ -30,7 +31,7 @@ from kd_app.models.spec import LoadedModel, ModelSpec
 from kd_app.models.taps import Taps
 from kd_app.models.teacher import FrozenTeacher
 from kd_app.reporting.console import Console
-from kd_app.stages import write_atomically
+from kd_app.stages import hash_content, write_atomically
 from kd_app.training.averaging import EMA
 from kd_app.training.callback_rules import explain_callback_error
 from kd_app.training.callbacks import (
@@ -40,6 +41,9 @@ from kd_app.training.callbacks import (
     ResumableCheckpoint,
     SkipNonFiniteSteps,
     TrainingInterrupted,
+    is_best_intact,
+    remove_state,
+    restore_best,
 )
 from kd_app.training.curve_log import FILE, CurveLogger, drop_points_after
 from kd_app.training.distributed.consistency import RankConsistency
@@ -52,6 +56,7 @@ from kd_app.training.trainer import PROFILE, TrainerSettings
 
 MODEL = "model"
 RECORD = "training.json"
+_FILES = "files"
 
 
 def fit(
@@ -69,7 +74,7 @@ def fit(
     Writes ``model/`` (the trained model), ``training.json`` and ``curves.jsonl``, and
     during the training ``last.ckpt``. `callbacks` are added to those of the recipe.
     """
-    if (folder / RECORD).is_file():
+    if _is_finished(folder, console.print):
         # an earlier attempt was stopped between writing the record and this clean-up
         _tidy(folder)
         return
@@ -135,7 +140,7 @@ def fit(
             f"Note: {job.name}: {skip.skipped} steps with a non-finite gradient were skipped"
         )
     if trainer.is_global_zero:
-        module.student.load_state_dict(load_file(folder / BEST))
+        module.student.load_state_dict(_load_best(folder, checkpoints.sha256))
         save_model(
             module.student.cpu().eval(),
             folder / MODEL,
@@ -153,6 +158,7 @@ def fit(
             "precision": settings.precision,
             "skipped_steps": skip.skipped,
             "ranks": consistency.ranks if consistency else [],
+            _FILES: _hash_files(folder / MODEL),
         }
         write_atomically(folder / RECORD, json.dumps(record, indent=1))
         for sentence in describe_outcome(record):
@@ -173,6 +179,15 @@ def _explain_single_image(error: Exception, *, is_started: bool) -> Exception | 
         " size or a model without BatchNorm."
     )
     return RunError(message) if is_started else RequestError(message)
+
+
+def _load_best(folder: Path, sha256: str) -> dict[str, Tensor]:
+    if not is_best_intact(folder, sha256):
+        raise RunError(
+            f"{folder / BEST} is damaged or missing, so the best weights of this training are lost."
+            " Repeat the command: the training starts again."
+        )
+    return load_file(folder / BEST)
 
 
 def describe_outcome(record: Mapping[str, Any]) -> list[str]:
@@ -216,40 +231,64 @@ def prepare_resume(folder: Path, warn: Callable[[str], None] = print) -> int | N
     Drops later points of the curves and a damaged checkpoint. Returns None if there is
     no usable checkpoint, or if the training is finished.
     """
-    if (folder / RECORD).is_file():
+    if _is_finished(folder, warn):
         return None
-    if not (folder / LAST).is_file():
-        drop_points_after(folder / FILE, -1)
-        return None
-    if not _is_whole(folder / LAST):
-        warn(f"{folder / LAST} is damaged; the training restarts from the beginning")
-        (folder / LAST).unlink()
-        drop_points_after(folder / FILE, -1)
-        return None
-    state = torch.load(folder / LAST, map_location="cpu", weights_only=True, mmap=True)
-    step = int(state["global_step"])
+    step = -1
+    if (folder / LAST).is_file():
+        step, damaged = _read_step(folder)
+        if damaged:
+            warn(
+                f"{folder / damaged} is damaged or missing; the training restarts from the"
+                " beginning"
+            )
+    if step < 0:
+        remove_state(folder)
     drop_points_after(folder / FILE, step)
-    return step
+    return None if step < 0 else step
 
 
-def _is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint has a step and no code, and every entry matches the checksum
-    that torch wrote (torch does not verify checksums on loading).
+def _read_step(folder: Path) -> tuple[int, str]:
+    """The step of the checkpoint, or -1 and the name of a damaged file. Every entry of
+    the checkpoint must match the checksum that torch wrote (torch does not verify
+    checksums on loading).
     """
     try:
-        with ZipFile(checkpoint) as file:
+        with ZipFile(folder / LAST) as file:
             if file.testzip() is not None:
-                return False
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        return "global_step" in state
+                return -1, LAST
+        state = torch.load(folder / LAST, map_location="cpu", weights_only=True, mmap=True)
+        step, has_best = int(state["global_step"]), restore_best(folder, state)
     except Exception:
         # a damaged file can raise any exception
+        return -1, LAST
+    return (step, "") if has_best else (-1, BEST)
+
+
+def _is_finished(folder: Path, warn: Callable[[str], None]) -> bool:
+    """Whether an earlier attempt wrote the model and its record. A damaged record is
+    removed, so that the model is written again.
+    """
+    if not (folder / RECORD).is_file():
         return False
+    try:
+        files = json.loads((folder / RECORD).read_text(encoding="utf-8"))[_FILES]
+        if files and files == _hash_files(folder / MODEL):
+            return True
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        pass  # the record is damaged
+    warn(f"{folder / RECORD} or a file of the model is damaged; both are written again")
+    (folder / RECORD).unlink(missing_ok=True)
+    return False
+
+
+def _hash_files(folder: Path) -> dict[str, str]:
+    """The hash of each file in the folder of a model."""
+    return {path.name: hash_content(path) for path in sorted(folder.glob("*")) if path.is_file()}
 
 
 def _tidy(folder: Path) -> None:
-    for name in (BEST, LAST, NOT_FINITE):
-        (folder / name).unlink(missing_ok=True)
+    remove_state(folder)
+    (folder / NOT_FINITE).unlink(missing_ok=True)
 
 
 def build(

@@ -2,6 +2,7 @@
 training view in a cache on disk that seeds, controls and trials share.
 """
 
+import hashlib
 import json
 import math
 import shutil
@@ -29,6 +30,7 @@ from kd_app.stages import write_atomically
 CACHE_STAGE = "answers-teacher-views"
 """The name of the stage that holds the cache."""
 _LOGITS, _INDEX, _DONE = "logits.npy", "index.npy", "done.json"
+_HASHED_ROWS = 2**14
 _FLUSH_EVERY = 50
 """Batches between two flushes to disk, from which a next attempt resumes."""
 
@@ -106,7 +108,7 @@ def cache_teacher_logits(
     too small.
     """
     rows, views = replay.rows, replay.views
-    logits, done = _open_memmap(folder, (views, len(rows), classes))
+    logits, done, digest = _open_memmap(folder, (views, len(rows), classes), say)
     np.save(folder / _INDEX, rows)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     frozen = FrozenTeacher(
@@ -120,21 +122,34 @@ def cache_teacher_logits(
             batch = raw.to(device)
             outputs: Outputs = frozen(normalize(batch.image, student_input, memory_format))
             assert outputs.logits is not None
-            logits[view, start : start + len(batch)] = outputs.logits.float().cpu().numpy()
+            values = np.ascontiguousarray(outputs.logits.float().cpu().numpy())
+            logits[view, start : start + len(batch)] = values
+            digest.update(values.data)
             start += len(batch)
             if (number + 1) % _FLUSH_EVERY == 0:
-                _flush(folder, logits, view * len(rows) + start)
-        _flush(folder, logits, (view + 1) * len(rows))
+                _flush(folder, logits, view * len(rows) + start, digest)
+        _flush(folder, logits, (view + 1) * len(rows), digest)
     (folder / _DONE).unlink()
 
 
-def _open_memmap(folder: Path, shape: tuple[int, int, int]) -> tuple[np.memmap[Any, Any], int]:
-    """Open or create the file of all logits; return the file and the number of rows."""
+def _open_memmap(
+    folder: Path, shape: tuple[int, int, int], say: Callable[[str], None]
+) -> tuple[np.memmap[Any, Any], int, Any]:
+    """Open or create the file of all logits; return the file, the number of rows that
+    an earlier attempt wrote, and the running sha256 of these rows. Starts over if the
+    rows do not match the recorded sha256.
+    """
     try:
-        done = int(json.loads((folder / _DONE).read_text(encoding="utf-8"))["answers"])
-        return open_memmap(folder / _LOGITS, mode="r+"), done
+        record = json.loads((folder / _DONE).read_text(encoding="utf-8"))
+        logits, done = open_memmap(folder / _LOGITS, mode="r+"), int(record["answers"])
+        if logits.shape == shape and logits.dtype == np.float32:
+            digest = _hash_rows(logits, done)
+            if digest.hexdigest() == record["sha256"]:
+                return logits, done, digest
+        say(f"{folder / _LOGITS} is damaged; the teacher's logits are computed again")
     except (OSError, ValueError, KeyError, TypeError):
-        (folder / _LOGITS).unlink(missing_ok=True)
+        pass  # there is no earlier attempt, or its files are damaged
+    (folder / _LOGITS).unlink(missing_ok=True)
     needed, free = 4 * math.prod(shape), shutil.disk_usage(folder).free
     if needed > free:
         raise RunError(
@@ -143,9 +158,19 @@ def _open_memmap(folder: Path, shape: tuple[int, int, int]) -> tuple[np.memmap[A
             f" {folder.parent}. Free disk space, lower data.views, or run the teacher during the"
             " training: teacher.outputs=live."
         )
-    return open_memmap(folder / _LOGITS, mode="w+", dtype=np.float32, shape=shape), 0
+    logits = open_memmap(folder / _LOGITS, mode="w+", dtype=np.float32, shape=shape)
+    return logits, 0, hashlib.sha256()
 
 
-def _flush(folder: Path, logits: np.memmap[Any, Any], rows: int) -> None:
+def _hash_rows(logits: np.memmap[Any, Any], count: int) -> Any:
+    """The running sha256 of the first `count` rows of all views."""
+    digest, rows = hashlib.sha256(), logits.reshape(-1, logits.shape[-1])
+    for start in range(0, count, _HASHED_ROWS):
+        digest.update(rows[start : min(start + _HASHED_ROWS, count)].tobytes())
+    return digest
+
+
+def _flush(folder: Path, logits: np.memmap[Any, Any], rows: int, digest: Any) -> None:
     logits.flush()
-    write_atomically(folder / _DONE, json.dumps({"answers": rows}))
+    record = {"answers": rows, "sha256": digest.hexdigest()}
+    write_atomically(folder / _DONE, json.dumps(record))

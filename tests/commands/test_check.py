@@ -14,7 +14,7 @@ QUICK = ("teacher.name=resnet8", "logger=[]", "check.seconds=0.1")
 
 
 def test_a_sound_run_is_told_what_it_costs_and_nothing_is_left_behind() -> None:
-    out = done(*QUICK, "trainer.max_epochs=3", command="kd-check")
+    out = done(*QUICK, "trainer.max_epochs=3", "teacher.max_epochs=3", command="kd-check")
     assert "No reason was found not to run." in out
     assert "Student: resnet8 trained for 3 epochs on cross_entropy + soft_target" in out
     for what in (

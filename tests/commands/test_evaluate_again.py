@@ -94,6 +94,15 @@ def test_other_images_of_the_same_classes_are_measured_all(made: Path, written: 
     assert runs["test.teacher.top1"].notna().all()
 
 
+def test_a_model_that_is_no_run_is_measured_alike(made: Path, written: Path) -> None:
+    words = ("data=folder", f"data.root={written}", "data.source.channels=1", "stages=stages")
+    evaluated(f"run={made / 'run'}", "out=a", *words)
+    evaluated(f"model={made / 'run' / 'student'}", "out=b", *words)
+    of_run, of_model = (results(Path(name))["test"] for name in ("a", "b"))
+    assert of_model["student"] == of_run["student"]
+    assert (of_model["teacher"], of_model["split"]) == (None, "all")
+
+
 def test_all_measures_of_other_images_their_groups_and_what_corruption_does_to_each_model(
     made: Path, written: Path
 ) -> None:
@@ -224,12 +233,18 @@ def test_a_student_that_nobody_taught_is_measured_by_all_that_needs_no_teacher()
 
 
 def test_images_of_other_classes_are_refused_by_name(
-    made: Path, photos: Path, written: Path, tmp_path: Path
+    made: Path, photos: Path, tmp_path: Path
 ) -> None:
     words = (f"run={made / 'run'}", "out=other", "data=folder", f"stages={tmp_path / 'stages'}")
     said = not_evaluated(*words, f"data.root={photos}")
     assert "The run's models have 10 classes, these data have 3;" in said
     assert "'class0'" in said
+
+
+def test_images_of_a_part_of_the_classes_are_measured(
+    made: Path, written: Path, tmp_path: Path
+) -> None:
+    words = (f"run={made / 'run'}", "out=other", "data=folder", f"stages={tmp_path / 'stages'}")
     nine = Path(
         shutil.copytree(
             written,
@@ -237,7 +252,11 @@ def test_images_of_other_classes_are_refused_by_name(
             ignore=lambda folder, names: ["9"] if Path(folder) == written else [],
         )
     )
-    assert "differ in '9'" in not_evaluated(*words, f"data.root={nine}", "data.source.channels=1")
+    said = " ".join(evaluated(*words, f"data.root={nine}", "data.source.channels=1").split())
+    assert "1 of the 10 classes have no image here ('9')" in said
+    found = results(Path("other"))["test"]
+    assert (found["split"], found["num_images"]) == ("all", 108)
+    assert found["per_class"]["support"] == [12] * 9 + [0]
 
 
 def test_a_run_that_is_not_finished_is_refused(run: Path) -> None:

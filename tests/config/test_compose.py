@@ -204,12 +204,15 @@ def test_presets_of_the_data_are_the_defaults_of_other_settings() -> None:
         config["trainer"]["max_epochs"],
     ) == ("wrn_16_2", "resnet8", 8)
     assert config["teacher"]["max_epochs"] == 8
-    assert (
-        compose_config("distill", ["data=fashion_mnist", "trainer.max_epochs=2"])["teacher"][
-            "max_epochs"
-        ]
-        == 2
+
+
+def test_a_longer_student_has_the_same_teacher() -> None:
+    short, long = (
+        compose_config("distill", [f"trainer.max_epochs={epochs}"]) for epochs in (2, 50)
     )
+    assert (short["trainer"]["max_epochs"], long["trainer"]["max_epochs"]) == (2, 50)
+    assert short["teacher"] == long["teacher"]
+    assert compose_config("distill", ["debug=fdr"])["teacher"]["max_epochs"] == 1
 
 
 def test_the_control_takes_smoothing_and_class_weights_from_the_students_loss() -> None:

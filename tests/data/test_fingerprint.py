@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -9,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kd_app.data import fingerprint
-from kd_app.data.fingerprint import add_fingerprint, hash_file, hash_files
+from kd_app.data.fingerprint import (
+    DigestBook,
+    add_fingerprint,
+    hash_file,
+    hash_files,
+    use_digests,
+)
 from kd_app.data.source import Listing
 
 
@@ -79,3 +86,35 @@ def test_the_fingerprint_covers_every_part_of_a_listing() -> None:
         of(contents="21"),
     ]
     assert len({of(), *others}) == 9
+
+
+def test_a_book_has_digests_of_unchanged_files_only(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("a", "b")]
+    for file in files:
+        file.write_bytes(file.name.encode() * 20_000)
+    book = DigestBook()
+    with use_digests(book):
+        first = hash_files(files)
+    book.save(tmp_path / "book")
+    files[0].write_bytes(b"c" * 20_000)
+    again = DigestBook.load(tmp_path / "book")
+    with (
+        use_digests(again),
+        patch("kd_app.data.fingerprint.hash_file", return_value=b"new") as hashed,
+    ):
+        assert hash_files(files) == [b"new", first[1]]
+        assert hashed.call_count == 1
+        assert hash_files(files, whole=False) == [b"new", b"new"]
+
+
+def test_a_damaged_book_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"a")
+    book = DigestBook()
+    with use_digests(book):
+        hash_files([tmp_path / "a"])
+    book.save(tmp_path / "book")
+    content = (tmp_path / "book").read_bytes()
+    for damaged in (b"", content[:100], content.replace(b"digests", b"digestz")):
+        (tmp_path / "book").write_bytes(damaged)
+        assert DigestBook.load(tmp_path / "book")._entries == {}
+    assert DigestBook.load(tmp_path / "none")._entries == {}

@@ -272,7 +272,7 @@ def test_the_split_is_written_as_a_table(tmp_path: Path) -> None:
     write_split(tmp_path / "split.csv", images, names)
     with (tmp_path / "split.csv").open(encoding="utf-8", newline="") as text:
         rows = list(csv.DictReader(text))
-    assert list(rows[0]) == ["index", "file", "label", "split", "group"]
+    assert list(rows[0]) == ["index", "file", "label", "split", "group", "digest"]
     assert [row["index"] for row in rows] == ["0", "1", "2", "3", "4", "5"]
     assert [row["file"] for row in rows] == [*files[:4], "\\udcff.png", "f.png"]
     assert [row["label"] for row in rows] == ["a", "b"] * 3

@@ -89,7 +89,7 @@ def test_unlabeled_images_change_the_fingerprint_but_not_the_splits(
     assert data.fingerprint != without.fingerprint
     data.write_split(tmp_path / "split.csv")
     rows = (tmp_path / "split.csv").read_text(encoding="utf-8").splitlines()
-    assert rows[-1] == "47,unlabeled/top.png,,unlabeled,"
+    assert rows[-1] == f"47,unlabeled/top.png,,unlabeled,,{data.listing.digests[-1][:16].hex()}"
 
 
 def test_images_and_names_change_the_fingerprint(photos: Path, tmp_path: Path) -> None:

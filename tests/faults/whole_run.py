@@ -12,6 +12,7 @@ EPOCHS, STEPS = 2, 4
 WORDS = (
     *TINY,
     f"trainer.max_epochs={EPOCHS}",
+    f"teacher.max_epochs={EPOCHS}",
     f"trainer.limit_train_batches={STEPS}",
     "trainer.checkpoint_minutes=1e-9",
 )

@@ -33,7 +33,8 @@ def teacher_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def workspace(teacher_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     overrides = (f"teacher.checkpoint={teacher_path}", "student.name=resnet8", ALL)
-    return build_workspace(tmp_path_factory.mktemp("run"), *overrides, "trainer.max_epochs=3")
+    epochs = ("trainer.max_epochs=3", "teacher.max_epochs=3")
+    return build_workspace(tmp_path_factory.mktemp("run"), *overrides, *epochs)
 
 
 @pytest.fixture(scope="module")

@@ -62,6 +62,22 @@ def test_another_configuration_is_refused_with_the_differences(tmp_path: Path) -
         claim(tmp_path / "run", {f"k{number}": number for number in range(18)})
 
 
+def test_more_epochs_are_refused_with_what_works(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    config = compose_config("distill", ["trainer.max_epochs=2"])
+    claim(out, config)
+    with pytest.raises(RequestError, match=r"trainer\.max_epochs was 2, now 9") as refusal:
+        claim(out, compose_config("distill", ["trainer.max_epochs=9"]))
+    assert f"student.checkpoint={out} and another out=" in str(refusal.value)
+
+
+def test_a_setting_that_is_newer_than_the_run_does_not_make_another_run(tmp_path: Path) -> None:
+    config = compose_config("distill", [])
+    old = {**config, "data": {key: each for key, each in config["data"].items() if key != "mix"}}
+    claim(tmp_path / "run", old)
+    claim(tmp_path / "run", config)
+
+
 def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").touch()
     for overwrite in (False, True):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from kd_app.stages import hash_file
 from kd_app.training.callbacks import (
     BEST,
     LAST,
@@ -69,6 +70,23 @@ def test_the_best_epoch_has_the_highest_top1_and_of_equals_the_lowest_nll(tmp_pa
     restored = ResumableCheckpoint(tmp_path, minutes=None)
     restored.load_state_dict(callback.state_dict())
     assert restored.best == callback.best
+
+
+def test_the_best_weights_before_stay_until_a_checkpoint_refers_to_the_new_ones(
+    tmp_path: Path,
+) -> None:
+    callback = ResumableCheckpoint(tmp_path, minutes=None)
+    validate(callback, 0.5, 1.0, 0)
+    first = callback.state_dict()["sha256"]
+    assert first == hash_file(tmp_path / BEST)
+    (tmp_path / LAST).touch()
+    validate(callback, 0.6, 1.0, 1)
+    validate(callback, 0.7, 1.0, 2)
+    before = tmp_path / f".{BEST}.before"
+    assert (hash_file(before), hash_file(tmp_path / BEST)) == (first, callback.sha256)
+    trainer: Any = FakeTrainer()
+    callback.on_train_epoch_end(trainer, Net())  # type: ignore[arg-type]
+    assert not before.exists()
 
 
 @pytest.mark.parametrize(

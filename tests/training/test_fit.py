@@ -15,6 +15,7 @@ from kd_app.config import InputSpec, RequestError, RunError
 from kd_app.data.loaders import ImageLoaders
 from kd_app.deployment.predictions import predict
 from kd_app.models.create import create
+from kd_app.stages import hash_file
 from kd_app.training.averaging import EMA
 from kd_app.training.callbacks import ResumableCheckpoint
 from kd_app.training.curve_log import read_curves
@@ -360,6 +361,48 @@ def test_points_of_an_attempt_without_a_checkpoint_are_dropped(tmp_path: Path) -
     (tmp_path / "curves.jsonl").write_text('{"step": 5, "train/loss": 1.0}\n')
     assert prepare_resume(tmp_path) is None
     assert list(read_curves(tmp_path / "curves.jsonl")) == []
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut off", "gone"])
+def test_best_weights_that_the_checkpoint_does_not_know_restart_the_training(
+    damage: str, tmp_path: Path
+) -> None:
+    messages: list[str] = []
+    best, last = tmp_path / "best.safetensors", tmp_path / "last.ckpt"
+    best.write_bytes(b"weights")
+    callback = {"best": {"top1": 0.5, "nll": 1.0}, "sha256": hash_file(best)}
+    torch.save({"global_step": 5, "callbacks": {"ResumableCheckpoint": callback}}, last)
+    assert prepare_resume(tmp_path) == 5
+    if damage == "gone":
+        best.unlink()
+    else:
+        best.write_bytes({"flipped": b"weightt", "cut off": b"wei"}[damage])
+    assert prepare_resume(tmp_path, messages.append) is None
+    assert messages == [f"{best} is damaged or missing; the training restarts from the beginning"]
+    assert not last.exists()
+
+
+def test_the_best_weights_of_the_checkpoint_survive_a_kill_before_the_next_checkpoint(
+    tmp_path: Path,
+) -> None:
+    best, before = tmp_path / "best.safetensors", tmp_path / ".best.safetensors.before"
+    before.write_bytes(b"first")
+    best.write_bytes(b"second")
+    callback = {"best": {"top1": 0.5, "nll": 1.0}, "sha256": hash_file(before)}
+    checkpoint = {"global_step": 5, "callbacks": {"ResumableCheckpoint": callback}}
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    assert prepare_resume(tmp_path) == 5
+    assert best.read_bytes() == b"first"
+    assert not before.exists()
+
+
+@pytest.mark.parametrize("content", ["", "[]", "null", "{}", '{"files": {"model": "ab"}}'])
+def test_a_damaged_record_of_a_training_is_written_again(content: str, tmp_path: Path) -> None:
+    messages: list[str] = []
+    (tmp_path / "training.json").write_text(content)
+    assert prepare_resume(tmp_path, messages.append) is None
+    assert "training.json or a file of the model is damaged" in messages[0]
+    assert not (tmp_path / "training.json").exists()
 
 
 def test_a_run_error_leaves_an_attempt_and_no_stage(teacher: Path, tmp_path: Path) -> None:

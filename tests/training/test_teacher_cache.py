@@ -187,6 +187,22 @@ def test_an_interrupted_cache_is_resumed(
     ]
 
 
+def test_logits_that_were_damaged_between_two_attempts_are_computed_again(
+    tmp_path: Path,
+) -> None:
+    messages: list[str] = []
+    logits, done, digest = teacher_cache._open_memmap(tmp_path, (2, 3, 2), messages.append)
+    logits[0] = values = np.arange(6, dtype=np.float32).reshape(3, 2)
+    digest.update(values.data)
+    teacher_cache._flush(tmp_path, logits, 3, digest)
+    assert teacher_cache._open_memmap(tmp_path, (2, 3, 2), messages.append)[1] == 3
+    logits[0, 1, 1] = 7
+    logits.flush()
+    assert (done, messages) == (0, [])
+    assert teacher_cache._open_memmap(tmp_path, (2, 3, 2), messages.append)[1] == 0
+    assert "logits.npy is damaged; the teacher's logits are computed again" in messages[0]
+
+
 def test_a_full_disk_is_reported_before_the_teacher_runs(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

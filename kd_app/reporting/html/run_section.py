@@ -69,7 +69,9 @@ def build_run_part(run: Run, name: str) -> RunPart:
     """
     results, split, missing = run.results, select_split(run.results), list[str]()
     names = results.data.classes if results.data else []
-    split_name = "validation" if split is results.validation else "test"
+    split_name = (split.split if split else None) or (
+        "validation" if split is results.validation else "test"
+    )
     part = RunPart(
         name=name,
         title=write_title(results),

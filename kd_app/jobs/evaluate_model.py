@@ -1,0 +1,141 @@
+"""The job of ``kd-evaluate model=...``: measures a model that need not be a run's."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from kd_app.config import RequestError
+from kd_app.config.compose import compose_config
+from kd_app.config.targets import FACTORY, check_targets
+from kd_app.data.evaluation import Evaluation
+from kd_app.jobs.evaluate import select_split
+from kd_app.metrics.verdict import VerdictRule
+from kd_app.models.spec import CompositeTeacher, ModelSpec
+from kd_app.reporting.console import Console
+from kd_app.reporting.tables import build_summary
+from kd_app.reporting.teacher_reference import read_teacher_reference
+from kd_app.run.known_images import KnownImages, leave_out_used
+from kd_app.run.measurement import measure_models, start_results
+from kd_app.run.model_specs import build_model_spec, open_artifact_teacher
+from kd_app.run.open_run import STAGES
+from kd_app.run.run_folder import claim_folder
+from kd_app.run.schema import EvaluationSettings
+from kd_app.run.spec import Config, RunSpec, build_spec
+from kd_app.run.workspace import RunModel, Workspace
+from kd_app.run_files import REFERENCE, RESULTS
+from kd_app.stages import Stages
+
+_WEIGHTS: Final = (".safetensors", ".pth", ".pt", ".tar", ".ckpt", ".bin")
+_ALONE: Final = ("teacher=none", "loss=[cross_entropy]", "controls=[]", "callbacks=[]", "logger=[]")
+
+
+def evaluate_model(
+    config: Config, *, console: Console | None = None, trial: int | None = None
+) -> Path:
+    """Measure the model ``config['model']`` on ``config['data']`` and write
+    results.json, in which the model has the role of a student, into the folder
+    ``config['out']``; returns that folder.
+
+    The model is a weights file, a model folder, a run (its student), the teacher's
+    folder of a run, or an exported file. Raises `RequestError` if no data are named, or
+    the model can't be opened or does not have the classes of the data.
+    """
+    EvaluationSettings(**config)
+    if config["data"] is None:
+        raise RequestError(
+            f"model={config['model']} is measured on data that you name, and data= is not set. Use"
+            " data=folder data.root=<images>. To measure a run on its own test images, use run="
+            " instead of model=."
+        )
+    console, split = console or Console(), select_split(config)
+    out = Path(config["out"]) / ("" if trial is None else str(trial))
+    model, run = open_model_spec(config["model"], config["architecture"])
+    spec = _build_spec(config, model)
+    rule = VerdictRule(**spec.config["verdict"])
+    with claim_folder(out, config, overwrite=config["overwrite"]):
+        stages = Stages(Path(spec.config["stages"]), say=console.print)
+        workspace = Workspace(spec, stages, console, None)
+        names = model.origin.label_names
+        if names is not None:
+            workspace.data.evaluate_only(Evaluation(tuple(names), split))
+        workspace.prepare_data()
+        notes = []
+        if run is not None:
+            is_measured = config["known_images"] == "measure"
+            known = KnownImages.read(run)
+            notes += leave_out_used(known, workspace.data, split, measure=is_measured)
+        elif names is None:
+            notes.append(
+                "The model has no class names: its classes are read as those of the data, in the"
+                " order of their names. If it has no recorded normalization either, the mean and"
+                " deviation of these images are used."
+            )
+        builder = start_results(workspace, out, rule)
+        builder.notes += notes
+        student = _load(workspace, model)
+        measure_models(builder, workspace, {"student": student}, {"test": split})
+        results = builder.write("finished")
+        console.show(build_summary(results))
+        console.print(f"Measured {split} images of {config['data']['name']}: {out}")
+    return out
+
+
+def open_model_spec(name: str, architecture: str | None) -> tuple[ModelSpec, Path | None]:
+    """The model at the path `name`, and the folder of the run that trained it, if any.
+
+    architecture: the timm model whose weights a weights file holds.
+    """
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise RequestError(
+            f"model={name}: there is no such file or folder. Expected: a weights file, a model"
+            " folder, a run, the teacher's folder of a run, or a file that kd-export wrote."
+        )
+    run = next((each for each in (path, *path.parents[:2]) if (each / RESULTS).is_file()), None)
+    if path.is_file() and path.suffix not in _WEIGHTS:
+        return open_artifact_teacher(path), run
+    if (path / REFERENCE).is_file():
+        path = read_teacher_reference(path).folder or path
+    if path.is_file() and architecture is None and not (path.parent / "config.json").is_file():
+        raise RequestError(
+            f"model={name} is a weights file, which does not name its architecture. Set"
+            " architecture=<a timm model>, for example architecture=resnet18."
+        )
+    node: dict[str, Any] = {
+        "_target_": FACTORY,
+        "name": architecture,
+        "checkpoint": path if path.is_dir() or architecture else path.parent,
+    }
+    return build_model_spec("student", node, None), run
+
+
+def _build_spec(config: Config, model: ModelSpec) -> RunSpec:
+    """The specification of a run whose student is `model`, without a training."""
+    defaults = compose_config("distill", _ALONE)
+    check_targets({"data": config["data"]}, config["allow"])
+    complete = {
+        **defaults,
+        "data": config["data"],
+        "out": config["out"],
+        "stages": config["stages"] or STAGES,
+        "allow": config["allow"],
+        "examples": config["examples"],
+        "robustness": config["robustness"],
+        "student": {**defaults["student"], "name": model.name, "checkpoint": config["model"]},
+        "trainer": {**defaults["trainer"], "devices": 1, "limit_test_batches": config["limit"]},
+    }
+    # The model itself replaces the student of the configuration.
+    spec = build_spec({**complete, "student": {**defaults["student"], "name": "resnet18"}})
+    return replace(spec, config=complete, student=model)
+
+
+def _load(workspace: Workspace, model: ModelSpec) -> RunModel:
+    if isinstance(model, CompositeTeacher):
+        model.bind_data(workspace.classes, workspace.compute_image_stats())
+    loaded = workspace.load_model(model, seed=0)
+    if loaded.loaded.weights.new_head:
+        raise RequestError(
+            f"The model {model.name} does not predict {len(workspace.classes)} classes, which the"
+            " data have. Name data with the classes of the model."
+        )
+    return replace(loaded, role="student")

@@ -1,0 +1,54 @@
+"""The models that kd-evaluate measures without a run."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kd_app.config import RequestError
+from kd_app.config.compose import compose_config
+from kd_app.jobs.evaluate_model import evaluate_model, open_model_spec
+from tests.builders import DIGITS, teacher_folder
+
+
+def test_a_model_folder_a_run_and_a_teachers_folder_are_opened(tmp_path: Path) -> None:
+    student = teacher_folder(tmp_path / "run" / "student")
+    (tmp_path / "run" / "results.json").touch()
+    teacher = tmp_path / "run" / "teacher"
+    teacher.mkdir()
+    (teacher / "reference.json").write_text(
+        f'{{"name": "a", "source": "b", "sha256": "c", "stage": null, "path": "{student}"}}'
+    )
+    for name in (tmp_path / "run", student, student / "model.safetensors", teacher):
+        spec, run = open_model_spec(str(name), None)
+        assert (spec.name, spec.origin.label_names) == ("resnet8", DIGITS)
+        assert run == tmp_path / "run"
+
+
+def test_a_weights_file_needs_an_architecture(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(1)}, tmp_path / "net.pth")
+    with pytest.raises(RequestError, match="Set architecture=<a timm model>"):
+        open_model_spec(str(tmp_path / "net.pth"), None)
+    spec, run = open_model_spec(str(tmp_path / "net.pth"), "resnet8")
+    assert (spec.name, spec.origin.kind, spec.origin.path) == (
+        "resnet8",
+        "file",
+        tmp_path / "net.pth",
+    )
+    assert run is None
+    with pytest.raises(RequestError, match="no such file or folder"):
+        open_model_spec(str(tmp_path / "none.pth"), None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"data": None}, "data= is not set"),
+        ({"run": "runs/a"}, "run= or cascade= names another thing"),
+    ],
+)
+def test_contradictions_are_refused(changes: dict[str, Any], expected: str) -> None:
+    config = compose_config("evaluate", ["model=net.pth", "out=x", "data=digits"])
+    with pytest.raises(RequestError, match=expected):
+        evaluate_model({**config, **changes})
