@@ -42,8 +42,8 @@ class Optimizer(Typed):
             raise build_unknown_error("optimizer", name, known)
         if "layer_decay" in kwargs:
             raise RequestError(
-                "optimizer.kwargs.layer_decay is not an argument of the optimizer. Set"
-                f" optimizer.layer_decay={kwargs['layer_decay']}."
+                "optimizer.kwargs.layer_decay is not supported: it is no argument of the optimizer."
+                f" Set optimizer.layer_decay={kwargs['layer_decay']}."
             )
         self.name = name.lower()
         self.lr = lr
@@ -93,11 +93,13 @@ class Optimizer(Typed):
             no_weight_decay_list=getattr(student, "no_weight_decay", set)(),
             layer_decay=self.layer_decay,
         )
-        if self.layer_decay != 1 and len({group["lr_scale"] for group in groups}) == 1:
+        has_frozen = not all(parameter.requires_grad for parameter in student.parameters())
+        is_flat = all(group["lr_scale"] == 1 for group in groups)
+        if self.layer_decay != 1 and is_flat and not has_frozen:
             raise RequestError(
-                f"optimizer.layer_decay={self.layer_decay} needs a student whose trained parameters"
-                f" lie in several layer groups, but this one ({type(student).__name__}) has one."
-                " Use a model of timm, or optimizer.layer_decay=null."
+                f"optimizer.layer_decay={self.layer_decay} needs a student with several layer"
+                f" groups, but this one ({type(student).__name__}) has one. Use a model of timm, or"
+                " optimizer.layer_decay=null."
             )
         if others is not None:
             rest = TrainedModules({"terms": others})

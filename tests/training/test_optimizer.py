@@ -286,7 +286,7 @@ def test_lower_layers_have_smaller_rates_as_in_timm_and_adapters_the_full_one(na
 
 
 def test_layer_decay_without_layers_and_in_the_wrong_place_is_refused() -> None:
-    with pytest.raises(RequestError, match=r"layer_decay=0\.5 needs a student whose"):
+    with pytest.raises(RequestError, match=r"layer_decay=0\.5 needs a student with"):
         optimizer(layer_decay=0.5).make(nn.Linear(2, 2), from_random=True, fused=False)
     with pytest.raises(RequestError, match=r"Set optimizer.layer_decay=0.7\."):
         optimizer(kwargs={"layer_decay": 0.7})
