@@ -19,7 +19,7 @@ from kd_app.models.composite import EmaTeacher
 from kd_app.models.create import create
 from kd_app.models.spec import LoadedModel, ModelSpec
 from kd_app.schedules import Schedule
-from kd_app.training.callback_rules import build_callback
+from kd_app.training.callback_rules import build_callback, check_together
 from kd_app.training.loss import DistillationLoss
 from kd_app.training.optimizer import Optimizer
 from kd_app.training.trainer import TrainerSettings
@@ -112,10 +112,12 @@ class Recipe:
 
     def make_callbacks(self) -> dict[str, Callback]:
         """Build new callbacks."""
-        return {
+        callbacks = {
             name: build_callback(name, node, has_teacher=self.needs_teacher)
             for name, node in self.callbacks.items()
         }
+        check_together(callbacks)
+        return callbacks
 
     @property
     def is_balanced(self) -> bool:

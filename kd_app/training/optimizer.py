@@ -75,29 +75,31 @@ class Optimizer(Typed):
         fused: use the fused kernel, if the optimizer has one.
         """
         rate = self.resolve_lr(from_random=from_random)
-        groups = model if self.layer_decay is None else self._group_by_layer(model)
+        decay = self.layer_decay
+        groups = model if decay is None else self._group_by_layer(model, decay)
         optimizer = self._make(groups, lr=rate, fused=fused)
         for group in optimizer.param_groups:
             group["initial_lr"] = rate * group.get("lr_scale", 1.0)
         return optimizer
 
-    def _group_by_layer(self, model: nn.Module) -> list[dict[str, Any]]:
+    def _group_by_layer(self, model: nn.Module, decay: float) -> list[dict[str, Any]]:
         """Parameter groups of the student with timm's scales of the learning rate, and
         of the other trained modules with the full rate.
         """
-        is_trained = isinstance(model, TrainedModules)
-        student, others = (model["student"], model["terms"]) if is_trained else (model, None)
+        student, others = model, None
+        if isinstance(model, TrainedModules):
+            student, others = model["student"], model["terms"]
         groups = timm.optim.param_groups_layer_decay(
             student,
             self.weight_decay,
             no_weight_decay_list=getattr(student, "no_weight_decay", set)(),
-            layer_decay=self.layer_decay,
+            layer_decay=decay,
         )
         has_frozen = not all(parameter.requires_grad for parameter in student.parameters())
         is_flat = all(group["lr_scale"] == 1 for group in groups)
-        if self.layer_decay != 1 and is_flat and not has_frozen:
+        if decay != 1 and is_flat and not has_frozen:
             raise RequestError(
-                f"optimizer.layer_decay={self.layer_decay} needs a student with several layer"
+                f"optimizer.layer_decay={decay} needs a student with several layer"
                 f" groups, but this one ({type(student).__name__}) has one. Use a model of timm, or"
                 " optimizer.layer_decay=null."
             )
