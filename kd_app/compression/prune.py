@@ -21,6 +21,7 @@ from kd_app.models.layer_widths import find_changes, read_layer_sizes
 from kd_app.models.save import save_model
 from kd_app.models.simkd_student import SimKDStudent
 from kd_app.models.spec import LoadedModel
+from kd_app.run.role_jobs import balance_classes
 from kd_app.run.workspace import RunModel, Workspace
 from kd_app.stages import write_atomically
 from kd_app.training.fit import MODEL, build, build_trained_spec
@@ -332,7 +333,7 @@ class Prune(Step):
         self, workspace: Workspace, student: RunModel, model: nn.Module, teacher: RunModel | None
     ) -> None:
         """Sum the gradients of the loss over `images` training images, in eval mode."""
-        recipe = workspace.spec.recipe
+        recipe = balance_classes(replace(workspace.spec.recipe, freeze=[]), workspace.data)
         if teacher is None:
             recipe = replace(recipe, loss=_LABELS)
         else:

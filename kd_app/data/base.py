@@ -238,6 +238,11 @@ class RunData(Protocol):
     def list_targets(self, split: str) -> Int64[np.ndarray, " rows"] | None:
         """Return the class numbers of a split in order; None if unknown."""
 
+    def count_labels(self) -> Int64[np.ndarray, " classes"] | None:
+        """Return the number of labeled training images of each class; None if
+        unknown.
+        """
+
     def iterate_images(self, split: str) -> Iterator[tuple[int, np.ndarray]]:
         """Yield number and pixels ``[H, W, C]`` of each image of a split.
 

@@ -328,6 +328,9 @@ class ExternalDataModule(LightningDataModule):
         """Return the class numbers of validation or test; None for train."""
         return self._targets.get(split)
 
+    def count_labels(self) -> None:
+        """Return None: the training labels are known only while a loader is read."""
+
     def list_rows(self, split: str) -> None:
         """Return None: images are numbered only while a loader is read."""
 

@@ -247,6 +247,10 @@ class ImageData(LightningDataModule, Typed):
     def list_targets(self, split: str) -> Int64[np.ndarray, " rows"]:
         return self.index.list_targets(split)
 
+    def count_labels(self) -> Int64[np.ndarray, " classes"]:
+        labels = self.index.listing.target[self.index.labeled_rows]
+        return np.bincount(labels, minlength=len(self.classes))
+
     def iterate_images(self, split: str) -> Iterator[tuple[int, np.ndarray]]:
         return self.index.iterate_images(split)
 

@@ -49,6 +49,12 @@ def write_plan(workspace: Workspace, *, ready: bool) -> str:
         for model, built in loaded
         for note in built.weights.notes
     ]
+    if spec.recipe.freeze and not spec.student.origin.has_weights:
+        lines.append(
+            "Note: the student starts from random weights, and student.freeze keeps"
+            f" {', '.join(spec.recipe.freeze)} random. Choose pretrained weights, or leave"
+            " student.freeze out."
+        )
     return "\n".join(lines)
 
 

@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kd_app.config import InputSpec
+from kd_app.config import InputSpec, RequestError
+from kd_app.data.base import RunData
 from kd_app.models.create import create, resolve_input
 from kd_app.models.spec import ModelSpec
 from kd_app.run.controls import compute_mean_entropy
@@ -48,13 +49,11 @@ def build_student_job(
     recipe: Recipe | None = None,
 ) -> TrainingJob:
     """The job of the student, or a similar job with another `name`, model or recipe."""
-    job = _build_job(
-        workspace,
-        name,
-        model or workspace.spec.student,
-        recipe or workspace.spec.recipe,
-        teacher,
-    )
+    recipe = recipe or workspace.spec.recipe
+    if model is not None:
+        # its layers have other names than those of the student
+        recipe = replace(recipe, freeze=[])
+    job = _build_job(workspace, name, model or workspace.spec.student, recipe, teacher)
     license = workspace.resolve_license("student", uses_teacher=job.teacher is not None)
     return replace(job, license=license)
 
@@ -94,6 +93,23 @@ def check_pair(workspace: Workspace) -> None:
     build(job, student, workspace.data, spec.trainer)
 
 
+def balance_classes(recipe: Recipe, data: RunData) -> Recipe:
+    """The recipe with numbers in place of ``class_weights=balanced``.
+
+    Raises `RequestError` if the labels of the training images are not known.
+    """
+    if not recipe.is_balanced:
+        return recipe
+    counts = data.count_labels()
+    if counts is None:
+        raise RequestError(
+            "class_weights=balanced needs the labels of all training images, which a data module"
+            " of your own does not list. Set one positive number per class, for example"
+            f" class_weights=[{','.join(['1'] * min(len(data.classes), 3))}]."
+        )
+    return recipe.balance_classes(counts.tolist())
+
+
 def _build_control(
     workspace: Workspace, name: str, recipe: Recipe, teacher: RunModel | None
 ) -> TrainingJob:
@@ -108,6 +124,7 @@ def _build_job(
 ) -> TrainingJob:
     """A job with the `teacher` if the recipe needs one."""
     input_spec = resolve_input(model, workspace.compute_image_stats())
+    recipe = balance_classes(recipe, workspace.data)
     job_teacher = (
         _build_teacher(workspace, teacher, input_spec)
         if teacher is not None and recipe.needs_teacher

@@ -75,7 +75,7 @@ class DistillSettings(Typed, called="kd-distill"):
             _check_terms(f"controls.{name}.loss", control.get("loss"))
             if control.get("student") is not None:
                 _check_control_model(f"controls.{name}.student", control["student"])
-        _check_known("student", student, _MODEL_KEYS)
+        _check_known("student", student, (*_MODEL_KEYS, "freeze"))
         if teacher is not None:
             _check_known("teacher", teacher, (*_MODEL_KEYS, *_TRAINING_KEYS, *_COMPOSITE_KEYS))
             if teacher.get("loss") is not None:
@@ -124,6 +124,15 @@ class TeacherTraining(Typed, called="teacher"):
     def __init__(self, *, max_epochs: NonNegativeInt, seed: Seed) -> None:
         self.max_epochs = max_epochs
         self.seed = seed
+
+
+class FreezeSetting(Typed, called="student"):
+    """The layers of the student that are not trained; a single name is a list of
+    one.
+    """
+
+    def __init__(self, *, freeze: list[Place] | Place | None) -> None:
+        self.freeze = [freeze] if isinstance(freeze, str) else list(freeze or ())
 
 
 class TeacherOutputs(Typed, called="teacher"):

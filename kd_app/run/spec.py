@@ -30,12 +30,14 @@ from kd_app.run.model_specs import (
 from kd_app.run.schema import (
     DistillSettings,
     EmaSettings,
+    FreezeSetting,
     LicenseSetting,
     Licensing,
     TeacherOutputs,
     TeacherTraining,
 )
 from kd_app.run.validation import check_data_use, check_teacher
+from kd_app.training.freeze import BACKBONE
 from kd_app.training.job import Recipe
 from kd_app.training.trainer import TrainerSettings
 
@@ -99,7 +101,11 @@ def assemble_spec(config: Config, external: ExternalParts) -> RunSpec:
         )
     common = {key: config[key] for key in ("optimizer", "scheduler", "callbacks")}
     recipe = Recipe(
-        loss=config["loss"], max_epochs=trainer.max_epochs, seed=config["seed"], **common
+        loss=config["loss"],
+        max_epochs=trainer.max_epochs,
+        seed=config["seed"],
+        freeze=FreezeSetting(freeze=config["student"].get("freeze")).freeze,
+        **common,
     )
     teacher, teacher_recipe = _build_teacher(config, external)
     controls = (
@@ -256,8 +262,10 @@ def _build_control(name: str, node: Config, student: Recipe) -> Control:
         if settings.label_entropy_temperature == "auto"
         else settings.label_entropy_temperature
     )
+    # the names of layers are those of the student's own architecture
+    freeze = student.freeze if not model or student.freeze == [BACKBONE] else []
     return Control(
-        **{**student.to_json(), "loss": settings.loss},
+        **{**student.to_json(), "loss": settings.loss, "freeze": freeze},
         students=students,
         named=named,
         match_wall_time=settings.match_wall_time,

@@ -60,7 +60,7 @@ class EMA(Typed, WeightAveraging):
         """The student with the raw weights. Only valid during a validation, while the
         trained module holds the average.
         """
-        student: nn.Module = self._copy.student  # type: ignore[assignment]
+        student: nn.Module = self._copy.student
         return student
 
     @property

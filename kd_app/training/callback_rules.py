@@ -5,10 +5,11 @@ they may monitor, and how their failures are reported.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from itertools import combinations
 from types import TracebackType
 from typing import Any, Literal
 
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, WeightAveraging
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 
 from kd_app.config import RequestError, RunError, suggest_closest
@@ -103,15 +104,26 @@ def check_supported(name: str, node: Mapping[str, Any]) -> None:
             )
 
 
+def check_together(callbacks: Mapping[str, Callback]) -> None:
+    """Raise `RequestError` for two callbacks that would overwrite each other."""
+    for (name, one), (other_name, other) in combinations(callbacks.items(), 2):
+        is_stateful = type(one).state_dict is not Callback.state_dict
+        are_averages = isinstance(one, WeightAveraging) and isinstance(other, WeightAveraging)
+        if are_averages or (is_stateful and one.state_key == other.state_key):
+            raise RequestError(
+                f"callbacks.{name} ({type(one).__name__}) and callbacks.{other_name}"
+                f" ({type(other).__name__}) can't be used together: both keep the same state."
+                f" Leave one out, for example ~callbacks.{other_name}."
+            )
+
+
 @cache
 def list_metrics(*, has_teacher: bool) -> dict[str, Direction]:
     """The metrics that a callback can monitor, with the direction of better values."""
     names = set(build_model_metrics(2)) | (set(build_pair_metrics()) if has_teacher else set())
-    return {
-        _PREFIX + spec.name: spec.better
-        for spec in (*MODEL_METRICS, *PAIR_METRICS)
-        if spec.name in names
-    }
+    directions: dict[str, Direction] = {spec.name: spec.better for spec in MODEL_METRICS}
+    directions |= {spec.name: spec.better for spec in PAIR_METRICS}
+    return {_PREFIX + name: better for name, better in directions.items() if name in names}
 
 
 def find_direction(monitor: str) -> Direction:

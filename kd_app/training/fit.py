@@ -47,6 +47,7 @@ from kd_app.training.callbacks import (
 )
 from kd_app.training.curve_log import FILE, CurveLogger, drop_points_after
 from kd_app.training.distributed.consistency import RankConsistency
+from kd_app.training.freeze import freeze_layers
 from kd_app.training.job import JobTeacher, TrainingJob
 from kd_app.training.loss import DistillationLoss
 from kd_app.training.module import NOT_FINITE, Distillation, StepOptions
@@ -296,6 +297,7 @@ def build(
 ) -> Distillation:
     """Build the LightningModule of one training, with the terms' adapters."""
     terms = job.recipe.build_loss()
+    freeze_layers(created.model, job.recipe.freeze)
     source = job.teacher if terms.needs_teacher else None
     decay = source.ema_decay if source else None
     teacher = None

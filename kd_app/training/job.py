@@ -2,8 +2,8 @@
 the stage cache hashes.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,23 +14,28 @@ from kd_app.config import InputSpec, RequestError
 from kd_app.config.make import make
 from kd_app.data.base import RunData
 from kd_app.losses.base import LossTerm
+from kd_app.losses.cross_entropy import BALANCED
 from kd_app.models.composite import EmaTeacher
 from kd_app.models.create import create
 from kd_app.models.spec import LoadedModel, ModelSpec
 from kd_app.schedules import Schedule
-from kd_app.training.callback_rules import build_callback
+from kd_app.training.callback_rules import build_callback, check_together
 from kd_app.training.loss import DistillationLoss
 from kd_app.training.optimizer import Optimizer
 from kd_app.training.trainer import TrainerSettings
 
 Config = dict[str, Any]
+_CLASS_WEIGHTS = "class_weights"
 _KEYS_OF_THE_SUM = ("weight", "schedule", "teacher")
 """Keys in the config of a loss term that `DistillationLoss` reads, not the term."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train one model, as plain configuration."""
+    """How to train one model, as plain configuration.
+
+    freeze: the layers that are not trained, see `freeze_layers`.
+    """
 
     loss: Config
     optimizer: Config
@@ -38,11 +43,13 @@ class Recipe:
     callbacks: Config
     max_epochs: int
     seed: int
+    freeze: list[str] = field(default_factory=list)
 
     @property
     def how(self) -> str:
         """A summary for the plan: 'for 10 epochs on cross_entropy + soft_target'."""
-        return f"for {format_epochs(self.max_epochs)} on {' + '.join(self.loss)}"
+        frozen = f", {', '.join(self.freeze)} frozen" if self.freeze else ""
+        return f"for {format_epochs(self.max_epochs)} on {' + '.join(self.loss)}{frozen}"
 
     @cached_property
     def _loss(self) -> DistillationLoss:
@@ -105,10 +112,30 @@ class Recipe:
 
     def make_callbacks(self) -> dict[str, Callback]:
         """Build new callbacks."""
-        return {
+        callbacks = {
             name: build_callback(name, node, has_teacher=self.needs_teacher)
             for name, node in self.callbacks.items()
         }
+        check_together(callbacks)
+        return callbacks
+
+    @property
+    def is_balanced(self) -> bool:
+        """Whether a term weights the classes by their number of images."""
+        return any(node.get(_CLASS_WEIGHTS) == BALANCED for node in self.loss.values())
+
+    def balance_classes(self, counts: Sequence[int]) -> "Recipe":
+        """The recipe with the class weights ``images / (classes * count)`` in place of
+        'balanced'. counts: labeled training images by class.
+        """
+        weights = [sum(counts) / (len(counts) * max(count, 1)) for count in counts]
+        loss = {
+            name: {**node, _CLASS_WEIGHTS: weights}
+            if node.get(_CLASS_WEIGHTS) == BALANCED
+            else node
+            for name, node in self.loss.items()
+        }
+        return replace(self, loss=loss)
 
     def to_json(self) -> dict[str, Any]:
         """The fields as plain data."""
@@ -185,6 +212,7 @@ class TrainingJob:
             "scheduler": recipe.scheduler,
             "callbacks": recipe.callbacks,
             "seed": recipe.seed,
+            **({"freeze": recipe.freeze} if recipe.freeze else {}),
             "trainer": {**trainer.describe_identity(), "max_epochs": recipe.max_epochs},
             "data": data.describe_identity(for_teacher=self.fresh_views),
             "teacher": (

@@ -20,6 +20,7 @@ from kd_app.models.taps import Taps
 from kd_app.schedules import Schedule
 from kd_app.stages import write_atomically
 from kd_app.training.diagnostics import check_terms, compute_gradient_shares
+from kd_app.training.freeze import fix_frozen_modes
 from kd_app.training.loss import DistillationLoss
 from kd_app.training.loss_window import LossWindow, NonFinite
 from kd_app.training.optimizer import GradientSplitter, Optimizer, TrainedModules
@@ -78,6 +79,7 @@ class Distillation(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.student = student.train()
+        fix_frozen_modes(self.student)
         self.loss = loss
         self.teacher = teacher
         self.input_spec = input_spec
@@ -237,7 +239,8 @@ class Distillation(pl.LightningModule):
         progress = self._compute_progress(step)
         for name in self.loss.schedules:
             values[f"train/{name}_weight"] = self.loss.compute_weight(name, progress)
-        self._log({**values, "train/lr": self.trainer.optimizers[0].param_groups[0]["lr"]}, step)
+        rate = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
+        self._log({**values, "train/lr": rate}, step)
 
     def _build_nonfinite_error(self, fault: NonFinite, step: int) -> RunError:
         """Write the images of the batch to ``not_finite.json`` and build the error."""

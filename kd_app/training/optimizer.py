@@ -1,10 +1,10 @@
 """The optimizer of a training: any optimizer of timm."""
 
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import timm.optim
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
 from kd_app.config import RequestError, Typed, build_unknown_error
@@ -19,8 +19,10 @@ class Optimizer(Typed):
 
     lr 'auto' is `scratch_lr` for a model from random weights and `finetune_lr` for a
     pretrained model. As in timm, weight decay excludes biases, norms and the parameters
-    in the model's ``no_weight_decay()`` (position embeddings, class tokens). `kwargs`
-    are passed to the optimizer unchanged.
+    in the model's ``no_weight_decay()`` (position embeddings, class tokens).
+    layer_decay: the factor of the learning rate from each layer group to the one below
+    (timm's group_matcher; the head has the full rate); None: one rate. `kwargs` are
+    passed to the optimizer unchanged.
     """
 
     def __init__(
@@ -33,14 +35,15 @@ class Optimizer(Typed):
         weight_decay: NonNegativeFloat,
         momentum: Share,
         kwargs: dict[str, Any],
+        layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None,
     ) -> None:
         known = [str(each) for each in timm.optim.list_optimizers()]
         if name.lower() not in known:
             raise build_unknown_error("optimizer", name, known)
         if "layer_decay" in kwargs:
             raise RequestError(
-                "optimizer.kwargs.layer_decay is not supported: all layers share one learning rate."
-                " Remove the setting."
+                "optimizer.kwargs.layer_decay is not supported: it is no argument of the optimizer."
+                f" Set optimizer.layer_decay={kwargs['layer_decay']}."
             )
         self.name = name.lower()
         self.lr = lr
@@ -49,9 +52,10 @@ class Optimizer(Typed):
         self.weight_decay = weight_decay
         self.momentum = momentum
         self.kwargs = kwargs
+        self.layer_decay = layer_decay
         # raises early for kwargs that the optimizer does not accept
         with torch.random.fork_rng(devices=[]):
-            self.make(nn.Linear(1, 1), from_random=True, fused=True)
+            self._make(nn.Linear(1, 1), lr=1.0, fused=True)
 
     def resolve_lr(self, *, from_random: bool) -> float:
         """The learning rate at the maximum of the schedule."""
@@ -70,15 +74,53 @@ class Optimizer(Typed):
 
         fused: use the fused kernel, if the optimizer has one.
         """
+        rate = self.resolve_lr(from_random=from_random)
+        decay = self.layer_decay
+        groups = model if decay is None else self._group_by_layer(model, decay)
+        optimizer = self._make(groups, lr=rate, fused=fused)
+        for group in optimizer.param_groups:
+            group["initial_lr"] = rate * group.get("lr_scale", 1.0)
+        return optimizer
+
+    def _group_by_layer(self, model: nn.Module, decay: float) -> list[dict[str, Any]]:
+        """Parameter groups of the student with timm's scales of the learning rate, and
+        of the other trained modules with the full rate.
+        """
+        student, others = model, None
+        if isinstance(model, TrainedModules):
+            student, others = model["student"], model["terms"]
+        groups = timm.optim.param_groups_layer_decay(
+            student,
+            self.weight_decay,
+            no_weight_decay_list=getattr(student, "no_weight_decay", set)(),
+            layer_decay=decay,
+        )
+        has_frozen = not all(parameter.requires_grad for parameter in student.parameters())
+        is_flat = all(group["lr_scale"] == 1 for group in groups)
+        if decay != 1 and is_flat and not has_frozen:
+            raise RequestError(
+                f"optimizer.layer_decay={decay} needs a student with several layer"
+                f" groups, but this one ({type(student).__name__}) has one. Use a model of timm, or"
+                " optimizer.layer_decay=null."
+            )
+        if others is not None:
+            rest = TrainedModules({"terms": others})
+            groups += timm.optim.param_groups_weight_decay(
+                rest, self.weight_decay, no_weight_decay_list=tuple(rest.no_weight_decay())
+            )
+        return [group for group in groups if group["params"]]
+
+    def _make(
+        self, model: nn.Module | list[dict[str, Any]], *, lr: float, fused: bool
+    ) -> torch.optim.Optimizer:
         kwargs = self.kwargs
         if self.name in _FUSED and "foreach" not in kwargs:
             kwargs = {"fused": fused, **kwargs}
-        rate = self.resolve_lr(from_random=from_random)
         try:
             optimizer: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
                 model,
                 opt=self.name,
-                lr=rate,
+                lr=lr,
                 weight_decay=self.weight_decay,
                 momentum=self.momentum,
                 **kwargs,
@@ -88,8 +130,6 @@ class Optimizer(Typed):
                 f"The optimizer {self.name} does not accept kwargs={self.kwargs!r}: {error}. See"
                 " timm.optim for the arguments of this optimizer."
             ) from None
-        for group in optimizer.param_groups:
-            group["initial_lr"] = rate
         return optimizer
 
 

@@ -111,7 +111,8 @@ def test_a_module_that_fails_is_a_wrong_request() -> None:
 @pytest.mark.parametrize("channels", [1, 2, 4])
 def test_images_may_have_any_shape_that_the_model_has(channels: int) -> None:
     batch = (torch.zeros(2, channels, 48, 20), torch.tensor([0, 1]))
-    data = served(**dict.fromkeys(("train", "validation", "test"), Loader(batch)))
+    loader = Loader(batch)
+    data = served(train=loader, validation=loader, test=loader)
     assert (data.channels, data.size, data.width) == (channels, 48, 20)
     statistics = (0.0,) * channels, (1.0,) * channels
     data.bind(InputSpec(channels, 48, 20, *statistics), order_seed=0)

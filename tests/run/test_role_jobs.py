@@ -20,7 +20,7 @@ from kd_app.run.role_jobs import (
 )
 from kd_app.run.workspace import RunModel, Workspace
 from kd_app.training.job import TrainingJob
-from tests.builders import build_workspace, teacher_folder
+from tests.builders import build_workspace, image_folder, teacher_folder
 
 ALL = "controls=[labels_only,smoothed_labels,shuffled_teacher,match_wall_time,other_family]"
 
@@ -197,3 +197,27 @@ def test_a_pair_that_a_term_can_not_compare_is_refused_before_anything_is_traine
     monkeypatch.setattr("kd_app.training.loss.DistillationLoss.build", refuse)
     with pytest.raises(RequestError, match="shapes differ"):
         check_pair(workspace)
+
+
+def test_balanced_class_weights_count_the_labeled_training_images(tmp_path: Path) -> None:
+    folder = image_folder(tmp_path / "photos", images=20)
+    for path in sorted((folder / "class1").iterdir())[10:]:
+        path.unlink()
+    workspace = build_workspace(
+        tmp_path,
+        "data=folder",
+        f"data.root={folder}",
+        "teacher=none",
+        "loss=[cross_entropy]",
+        "loss.cross_entropy.class_weights=balanced",
+        "student.name=resnet8",
+        "student.freeze=conv1",
+    )
+    job = build_student_job(workspace, None)
+    first, second = workspace.data.count_labels()
+    assert (first, second) == (14, 7)
+    assert job.recipe.loss["cross_entropy"]["class_weights"] == [21 / 28, 21 / 14]
+    assert job.recipe.freeze == ["conv1"]
+    assert job.describe_identity(workspace.data, workspace.spec.trainer)["freeze"] == ["conv1"]
+    other = build_student_job(workspace, None, model=workspace.spec.student)
+    assert other.recipe.freeze == []

@@ -27,5 +27,6 @@ def test_the_decay_rises_to_its_value() -> None:
 @pytest.mark.parametrize(("decay", "steps"), [(0.999, 8_990), (0.9, 80), (0.05, 0)])
 def test_the_steps_that_a_decay_needs(decay: float, steps: int) -> None:
     (need,) = EMA(decay=decay).list_length_needs()
-    assert (need.least, need.unit) == (pytest.approx(steps, abs=1), "steps")
+    assert need.unit == "steps"
+    assert need.least == pytest.approx(steps, abs=1)
     assert warm_up_decay(decay, int(need.least)) == pytest.approx(decay)

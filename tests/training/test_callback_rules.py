@@ -7,8 +7,10 @@ import pytest
 from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, Timer
 
 from kd_app.config import RequestError
+from kd_app.training.averaging import EMA
 from kd_app.training.callback_rules import (
     build_callback,
+    check_together,
     explain_callback_error,
     list_callback_needs,
     list_metrics,
@@ -91,6 +93,16 @@ def test_the_metrics_are_those_that_a_training_logs() -> None:
     assert set(list_metrics(has_teacher=False)) == {
         name for name in trainer.callback_metrics if "validation/" in name
     }
+
+
+def test_two_callbacks_with_the_same_state_are_refused() -> None:
+    one, other = (build("EarlyStopping", monitor="validation/nll", patience=n) for n in (1, 2))
+    top1 = build("EarlyStopping", monitor="validation/top1", mode="max")
+    check_together({"one": one, "top1": top1, "a": build("Timer"), "b": LearningRateMonitor()})
+    with pytest.raises(RequestError, match=r"callbacks.one .* and callbacks.other .* together"):
+        check_together({"one": one, "top1": top1, "other": other})
+    with pytest.raises(RequestError, match="can't be used together"):
+        check_together({"ema": EMA(decay=0.9), "other": build("EMAWeightAveraging")})
 
 
 @pytest.mark.parametrize(

@@ -232,3 +232,17 @@ def test_the_properties_of_a_recipe_build_its_loss_once(monkeypatch: pytest.Monk
     assert recipe.needs_teacher
     assert recipe.loss_reads
     assert builds.call_count == 1
+
+
+def test_balanced_classes_have_weights_inverse_to_their_images() -> None:
+    node = {**CROSS_ENTROPY, "class_weights": "balanced"}
+    recipe = replace(RECIPE, loss={"cross_entropy": node, "soft_target": SOFT_TARGET})
+    assert recipe.is_balanced
+    assert not RECIPE.is_balanced
+    balanced = recipe.balance_classes([30, 10, 0, 40])
+    weights = balanced.loss["cross_entropy"]["class_weights"]
+    assert weights == pytest.approx([80 / 120, 80 / 40, 80 / 4, 80 / 160])
+    assert not balanced.is_balanced
+    # every class has the same total weight
+    assert 30 * weights[0] == pytest.approx(10 * weights[1])
+    balanced.build_loss()

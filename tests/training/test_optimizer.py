@@ -265,3 +265,29 @@ def test_every_schedule_in_conf_ends_at_its_final_factor(file: str) -> None:
 def test_schedules_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match=list(wrong)[-1]):
         Cosine(**{"final": 0.0, **wrong})
+
+
+@pytest.mark.parametrize("name", ["test_vit", "resnet8"])
+def test_lower_layers_have_smaller_rates_as_in_timm_and_adapters_the_full_one(name: str) -> None:
+    student, terms = timm.create_model(name, num_classes=2), nn.Linear(2, 2)
+    built = optimizer(lr=0.2, layer_decay=0.5).make(
+        TrainedModules({"student": student, "terms": terms}), from_random=True, fused=False
+    )
+    rates = {id(p): group["initial_lr"] for group in built.param_groups for p in group["params"]}
+    timms = timm.optim.create_optimizer_v2(student, opt="adamw", lr=0.2, layer_decay=0.5)
+    expected = {
+        id(p): 0.2 * group["lr_scale"] for group in timms.param_groups for p in group["params"]
+    }
+    assert {key: rate for key, rate in rates.items() if key in expected} == expected
+    assert {rates[id(p)] for p in terms.parameters()} == {0.2}
+    classifier: nn.Module = student.get_classifier()  # type: ignore[operator]
+    head = [rates[id(p)] for p in classifier.parameters()]
+    assert set(head) == {0.2}
+    assert min(rates.values()) < 0.1
+
+
+def test_layer_decay_without_layers_and_in_the_wrong_place_is_refused() -> None:
+    with pytest.raises(RequestError, match=r"layer_decay=0\.5 needs a student with"):
+        optimizer(layer_decay=0.5).make(nn.Linear(2, 2), from_random=True, fused=False)
+    with pytest.raises(RequestError, match=r"Set optimizer.layer_decay=0.7\."):
+        optimizer(kwargs={"layer_decay": 0.7})
