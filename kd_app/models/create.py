@@ -101,12 +101,6 @@ def create(spec: ModelSpec, input_spec: InputSpec, num_classes: int, *, seed: in
                 f"{_suggest_size(spec, input_spec, num_classes)} Change {spec.role}.image_size,"
                 f" data.image_size or {spec.role}.kwargs.* (for a ViT: patch_size and img_size)."
             ) from None
-    if wrong := find_nonfinite(loaded.model):
-        raise RequestError(
-            f"The weights of the {spec.role} {spec.name} ({loaded.weights.source}) hold NaN or"
-            f" infinite values ({describe_nonfinite(wrong)}). Expected finite numbers: the training"
-            " that wrote the file diverged, or the file is damaged. Name another checkpoint."
-        )
     _check_logits(spec, loaded.model, input_spec, num_classes)
     return loaded
 
@@ -209,6 +203,12 @@ def _create_from_factory(spec: ModelSpec, input_spec: InputSpec, num_classes: in
         )
     path = spec.origin.path
     if path is None:
+        if wrong := find_nonfinite(model):
+            raise RequestError(
+                f"{spec.role}._target_={spec.name} returned a model with NaN or infinite weights"
+                f" ({describe_nonfinite(wrong)}). Expected finite numbers. Load weights of a"
+                " training that did not diverge."
+            )
         state = model.state_dict()
         report = WeightsReport(f"own {spec.name}", hash_state(state), len(state))
         return LoadedModel(model.eval(), input_spec, report)

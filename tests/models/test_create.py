@@ -235,6 +235,12 @@ def test_weights_of_a_run_load_into_a_user_provided_module(tmp_path: Path) -> No
         load(7, factory=Own, checkpoint=tmp_path / "student" / "model.safetensors")
 
 
+def build_diverged() -> nn.Module:
+    model = Own(10)
+    next(iter(model.parameters())).data[0] = torch.nan
+    return model
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -248,6 +254,7 @@ def test_weights_of_a_run_load_into_a_user_provided_module(tmp_path: Path) -> No
             r"returns \(2, 3\) for two images, expected logits of shape \(2, 10\)",
         ),
         ({"factory": lambda: nn.Linear(5, 10)}, "can't take images of 1x8x8"),
+        ({"factory": build_diverged}, "NaN or infinite weights"),
         ({"factory": lambda num_classes, mood: Own(num_classes)}, "can't be built .*mood"),
         ({"name": "vit_tiny_patch16_224"}, "vit_tiny_patch16_224 can't .*8x8.*patch_size"),
     ],

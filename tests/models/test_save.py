@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from kd_app.config import InputSpec
+from kd_app.config import InputSpec, RunError
 from kd_app.models.create import create, resolve_input
 from kd_app.models.save import save_model
 from tests.builders import DIGITS, GRAY
@@ -103,6 +103,14 @@ def test_weights_are_written_in_plain_memory_order_and_alone(tmp_path: Path) -> 
     ]
     stored = load_file(tmp_path / "student" / "model.safetensors")
     assert all(torch.equal(tensor, stored[name]) for name, tensor in model.state_dict().items())
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    model = timm.create_model("test_resnet", num_classes=10)
+    model.state_dict()["fc.bias"][3] = torch.nan
+    with pytest.raises(RunError, match=r"NaN or infinite values \(fc\.bias\).*diverged"):
+        save_model(model, tmp_path / "student", pixels=PIXELS, classes=DIGITS, license="none")
+    assert not (tmp_path / "student").exists()
 
 
 def test_a_user_provided_module_ships_weights_and_class_name(tmp_path: Path) -> None:

@@ -190,6 +190,19 @@ def test_a_term_that_is_not_finite_stops_the_run_by_name(value: float) -> None:
         )
 
 
+class Diverging(Net):
+    """The logits are NaN in eval mode, as after a last step that overflowed."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        logits = super().forward(image)
+        return logits if self.training else logits * float("nan")
+
+
+def test_a_model_without_finite_logits_in_validation_stops_the_run() -> None:
+    with pytest.raises(RunError, match="NaN or infinite logits for validation images after step"):
+        fit_rows(distillation(student=seeded(Diverging)))
+
+
 def wild_from(progress: float) -> Given:
     return Given(
         lambda s, t, b: s.logits.square().mean() * (float("nan") if b.progress > progress else 1.0)
