@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kd_app.config import InputSpec
+from kd_app.config import InputSpec, RequestError
 from kd_app.models.outputs import EnsembleOutputs, Outputs
 from kd_app.models.taps import Taps
 
@@ -119,6 +119,15 @@ class InputAdapter(nn.Module):
 
     def __init__(self, source: InputSpec, target: InputSpec) -> None:
         super().__init__()
+        if source.channels not in (1, target.channels) and (source.channels, target.channels) != (
+            3,
+            1,
+        ):
+            raise RequestError(
+                f"The student's images have {source.channels} channels, the teacher takes"
+                f" {target.channels}. Set teacher.kwargs.in_chans={source.channels} (timm converts"
+                " pretrained weights), or give the student images with the teacher's channels."
+            )
         self.target = target
         self.to_gray = source.channels == 3 and target.channels == 1
         if self.to_gray:

@@ -2,7 +2,7 @@
 training, and the estimated duration.
 """
 
-from kd_app.config import RequestError
+from kd_app.config import InputSpec, RequestError
 from kd_app.config.errors import take_first_line
 from kd_app.models.cost import count_params
 from kd_app.models.create import create, resolve_input
@@ -43,6 +43,13 @@ def write_plan(workspace: Workspace, *, ready: bool) -> str:
         lines.append(
             "Note: the student is larger than its teacher. This is allowed, but it does not reduce"
             " the cost of inference."
+        )
+    if teacher is not None and _is_stretched(teacher.pixels, student.pixels):
+        lines.append(
+            "Note: teacher and student have inputs of another shape"
+            f" ({teacher.pixels.height}x{teacher.pixels.width} and"
+            f" {student.pixels.height}x{student.pixels.width}), so in training the teacher sees the"
+            " student's images stretched; teacher.image_size=[height,width] sets the same shape."
         )
     lines += [
         f"Note: the {model.role} {model.name} {note}."
@@ -125,6 +132,11 @@ def describe_models(workspace: Workspace, *, ready: bool) -> list[str]:
     for number, assistant in enumerate(spec.assistants, start=1):
         lines.append(_describe_model(f"Assistant {number}", assistant.spec, spec.recipe, workspace))
     return [*lines, _describe_model("Student", spec.student, spec.recipe, workspace)]
+
+
+def _is_stretched(one: InputSpec, other: InputSpec) -> bool:
+    """Whether the ratio of height and width differs."""
+    return one.height * other.width != one.width * other.height
 
 
 def _describe_data(workspace: Workspace) -> str:

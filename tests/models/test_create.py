@@ -1,5 +1,6 @@
 """Creating a model from its spec: weights, input spec, errors."""
 
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,29 @@ def test_configured_size_and_channels_override_the_data() -> None:
         (0.4,) * 3,
     )
     assert loaded.model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_the_input_need_not_be_square_nor_have_1_or_3_channels() -> None:
+    stats = ImageStats(4, 48, (0.3,) * 4, (0.4,) * 4, 20)
+    loaded = load(name="test_efficientnet", image_stats=stats)
+    assert (loaded.pixels.channels, loaded.pixels.height, loaded.pixels.width) == (4, 48, 20)
+    tall = load(name="test_vit", image_size=[64, 32])
+    assert (tall.pixels.height, tall.pixels.width) == (64, 32)
+    assert tall.model(torch.zeros(2, 1, 64, 32)).shape == (2, 10)
+    with pytest.raises(RequestError, match="image_size"):
+        load(name="test_resnet", image_size=[64, 0])
+
+
+def test_the_arguments_of_timm_s_training_give_the_normalization(tmp_path: Path) -> None:
+    state = timm.create_model("test_resnet", num_classes=10).state_dict()
+    for mean, expected in ((None, (0.5,) * 3), ((0.1, 0.2, 0.3), (0.1, 0.2, 0.3))):
+        arguments = Namespace(mean=mean, std=None, crop_pct=None, interpolation="", img_size=None)
+        torch.save({"state_dict": state, "args": arguments}, tmp_path / "x.pth")
+        loaded = load(name="test_resnet", checkpoint=tmp_path / "x.pth", image_stats=COLOR)
+        assert loaded.pixels.mean == expected
+    torch.save(state, tmp_path / "x.pth")
+    plain = load(name="test_resnet", checkpoint=tmp_path / "x.pth", image_stats=COLOR)
+    assert plain.pixels.mean == COLOR.mean
 
 
 def test_small_images_are_used_whole_and_large_ones_cropped_as_timm_crops() -> None:

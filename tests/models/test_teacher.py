@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
-from kd_app.config import InputSpec
+from kd_app.config import InputSpec, RequestError
 from kd_app.data.normalize import normalize
 from kd_app.models.outputs import Outputs
-from kd_app.models.teacher import FrozenTeacher
+from kd_app.models.teacher import FrozenTeacher, InputAdapter
 
 LOGITS = frozenset({"logits"})
 SHARES = st.floats(min_value=0.05, max_value=0.95)
@@ -102,6 +102,14 @@ def test_the_image_is_converted_as_if_prepared_for_the_teacher(
     torch.testing.assert_close(
         logits, prepare(image, target).flatten(1), rtol=1e-4, atol=1e-4 / min(target.std)
     )
+
+
+def test_channels_that_can_not_be_converted_are_refused() -> None:
+    four = InputSpec(4, 8, 8, (0.5,) * 4, (0.5,) * 4)
+    three = InputSpec(3, 8, 8, (0.5,) * 3, (0.5,) * 3)
+    with pytest.raises(RequestError, match=r"4 channels, the teacher takes 3\. .*in_chans=4"):
+        InputAdapter(four, three)
+    assert InputAdapter(four, four)(torch.zeros(1, 4, 8, 8)).shape == (1, 4, 8, 8)
 
 
 def test_an_image_that_fits_already_is_not_touched() -> None:
