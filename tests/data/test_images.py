@@ -159,7 +159,7 @@ def test_8_12_and_16_bits_in_a_larger_type_are_not_black(
 ) -> None:
     if ending == "png" and dtype != np.uint16:
         return
-    values = (np.linspace(0, full, 256).reshape(16, 16)).astype(dtype)
+    values: np.ndarray = (np.linspace(0, full, 256).reshape(16, 16)).astype(dtype)
     Image.fromarray(values).save(tmp_path / f"a.{ending}")
     expected = np.rint(values.astype(float) * 255 / full)
     assert np.abs(pixels(open_image(tmp_path / f"a.{ending}", 1)) - expected).max() <= 1

@@ -157,8 +157,9 @@ def test_images_far_from_square_are_noted(sizes: list[tuple[int, int]], noted: b
 
 
 def test_wrong_channels_are_refused_with_what_works() -> None:
+    wrong: Any = {"channels": 4}
     with pytest.raises(RequestError) as raised:
-        build_source(partial(Folder, channels=4, class_level=None), Path("photos"))
+        build_source(partial(Folder, class_level=None, **wrong), Path("photos"))
     assert "channels=4 does not fit: expected 1 or 3" in str(raised.value)
     assert "data module of your own" in str(raised.value)
     assert "data.root" not in str(raised.value)

@@ -72,6 +72,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "clear_gray.png": Image.merge("LA", (color.convert("L"), alpha)),
         "deep.png": Image.fromarray(np.arange(0, 64000, 64, dtype=np.uint16).reshape(25, 40)),
         "deep.tif": Image.fromarray(np.arange(0, 64000, 64, dtype=np.uint16).reshape(40, 25)),
+        "twelve_bits.png": Image.fromarray(np.arange(0, 4000, 4, dtype=np.uint16).reshape(25, 40)),
         "float.tif": Image.fromarray(np.linspace(0, 1, 1200, dtype=np.float32).reshape(30, 40)),
         "large.png": draw(300, 200, 11),
     }
@@ -125,7 +126,7 @@ def test_every_way_to_classify_a_file_has_the_logits_of_the_evaluation(
     (tmp_path / "scan").mkdir()
     expected = read_pixels(folder, tmp_path / "scan", input_spec, decoded_channels)
     names = sorted(expected)
-    assert len(names) == 23
+    assert len(names) == 24
     decoding = Decoding(decoded_channels, BOUND)
 
     file = write_linear(tmp_path, input_spec, CLASSES, decoding=decoding)
