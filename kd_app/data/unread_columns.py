@@ -64,7 +64,12 @@ def check_unread(
             f" data.source.columns.split='{splits[0]}'."
         )
     may_be_group = [] if "group" in places or columns["group"] is None else list(unread)
-    groups = [name for name in may_be_group if _has_word(name, _GROUP_NAMES)]
+    groups = [
+        name
+        for name in may_be_group
+        if _has_word(name, _GROUP_NAMES)
+        and len(_list_values(table, unread[name])) < len(table.rows)
+    ]
     if groups:
         notes.append(
             f"Images with the same value of {groups[0]!r} may be in train and in test. To keep them"
