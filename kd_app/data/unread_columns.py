@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from kd_app.config import RequestError
 from kd_app.data.layout import SPLIT_WORDS
-from kd_app.data.table import ImageTable
+from kd_app.data.table import ImageTable, Role
 
 _SPLIT_NAMES = frozenset(
     [
@@ -25,7 +25,7 @@ _SHOWN = 8
 
 
 def check_unread(
-    table: ImageTable, columns: Mapping[str, str | None], places: Mapping[str, int]
+    table: ImageTable, columns: Mapping[Role, str | None], places: Mapping[Role, int]
 ) -> list[str]:
     """Return notes about the columns that are not read.
 

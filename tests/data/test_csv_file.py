@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from kd_app.config import RequestError
-from kd_app.data.csv_file import CsvFile, Role
+from kd_app.data.csv_file import CsvFile
+from kd_app.data.table import Role
 
 
 def table(folder: Path, text: str, name: str = "labels.csv") -> Path:

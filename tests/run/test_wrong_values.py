@@ -13,7 +13,7 @@ from kd_app.config.compose import compose_config
 from kd_app.config.make import make
 from kd_app.config.targets import check_targets
 from kd_app.data.corruptions import RobustnessSettings
-from kd_app.jobs.cascade import Routing
+from kd_app.deployment.cascade_choice import Routing
 from kd_app.jobs.check import CheckSettings
 from kd_app.jobs.compress import Compression, check_order
 from kd_app.jobs.export import Export
