@@ -29,6 +29,10 @@ def check_targets(config: Any, allow: Sequence[str]) -> None:
     other packages. It also rejects unresolved interpolations, which could become a
     ``_target_`` later.
     """
+    if not isinstance(allow, list | tuple) or not all(isinstance(each, str) for each in allow):
+        raise RequestError(
+            f"allow={allow!r} does not fit. Expected a list of packages: 'allow=[my_package]'."
+        )
     for place, target in _walk_leaves(config):
         if isinstance(target, str) and "${" in target:
             raise RequestError(
@@ -82,10 +86,13 @@ def _is_callback(cls: type) -> bool:
 
 
 def _walk_leaves(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every scalar of the tree with its dotted key."""
+    """Yield every scalar and every ``_target_`` of the tree with its dotted key."""
     if isinstance(node, Mapping):
         for key, value in node.items():
-            yield from _walk_leaves(value, f"{place}{key}.")
+            if key == "_target_":
+                yield f"{place}{key}", value
+            else:
+                yield from _walk_leaves(value, f"{place}{key}.")
     elif isinstance(node, list | tuple):
         for number, value in enumerate(node):
             yield from _walk_leaves(value, f"{place}{number}.")

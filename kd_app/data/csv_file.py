@@ -13,10 +13,9 @@ from kd_app.config import RequestError, suggest_closest
 from kd_app.data.files import FileSource, require_two_classes, resolve_root
 from kd_app.data.layout import SPLIT_WORDS
 from kd_app.data.source import Listing
-from kd_app.data.table import TABLES, ImageTable, read_table
+from kd_app.data.table import TABLES, ImageTable, Role, read_table
 from kd_app.data.unread_columns import check_unread
 
-Role = Literal["path", "label", "split", "group"]
 _NAME = "labels.csv"
 _EXPECTED = (
     "Expected: the columns path and label, and optionally split and group. A column {role} with"

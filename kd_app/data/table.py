@@ -7,11 +7,13 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from kd_app.config import RequestError, suggest_closest
 from kd_app.data.images import is_image_name
 
+Role = Literal["path", "label", "split", "group"]
+"""What a column is read as."""
 TABLES = (".csv", ".tsv")
 """Endings of the files that are tables."""
 _DELIMITERS = ",;\t|"

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from kd_app.config import RequestError
 from kd_app.data.layout import SPLIT_WORDS
-from kd_app.data.table import ImageTable
+from kd_app.data.table import ImageTable, Role
 
 _SPLIT_NAMES = frozenset(
     [
@@ -25,7 +25,7 @@ _SHOWN = 8
 
 
 def check_unread(
-    table: ImageTable, columns: Mapping[str, str | None], places: Mapping[str, int]
+    table: ImageTable, columns: Mapping[Role, str | None], places: Mapping[Role, int]
 ) -> list[str]:
     """Return notes about the columns that are not read.
 
@@ -64,7 +64,12 @@ def check_unread(
             f" data.source.columns.split='{splits[0]}'."
         )
     may_be_group = [] if "group" in places or columns["group"] is None else list(unread)
-    groups = [name for name in may_be_group if _has_word(name, _GROUP_NAMES)]
+    groups = [
+        name
+        for name in may_be_group
+        if _has_word(name, _GROUP_NAMES)
+        and len(_list_values(table, unread[name])) < len(table.rows)
+    ]
     if groups:
         notes.append(
             f"Images with the same value of {groups[0]!r} may be in train and in test. To keep them"

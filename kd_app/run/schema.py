@@ -78,7 +78,7 @@ class DistillSettings(Typed, called="kd-distill"):
         _check_known("student", student, (*_MODEL_KEYS, "freeze"))
         if teacher is not None:
             _check_known("teacher", teacher, (*_MODEL_KEYS, *_TRAINING_KEYS, *_COMPOSITE_KEYS))
-            if teacher.get("loss") is not None:
+            if "loss" in teacher:
                 _check_terms("teacher.loss", teacher["loss"])
         _check_data(data)
         num_assistants = len(Chain(chain=(teacher or {}).get("chain") or []).chain)

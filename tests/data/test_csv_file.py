@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from kd_app.config import RequestError
-from kd_app.data.csv_file import CsvFile, Role
+from kd_app.data.csv_file import CsvFile
+from kd_app.data.table import Role
 
 
 def table(folder: Path, text: str, name: str = "labels.csv") -> Path:
@@ -173,6 +174,8 @@ def test_unread_columns_are_noted_with_what_they_may_be(tmp_path: Path) -> None:
     assert unread.endswith("not read: fold, patient_id, PatientAge.")
     assert "without the column 'fold'" in fold
     assert "data.source.columns.group='patient_id'" in patient
+    distinct = table(tmp_path, "path,label,patient_id\na.png,x,1\nb.png,y,2\n", "distinct.csv")
+    assert len(source(distinct).list_images().notes) == 1
     ruled_out = source(path, {"split": None, "group": None}).list_images()
     assert ruled_out.notes == (unread,)
     assert source(path, {"split": None, "group": "patient_id"}).list_images().group == ("7", "7")

@@ -1,16 +1,25 @@
 """Every setting with a value of the wrong kind: taken or refused, never a traceback."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from typing import Any
 
 import pytest
 
+from kd_app.commands.report import ReportConfig
+from kd_app.compression.step import Step
 from kd_app.config import RequestError
 from kd_app.config.compose import compose_config
 from kd_app.config.make import make
+from kd_app.config.targets import check_targets
+from kd_app.data.corruptions import RobustnessSettings
+from kd_app.deployment.cascade_choice import Routing
 from kd_app.jobs.check import CheckSettings
+from kd_app.jobs.compress import Compression, check_order
+from kd_app.jobs.export import Export
+from kd_app.jobs.predict import Prediction
 from kd_app.metrics.verdict import VerdictRule
+from kd_app.run.schema import EvaluationSettings
 from kd_app.run.spec import build_spec
 from kd_app.tracking import Backend
 
@@ -56,10 +65,15 @@ def validate(config: dict[str, Any]) -> None:
         make(node, Backend)
 
 
-def try_value(config: dict[str, Any], key: Key, value: Any) -> str:
+def try_value(
+    config: dict[str, Any],
+    key: Key,
+    value: Any,
+    check: Callable[[dict[str, Any]], object] = validate,
+) -> str:
     """What is wrong with a refusal; empty if the value is refused well, or taken."""
     try:
-        validate(replace(config, key, value))
+        check(replace(config, key, value))
     except RequestError as error:
         return "several lines" if "\n" in str(error) else ""
     except Exception as error:
@@ -78,6 +92,46 @@ def test_a_number_in_place_of_a_group_is_taken_or_refused(config: dict[str, Any]
 def test_a_value_of_the_wrong_kind_is_taken_or_refused(config: dict[str, Any], value: Any) -> None:
     keys = list(list_keys(config))
     assert {".".join(key): why for key in keys if (why := try_value(config, key, value))} == {}
+
+
+def check_evaluate(config: dict[str, Any]) -> None:
+    EvaluationSettings(**config)
+    Routing(**config["routing"])
+    RobustnessSettings(**config["robustness"])
+
+
+def check_compress(config: dict[str, Any]) -> None:
+    settings = Compression(**config)
+    check_targets(settings.blocks, config["allow"])
+    check_order([(name, make(settings.blocks[name], Step)) for name in settings.steps])
+
+
+def check_export(config: dict[str, Any]) -> None:
+    check_targets({key: config[key] for key in ("formats", "benchmark", "price")}, config["allow"])
+    Export(**config)
+
+
+@pytest.mark.parametrize(
+    ("command", "overrides", "check"),
+    [
+        ("evaluate", ["run=a", "out=b", "robustness=standard", "data=csv"], check_evaluate),
+        ("compress", ["run=a", "steps=[prune,quantize]", "prune.macs=0.5"], check_compress),
+        ("export", ["run=a", "formats=[onnx_int8]"], check_export),
+        ("predict", ["model=a", "images=b", "out=c.csv"], lambda config: Prediction(**config)),
+        ("report", ["runs=[a]", "logger=[wandb]"], lambda config: ReportConfig(**config)),
+    ],
+)
+def test_the_other_commands_take_or_refuse_every_value(
+    command: str, overrides: list[str], check: Callable[[dict[str, Any]], object]
+) -> None:
+    config = compose_config(command, overrides)
+    check(config)
+    wrong: dict[str, str] = {}
+    for key in list_keys(config):
+        for value in (-1, None, [None], {"x": 1}):
+            if reason := try_value(config, key, value, check):
+                wrong[f"{'.'.join(key)}={value}"] = reason
+    assert wrong == {}
 
 
 @pytest.mark.parametrize(
