@@ -422,6 +422,7 @@ def silence_lightning() -> Iterator[None]:
             "The number of training batches",
             "The '\\w+' does not have many workers",
             "Checkpoint directory",
+            r"Found \d+ module\(s\) in eval mode",  # frozen layers
         ):
             warnings.filterwarnings("ignore", message=f".*{text}")
         yield
