@@ -38,7 +38,8 @@ def _open_again(image: Image.Image) -> Image.Image:
     if not isinstance(image, JpegImagePlugin.JpegImageFile) or not image.tile or image.tell():
         return image
     file = image.fp
-    assert file is not None
+    if file is None or file.closed:
+        return image  # Pillow explains that the image is closed
     file.seek(0)
     content = file.read()
     if image.format == "JPEG" and image.filename:
