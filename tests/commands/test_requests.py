@@ -138,7 +138,7 @@ WRONG = [
     ("tags=foo", "tags='foo' does not fit: expected a valid list"),
     ("overwrite=maybe", "overwrite='maybe' does not fit: expected a valid boolean"),
     ("test=sometimes", "test='sometimes' does not fit: expected 'auto', 'always' or 'never'"),
-    ("stages=", "stages='' does not fit"),
+    ("stages=", "stages='' is empty. Expected a path"),
     ("verdict.margin=0", "margin=0 does not fit"),
     (
         "robustness.corruptions=[fog]",

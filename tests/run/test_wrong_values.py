@@ -162,3 +162,8 @@ def test_what_is_wrong_is_named(config: dict[str, Any], key: str, value: Any, me
 def test_a_choice_that_is_no_name_is_refused(override: str) -> None:
     with pytest.raises(RequestError, match=r"chooses .* Expected a list of names. Choices of"):
         compose_config("distill", [override])
+
+
+def test_a_list_that_is_not_closed_is_explained() -> None:
+    with pytest.raises(RequestError, match=r"'loss=\[a' can't be read. Expected <setting>=<value>"):
+        compose_config("distill", ["loss=[a"])
