@@ -43,12 +43,9 @@ def hash_picture(picture: UInt8[np.ndarray, "height width channels"]) -> int:
 
 def make_thumbnail(picture: np.ndarray) -> Float[Tensor, "1 32 32"]:
     """Return the mean over the channels in each cell of a grid over ``[H, W, C]``."""
-    return shrink(torch.tensor(picture, dtype=torch.float32).permute(2, 0, 1))
-
-
-def shrink(images: Tensor) -> Tensor:
-    """Return the thumbnails ``[..., 1, 32, 32]`` of float images ``[..., C, H, W]``."""
-    return adaptive_avg_pool2d(images, FINE).mean(dim=-3, keepdim=True)
+    channels = picture.shape[2]
+    gray = picture.astype(np.float32) @ np.full(channels, 1 / channels, dtype=np.float32)
+    return adaptive_avg_pool2d(torch.from_numpy(gray)[None], FINE)
 
 
 def correlate(first: Tensor, second: Tensor) -> Float[Tensor, "first second"]:
@@ -139,7 +136,9 @@ class PictureContents(NamedTuple):
         """Compare images in memory."""
         pictures = pixels.permute(0, 2, 3, 1).numpy()
         hashes = np.array([hash_picture(picture) for picture in pictures], dtype=np.uint64)
-        return cls.compare(hashes, shrink(pixels[: MAX_COMPARED + 1].float()))
+        if len(pictures) > MAX_COMPARED:
+            return cls(hashes, group_identical(hashes))
+        return cls.compare(hashes, torch.stack([make_thumbnail(each) for each in pictures]))
 
     @classmethod
     def compare(

@@ -50,6 +50,7 @@ class ExternalDataModule(LightningDataModule):
         self.num_labeled = None
         self.listing = None
         self.image_size = None
+        self.contents = None
         self.classes: tuple[str, ...] = ()
         self._config = config
         self._order_seed = 0

@@ -9,17 +9,16 @@ from typing import Any
 from kd_app.checks.context import CheckContext, Limits
 from kd_app.checks.cost import Cost, describe_cost, estimate_cost
 from kd_app.checks.dry_run import DryRun, train_briefly
-from kd_app.checks.finding import Finding, note, refuse
-from kd_app.checks.images import check_missing_classes, check_same_image, check_test_size
+from kd_app.checks.finding import Finding, combine_refusals, note, refuse
+from kd_app.checks.images import check_test_size
 from kd_app.checks.license import check_license
 from kd_app.checks.loss_terms import check_loss_terms
+from kd_app.checks.quick import DATA_CHECKS, TEACHER_CHECKS
 from kd_app.checks.teacher import (
-    check_chance_level,
     check_determinism,
     check_published_accuracy,
     check_random_head,
 )
-from kd_app.checks.teacher_input import check_teacher_input
 from kd_app.config import RequestError, Typed
 from kd_app.config.make import make
 from kd_app.metrics.verdict import VerdictRule
@@ -45,13 +44,11 @@ class CheckSettings(Typed, called="kd-check"):
 
 CHECKS: tuple[Callable[[CheckContext], Iterator[Finding]], ...] = (
     check_license,
-    check_missing_classes,
-    check_same_image,
+    *DATA_CHECKS,
     check_test_size,
     check_random_head,
     check_determinism,
-    check_chance_level,
-    check_teacher_input,
+    *TEACHER_CHECKS,
     check_published_accuracy,
 )
 """The checks that need no training."""
@@ -87,10 +84,7 @@ def check(
     console.print("\n".join(report.plan))
     refusals = [str(finding) for finding in report.findings if finding.severity == "refusal"]
     if refusals:
-        raise RequestError(
-            f"Refused for {len(refusals)} reason{'s' if len(refusals) > 1 else ''}."
-            f" {' | '.join(refusals)}"
-        )
+        raise RequestError(combine_refusals(refusals))
     console.print("No reason was found not to run.")
     return report
 
