@@ -9,7 +9,7 @@ from typing import Any
 from kd_app.checks.context import CheckContext, Limits
 from kd_app.checks.cost import Cost, describe_cost, estimate_cost
 from kd_app.checks.dry_run import DryRun, train_briefly
-from kd_app.checks.finding import Finding, combine_refusals, note, refuse
+from kd_app.checks.finding import Finding, combine_refusals, note, refuse, warn
 from kd_app.checks.images import check_test_size
 from kd_app.checks.license import check_license
 from kd_app.checks.loss_terms import check_loss_terms
@@ -104,13 +104,14 @@ def inspect_setup(
     workspace = Workspace(spec, stages, console, tracker=None)
     try:
         workspace.prepare_data()
-        workspace.check_losses()
+        void_parts = workspace.check_losses()
     except RequestError as error:
         return CheckReport((refuse("data", str(error)),))
     with TemporaryDirectory(prefix="kd-check-") as scratch:
         context = CheckContext(workspace, limits, rule, Path(scratch))
         findings = [note("data", text) for text in workspace.data.notes]
         findings += [note("length", text) for text in list_length_notes(workspace)]
+        findings += [warn("term-void", text) for text in void_parts]
         for run_check in CHECKS:
             findings += run_check(context)
         dry_runs = _train_all_briefly(context, console)

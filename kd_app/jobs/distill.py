@@ -236,7 +236,7 @@ def _prepare(
     Returns the teacher if it is used without training.
     """
     spec, console = workspace.spec, workspace.console
-    _prepare_data(workspace, inputs)
+    builder.notes += _prepare_data(workspace, inputs)
     for note in list_length_notes(workspace):
         builder.notes.append(note)
         console.print(f"Note: {note}")
@@ -277,20 +277,23 @@ def _train_models(
     return models
 
 
-def _prepare_data(workspace: Workspace, inputs: RunInputs) -> None:
+def _prepare_data(workspace: Workspace, inputs: RunInputs) -> list[str]:
     """Load the data, record what the run reads, write the assignment of images to
-    splits, and log both.
+    splits, and log both; return warnings of loss terms that do not suit the data.
     """
     out = inputs.out
     inputs.list_images()
     workspace.prepare_data()
-    workspace.check_losses()
+    void_parts = workspace.check_losses()
     inputs.record()
     data, licenses = workspace.data, workspace.spec.licenses
     data.write_split(out / SPLIT)
     workspace.tracker.log_data(name_data(workspace), data.fingerprint, data.sizes, out / SPLIT)
     for note in (*data.notes, *licenses.unknown, *licenses.accepted):
         workspace.console.print(f"Note: {note}")
+    for warning in void_parts:
+        workspace.console.print(f"Warning: {warning}")
+    return void_parts
 
 
 def _measure_teacher(workspace: Workspace, builder: ResultsBuilder, teacher: RunModel) -> bool:
