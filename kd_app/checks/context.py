@@ -21,6 +21,7 @@ from kd_app.metrics.record import Predictions
 from kd_app.metrics.verdict import VerdictRule
 from kd_app.models.create import create, resolve_input
 from kd_app.models.spec import LoadedModel
+from kd_app.run.forecast import Forecast
 from kd_app.run.role_jobs import build_teacher_job
 from kd_app.run.train import find_trained
 from kd_app.run.workspace import RunModel, Workspace
@@ -32,6 +33,7 @@ PASSES = 12
 with each alternative (normalization, channel order, crop).
 """
 _MIN_IMAGES = 64
+_LEAST_SECONDS, _SHARE_OF_RUN = 60.0, 0.1
 _TIMED_IMAGES = 16
 
 
@@ -41,6 +43,7 @@ class Limits(Typed, called="check"):
     def __init__(
         self,
         *,
+        minutes: PositiveFloat | None,
         seconds: PositiveFloat,
         images: PositiveInt,
         significance: Share,
@@ -49,6 +52,7 @@ class Limits(Typed, called="check"):
         max_gradient_share: Share,
         min_loss_drop: Share,
     ) -> None:
+        self.minutes = minutes
         self.seconds = seconds
         self.images = images
         self.significance = significance
@@ -57,6 +61,12 @@ class Limits(Typed, called="check"):
         self.max_gradient_share = max_gradient_share
         self.min_loss_drop = min_loss_drop
 
+    def choose_seconds(self, forecast: Forecast | None) -> float:
+        """Seconds of all checks: ``check.minutes``, or a share of the run's time."""
+        if self.minutes is not None:
+            return 60 * self.minutes
+        return max(_LEAST_SECONDS, _SHARE_OF_RUN * forecast.seconds if forecast else 0.0)
+
 
 @dataclass
 class CheckContext:
@@ -64,7 +74,7 @@ class CheckContext:
 
     scratch: a temporary folder that the caller deletes. deadline: when the checks
     should end, as of `time.monotonic`. is_quick: whether a training follows, so that
-    only checks that take seconds are run. known_teacher: the teacher if it is loaded.
+    only checks that take seconds are run, and the teacher is `known_teacher`.
     """
 
     workspace: Workspace
@@ -85,12 +95,22 @@ class CheckContext:
         """The teacher if the run would not train it, and why its head is random, if it
         is.
         """
-        if self.known_teacher is not None:
+        if self.is_quick:
             return self.known_teacher, ""
         try:
             return self.workspace.load_pretrained_teacher(), ""
         except RequestError as error:
             return None, str(error)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the teacher is used without training."""
+        return self._pretrained_teacher[0] is not None
+
+    @property
+    def trains_teacher(self) -> bool:
+        """Whether the run trains the teacher, now or in an earlier attempt."""
+        return self.workspace.spec.teacher is not None and not self.is_ready
 
     @property
     def random_head(self) -> str:

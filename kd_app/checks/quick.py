@@ -18,6 +18,7 @@ from kd_app.checks.images import (
 )
 from kd_app.checks.teacher import check_chance_level
 from kd_app.checks.teacher_input import check_teacher_input
+from kd_app.checks.training_length import check_few_steps
 from kd_app.config import RequestError
 from kd_app.config.paths import CONF
 from kd_app.metrics.verdict import VerdictRule
@@ -26,7 +27,13 @@ from kd_app.run.workspace import RunModel, Workspace
 
 Mode = Literal["refuse", "warn", "off"]
 
-DATA_CHECKS = (check_same_image, check_labels, check_dominant_class, check_missing_classes)
+DATA_CHECKS = (
+    check_same_image,
+    check_labels,
+    check_dominant_class,
+    check_missing_classes,
+    check_few_steps,
+)
 TEACHER_CHECKS = (check_chance_level, check_teacher_input)
 _IMAGES = 256
 _SECONDS, _SHARE = 2.0, 0.02

@@ -100,11 +100,13 @@ class _Estimator:
             views = data.replay(self._resolve(spec.student))
             outputs += self._predict(self.teacher, len(views.rows) * views.views if views else 0)
         splits = ("validation", "test") if spec.config["test"] != "never" else ("validation",)
-        images = sum(data.sizes[split] for split in splits)
+        measuring = sum(
+            self._predict(model, data.sizes[split]) for model in measured for split in splits
+        )
         return Forecast(
             training=training,
             outputs=outputs,
-            measuring=sum(self._predict(model, images) for model in measured),
+            measuring=measuring,
             speed=_SPEED_SECONDS * len({id(model) for model in measured}),
         )
 

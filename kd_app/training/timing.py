@@ -233,22 +233,22 @@ def _time_steps_on_noise(
     training = 0.0
     with torch.autocast(device.type, dtype=dtype, enabled="mixed" in settings.precision):
         if train:
-            training = _time_mean(lambda: model(image).float().square().mean().backward())
+            training = _time_fastest(lambda: model(image).float().square().mean().backward())
         with torch.no_grad():
-            inference = _time_mean(lambda: model(image))
+            inference = _time_fastest(lambda: model(image))
     if "mixed" not in settings.precision:
         return StepEstimate(training, inference, inference)
     with torch.no_grad():
-        return StepEstimate(training, inference, _time_mean(lambda: model(image)))
+        return StepEstimate(training, inference, _time_fastest(lambda: model(image)))
 
 
-def _time_mean(body: Callable[[], object]) -> float:
-    """Seconds of a call. A slow one is not repeated."""
-    start = _read_clock()
-    body()
-    if (first := _read_clock() - start) > _SLOW:
-        return first
-    start = _read_clock()
-    for _ in range(_NOISE_STEPS):
+def _time_fastest(body: Callable[[], object]) -> float:
+    """Seconds of the fastest of some calls: others are slowed down by other programs. A
+    slow call is not repeated.
+    """
+    seconds: list[float] = []
+    while not seconds or (len(seconds) <= _NOISE_STEPS and seconds[0] < _SLOW):
+        start = _read_clock()
         body()
-    return (_read_clock() - start) / _NOISE_STEPS
+        seconds.append(_read_clock() - start)
+    return min(seconds)
