@@ -111,8 +111,7 @@ def check_dominant_class(context: CheckContext) -> Iterator[Finding]:
             f"{count / len(targets):.1%} of the {len(targets):,} images of {split} are"
             f" {classes[largest]!r}: a model that always predicts this class is right as often,"
             " so top-1 accuracy says little. Set verdict.metric=balanced_accuracy; with"
-            " loss.cross_entropy.class_weights=[...], one number per class, rare classes count"
-            " more in training.",
+            " loss.cross_entropy.class_weights=balanced, rare classes count more in training.",
         )
         return
 
