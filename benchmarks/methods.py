@@ -103,9 +103,29 @@ def render_section(name: str, costs: Sequence[Cost]) -> str:
     lines += [
         f"- Published settings (not run here): {_link_papers(head.notes['Published'])}",
         f"- Hurts: {head.notes['Hurts']}",
+        f"- Needs: {describe_scope(name)}",
     ]
     lines += [f"- {_describe_cost(cost)}" for cost in costs]
     return "\n".join([*lines, ""])
+
+
+def describe_scope(name: str) -> str:
+    """Return the numbers of classes and of images in a batch that a term needs."""
+    settings = settings_of(name)
+    variants = {"": make(name)}
+    if "standardize" in settings:
+        other = not settings["standardize"]
+        variants[f" with `standardize={str(other).lower()}`"] = make(name, standardize=other)
+    phrases: list[str] = []
+    for suffix, term in variants.items():
+        for part in term.list_parts():
+            counts = {"classes": (part.min_classes, 2), "images in a batch": (part.min_images, 1)}
+            needs = [f"{count} {unit}" for unit, (count, least) in counts.items() if count > least]
+            subject = f"`{part.name}`" if part.name in settings else part.name
+            phrase = f"{subject} {' and '.join(needs)}".strip()
+            if needs and phrase not in phrases:
+                phrases.append(phrase + suffix)
+    return "; ".join(phrases) or "2 classes"
 
 
 def _describe_cost(cost: Cost) -> str:

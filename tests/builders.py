@@ -67,9 +67,11 @@ def teacher_folder(
     return folder
 
 
-def image_folder(folder: Path, *, images: int, classes: int = 2, side: int = 16) -> Path:
+def image_folder(
+    folder: Path, *, images: int, classes: int = 2, side: int = 16, seed: int = 0
+) -> Path:
     """Write `images` PNG files of color noise per class; each class is brighter."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     for label in range(classes):
         (folder / f"class{label}").mkdir(parents=True)
         for number in range(images):

@@ -2,6 +2,7 @@
 and the teacher's predictions on a sample of images.
 """
 
+import math
 import time
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,6 +21,7 @@ from kd_app.metrics.record import Predictions
 from kd_app.metrics.verdict import VerdictRule
 from kd_app.models.create import create, resolve_input
 from kd_app.models.spec import LoadedModel
+from kd_app.run.forecast import Forecast
 from kd_app.run.role_jobs import build_teacher_job
 from kd_app.run.train import find_trained
 from kd_app.run.workspace import RunModel, Workspace
@@ -31,6 +33,7 @@ PASSES = 12
 with each alternative (normalization, channel order, crop).
 """
 _MIN_IMAGES = 64
+_LEAST_SECONDS, _SHARE_OF_RUN = 60.0, 0.1
 _TIMED_IMAGES = 16
 
 
@@ -40,45 +43,74 @@ class Limits(Typed, called="check"):
     def __init__(
         self,
         *,
+        minutes: PositiveFloat | None,
         seconds: PositiveFloat,
         images: PositiveInt,
-        max_compared: PositiveInt,
         significance: Share,
         min_gain: Share,
-        near_duplicate: Share,
         discordance: Share,
         max_gradient_share: Share,
         min_loss_drop: Share,
     ) -> None:
+        self.minutes = minutes
         self.seconds = seconds
         self.images = images
-        self.max_compared = max_compared
         self.significance = significance
         self.min_gain = min_gain
-        self.near_duplicate = near_duplicate
         self.discordance = discordance
         self.max_gradient_share = max_gradient_share
         self.min_loss_drop = min_loss_drop
 
+    def choose_seconds(self, forecast: Forecast | None) -> float:
+        """Seconds of all checks: ``check.minutes``, or a share of the run's time."""
+        if self.minutes is not None:
+            return 60 * self.minutes
+        return max(_LEAST_SECONDS, _SHARE_OF_RUN * forecast.seconds if forecast else 0.0)
+
 
 @dataclass
 class CheckContext:
-    """A run before it starts. scratch: a temporary folder that the caller deletes."""
+    """A run before it starts.
+
+    scratch: a temporary folder that the caller deletes. deadline: when the checks
+    should end, as of `time.monotonic`. is_quick: whether a training follows, so that
+    only checks that take seconds are run, and the teacher is `known_teacher`.
+    """
 
     workspace: Workspace
     limits: Limits
     verdict_rule: VerdictRule
     scratch: Path
+    deadline: float = math.inf
+    is_quick: bool = False
+    known_teacher: RunModel | None = None
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds until the deadline; not negative."""
+        return max(self.deadline - time.monotonic(), 0.0)
 
     @cached_property
     def _pretrained_teacher(self) -> tuple[RunModel | None, str]:
         """The teacher if the run would not train it, and why its head is random, if it
         is.
         """
+        if self.is_quick:
+            return self.known_teacher, ""
         try:
             return self.workspace.load_pretrained_teacher(), ""
         except RequestError as error:
             return None, str(error)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the teacher is used without training."""
+        return self._pretrained_teacher[0] is not None
+
+    @property
+    def trains_teacher(self) -> bool:
+        """Whether the run trains the teacher, now or in an earlier attempt."""
+        return self.workspace.spec.teacher is not None and not self.is_ready
 
     @property
     def random_head(self) -> str:
@@ -129,7 +161,8 @@ class CheckContext:
     @cached_property
     def num_images(self) -> int:
         """Size of the sample on which the teacher is judged: at most ``check.images``,
-        and small enough for `PASSES` passes in four times ``check.seconds``.
+        and small enough for `PASSES` passes in four times ``check.seconds`` and in half
+        of the time that is left.
         """
         assert self.teacher is not None
         batches = self.load_batches(self.teacher.loaded.pixels, _TIMED_IMAGES)
@@ -137,7 +170,8 @@ class CheckContext:
         start = time.perf_counter()
         self.predict(batches, self.teacher.loaded.pixels)
         per_image = (time.perf_counter() - start) / sum(len(batch) for batch in batches)
-        affordable = int(4 * self.limits.seconds / PASSES / per_image)
+        seconds = min(4 * self.limits.seconds, self.seconds_left / 2)
+        affordable = int(seconds / PASSES / per_image)
         return min(self.limits.images, max(_MIN_IMAGES, affordable))
 
     @cached_property
@@ -168,6 +202,24 @@ class CheckContext:
         """The teacher's predictions on the sample, with the teacher's own input."""
         assert self.teacher is not None
         return self.predict(self.sample, self.teacher.loaded.pixels)
+
+    @cached_property
+    def judged(self) -> Predictions:
+        """The predictions by which accuracy and class order are judged: on the sample,
+        or, before a training, on all validation images: the training needs them, too.
+        """
+        if not self.is_quick or self.teacher is None:
+            return self.predictions
+        return self.workspace.load_predictions(self.teacher, "validation")
+
+    @property
+    def teacher_must_fit(self) -> bool:
+        """Whether the student learns from the classes of a teacher that is ready."""
+        spec = self.workspace.spec
+        losses = [each.build_loss() for each in (spec.recipe, *spec.controls.values())]
+        reads = frozenset[str]().union(*(loss.teacher_reads for loss in losses))
+        is_ready = self.teacher is not None and self.teacher.folder is None
+        return is_ready and bool(reads & {"logits", "classifier"})
 
     @cached_property
     def hits(self) -> Bool[np.ndarray, " images"]:

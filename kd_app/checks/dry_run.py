@@ -92,9 +92,10 @@ class DryRun:
     """Result of a short training of one role.
 
     before, after: loss of the first batch before and after `steps` batches.
-    seconds_per_epoch, setup_seconds: estimates for the full training.
-    inference_seconds: per image. model_bytes, checkpoint_bytes: on disk. error: why the
-    training failed, or empty. loaded: the trained model.
+    from_random: whether the model has random weights before. seconds_per_epoch,
+    setup_seconds: estimates for the full training. inference_seconds: per image.
+    model_bytes, checkpoint_bytes: on disk. error: why the training failed, or empty.
+    loaded: the trained model.
     """
 
     role: str
@@ -104,6 +105,7 @@ class DryRun:
     before: float = math.nan
     after: float = math.nan
     steps: int = 0
+    from_random: bool = True
     seconds_per_epoch: float = math.nan
     setup_seconds: float = 0.0
     inference_seconds: float = 0.0
@@ -118,14 +120,19 @@ class DryRun:
         return self.setup_seconds + self.epochs * self.seconds_per_epoch
 
 
-def train_briefly(context: CheckContext, role: str, teacher: LoadedModel | None) -> DryRun:
+def train_briefly(
+    context: CheckContext, role: str, teacher: LoadedModel | None, *, share: float = 1.0
+) -> DryRun:
     """Train the teacher, a control or the student for about ``check.seconds`` in the
     scratch folder.
+
+    share: of the time that is left, which may be used.
     """
     workspace, trainer = context.workspace, context.workspace.spec.trainer
     job = draft_role_job(workspace, role)
     full = count_steps_per_epoch(workspace.data, trainer)
-    num_steps, num_epochs = _choose_length(context, role, teacher, full.training)
+    seconds_left = share * context.seconds_left
+    num_steps, num_epochs = _choose_length(context, role, teacher, full.training, seconds_left)
     short = EpochSteps(num_steps, min(full.validation, _VALIDATION_BATCHES))
     folder = context.scratch / role
     folder.mkdir(parents=True)
@@ -157,6 +164,7 @@ def train_briefly(context: CheckContext, role: str, teacher: LoadedModel | None)
         probe.before,
         probe.after,
         num_steps * num_epochs,
+        not job.model.origin.has_weights,
         error=error,
     )
     if error:
@@ -186,7 +194,11 @@ class _CheckpointSize(Callback):
 
 
 def _choose_length(
-    context: CheckContext, role: str, teacher: LoadedModel | None, batches: int
+    context: CheckContext,
+    role: str,
+    teacher: LoadedModel | None,
+    batches: int,
+    seconds_left: float,
 ) -> tuple[int, int]:
     """Batches per epoch and epochs for about ``check.seconds`` of training.
 
@@ -197,7 +209,7 @@ def _choose_length(
     step_seconds = _estimate(context, workspace.resolve_spec(role), train=True).training
     if teacher is not None and workspace.spec.teacher is not None:
         step_seconds += _estimate(context, workspace.spec.teacher, train=False).inference
-    seconds = context.limits.seconds
+    seconds = min(context.limits.seconds, seconds_left)
     min_steps = (CHECKED_STEPS + 1) * accumulate
     steps = min(batches, max(min_steps, min(_MAX_STEPS, int(seconds / 2 / step_seconds))))
     min_epochs = 1 + math.ceil(CHECKED_STEPS / math.ceil(steps / accumulate))

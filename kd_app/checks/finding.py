@@ -1,5 +1,6 @@
 """The result of a check."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,3 +36,9 @@ def warn(name: str, text: str) -> Finding:
 def note(name: str, text: str) -> Finding:
     """Build a finding about something that was not checked, or only in part."""
     return Finding(name, "note", text)
+
+
+def combine_refusals(texts: Sequence[str]) -> str:
+    """Build one paragraph of all reasons not to run."""
+    count = len(texts)
+    return f"Refused for {count} reason{'s' if count > 1 else ''}. {' | '.join(texts)}"

@@ -7,6 +7,11 @@ from kd_app.checks.context import CheckContext
 from kd_app.checks.dry_run import DryRun
 from kd_app.checks.finding import Finding, note, refuse, warn
 
+_FEWEST_STEPS, _FEWEST_STEPS_RANDOM = 30, 100
+"""Steps after which a loss that did not fall is reported: of a net with pretrained
+weights, and of one with random weights, which falls late or rises at first.
+"""
+
 
 def check_loss_terms(context: CheckContext, dry_runs: Sequence[DryRun]) -> Iterator[Finding]:
     """Find loss terms that are zero, not finite or without gradient, terms that
@@ -20,8 +25,9 @@ def check_loss_terms(context: CheckContext, dry_runs: Sequence[DryRun]) -> Itera
             yield refuse("training", f"{result.role}: {result.error}")
         yield from _find_dominant(context, result)
         max_loss = (1 - context.limits.min_loss_drop) * result.before
+        fewest = _FEWEST_STEPS_RANDOM if result.from_random else _FEWEST_STEPS
         # Also true for a loss that is NaN.
-        if not result.error and not result.after < max_loss:
+        if not result.error and result.steps >= fewest and not result.after < max_loss:
             yield warn(
                 "learns-nothing",
                 f"The {result.role} does not learn: its loss on its first batch was"

@@ -102,26 +102,46 @@ def _is_different(first: Tensor, second: Tensor) -> bool:
 
 
 def check_chance_level(context: CheckContext) -> Iterator[Finding]:
-    """Refuse a teacher that is not significantly better than random predictions with
-    the same class frequencies.
+    """Refuse a ready teacher at chance: its accuracy is not significantly above that of
+    random predictions with the same class frequencies, and significantly below half way
+    from there to 1. Warn of a teacher that is trained here, of one that can't be told
+    from chance on these images, and of one that is not significantly better than the
+    most frequent class.
     """
     from scipy.stats import binomtest
 
     if context.teacher is None:
         return
-    hits, num_classes = context.hits, len(context.workspace.classes)
-    predicted, actual = (
-        np.bincount(labels, minlength=num_classes) / len(hits)
-        for labels in (context.predictions.logits.argmax(axis=1), context.predictions.target)
-    )
-    chance = float(predicted @ actual)
-    test = binomtest(int(hits.sum()), len(hits), chance, alternative="greater")
-    if test.pvalue > 1 - context.verdict_rule.confidence:
-        yield refuse(
+    hits, num_classes = context.judged.hits, len(context.workspace.classes)
+    counts = np.bincount(context.judged.target, minlength=num_classes)
+    predicted = np.bincount(context.judged.logits.argmax(axis=1), minlength=num_classes)
+    chance = float(counts @ predicted) / len(hits) ** 2
+    right, alpha = int(hits.sum()), 1 - context.verdict_rule.confidence
+    accuracy = f"The teacher {context.teacher.spec.name} is right on {hits.mean():.1%} of"
+    accuracy += f" {len(hits):,} images"
+    if binomtest(right, len(hits), chance, alternative="greater").pvalue > alpha:
+        high = binomtest(right, len(hits)).proportion_ci(1 - 2 * alpha).high
+        is_shown = high < (1 + chance) / 2
+        build = refuse if is_shown and context.teacher_must_fit else warn
+        yield build(
             "teacher-at-chance",
-            f"The teacher {context.teacher.spec.name} is right on {hits.mean():.1%} of"
-            f" {len(hits):,} images, and chance is {chance:.1%}: a student can't learn from it."
-            " Its head may be random, its class order different, or its input wrong.",
+            f"{accuracy}, and chance is {chance:.1%}: "
+            + (
+                "a student can't learn from it. Its head may be random, its class order different,"
+                " or its input wrong."
+                if is_shown
+                else "too few images to tell whether it knows anything."
+            ),
+        )
+    elif (
+        binomtest(right, len(hits), counts.max() / len(hits), alternative="greater").pvalue > alpha
+    ):
+        frequent = context.workspace.classes[int(counts.argmax())]
+        yield warn(
+            "teacher-weak",
+            f"{accuracy}, and always predicting {frequent!r}, the most frequent class, is right on"
+            f" {counts.max() / len(hits):.1%}. A student that is as good as this teacher is not"
+            " worth much: train the teacher longer (teacher.max_epochs), or name another one.",
         )
 
 

@@ -2,16 +2,18 @@
 those of its training.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool
 from timm.data import constants
 
-from kd_app.checks.context import PASSES, CheckContext, swap_channels
-from kd_app.checks.finding import Finding, refuse
+from kd_app.checks.context import PASSES, CheckContext, Limits, swap_channels
+from kd_app.checks.finding import Finding, note, refuse
 from kd_app.config import InputSpec
+from kd_app.metrics.record import Predictions
 
 NORMALIZATIONS = {
     "ImageNet's": (constants.IMAGENET_DEFAULT_MEAN, constants.IMAGENET_DEFAULT_STD),
@@ -29,55 +31,84 @@ CROPS = (1.0, 0.875, 0.75, 0.5)
 """Center crops to try, as shares of the shorter side."""
 _CLOSE = 0.05
 _FOLDS = 2
+_FEWEST_IMAGES = 3
+"""Images per class below which no permutation of the classes is fitted."""
 
 
 @dataclass(frozen=True)
 class InputAlternative:
     """Where the teacher is right with another input or class order, and how to fix the
     teacher. name: of the finding. change: what differs from the configured input.
+    before, hits: whether it is right for each image with the configured input, and with
+    this one. chance: the accuracy that the alternative reaches without any knowledge.
     """
 
     name: str
     change: str
     fix: str
+    before: Bool[np.ndarray, " images"]
     hits: Bool[np.ndarray, " images"]
+    chance: float = 0.0
+
+    def is_better(self, limits: Limits) -> bool:
+        """Whether the teacher is significantly and clearly better with it."""
+        share = float(self.hits.mean())
+        return (
+            # Bonferroni: up to PASSES alternatives are tested.
+            _compute_p_value(self.before, self.hits) * PASSES < limits.significance
+            and share - self.before.mean() >= limits.min_gain
+            and share - self.chance >= limits.min_gain
+        )
 
 
 def check_teacher_input(context: CheckContext) -> Iterator[Finding]:
     """Refuse a teacher that is significantly better with another class order,
-    normalization, channel order or crop.
+    normalization, channel order or crop; crops are not tried before a training.
 
     If several alternatives are better, the best one and those within ``check.min_gain``
     of it are reported.
     """
     if context.teacher is None:
         return
-    better: dict[str, tuple[float, Finding]] = {}
-    for alternative in (
-        _try_class_order(context),
-        *_try_normalizations(context),
-        *_try_channel_order(context),
-        *_try_crops(context),
-    ):
-        before, after = context.hits, alternative.hits
-        share, p = float(after.mean()), _compute_p_value(before, after)
-        # Bonferroni: up to PASSES alternatives are tested.
-        if (
-            p * PASSES >= context.limits.significance
-            or share - before.mean() < context.limits.min_gain
-            or share < better.get(alternative.name, (0.0,))[0]
+    better: dict[str, InputAlternative] = {}
+    orders = try_class_orders(context.judged, context.workspace.classes)
+    for alternative in (*orders, *_try_inputs(context)):
+        known = better.get(alternative.name)
+        if alternative.is_better(context.limits) and (
+            known is None or alternative.hits.mean() >= known.hits.mean()
         ):
-            continue
-        text = (
-            f"The teacher is right on {before.mean():.1%} of {len(before):,} images with its"
-            f" configured input, and on {share:.1%} with {alternative.change} (p = {p:.1g}, exact"
-            f" McNemar test), so it was trained like that. {alternative.fix}"
+            better[alternative.name] = alternative
+    best = max((each.hits.mean() for each in better.values()), default=0.0)
+    for each in better.values():
+        if each.hits.mean() > best - context.limits.min_gain:
+            yield refuse(each.name, _describe(each))
+    if not _is_order_testable(context.judged, context.workspace.classes):
+        yield note(
+            "teacher-class-order",
+            f"Whether the teacher's classes have another order is not testable:"
+            f" {len(context.judged.target):,} images of {len(context.workspace.classes):,} classes"
+            f" are less than {_FEWEST_IMAGES} a class.",
         )
-        better[alternative.name] = share, refuse(alternative.name, text)
-    best = max((share for share, _ in better.values()), default=0.0)
-    yield from (
-        finding for share, finding in better.values() if share > best - context.limits.min_gain
+
+
+def _describe(alternative: InputAlternative) -> str:
+    before, after = alternative.before, alternative.hits
+    return (
+        f"The teacher is right on {before.mean():.1%} of {len(before):,} images with its"
+        f" configured input, and on {after.mean():.1%} with {alternative.change} (p ="
+        f" {_compute_p_value(before, after):.1g}, exact McNemar test), so it was trained like"
+        f" that. {alternative.fix}"
     )
+
+
+def _try_inputs(context: CheckContext) -> Iterator[InputAlternative]:
+    """Other pixels for the teacher, unless it is right on nearly all images."""
+    if 1 - context.hits.mean() < context.limits.min_gain:
+        return
+    yield from _try_normalizations(context)
+    yield from _try_channel_order(context)
+    if not context.is_quick:
+        yield from _try_crops(context)
 
 
 def _compute_p_value(
@@ -92,40 +123,95 @@ def _compute_p_value(
     return float(binomtest(better, better + worse, alternative="greater").pvalue)
 
 
-def _try_class_order(context: CheckContext) -> InputAlternative:
-    """The class permutation that fits one half of the images best, tested on the other
-    half, and the other way round.
+def _is_order_testable(predictions: Predictions, names: Sequence[str]) -> bool:
+    return len(predictions.target) >= _FEWEST_IMAGES * len(names)
+
+
+def try_class_orders(
+    predictions: Predictions, names: tuple[str, ...]
+) -> Iterator[InputAlternative]:
+    """Orders of the class names in which tools list classes; and, with enough images,
+    the order that fits the predictions best.
     """
-    target, names = context.predictions.target, context.workspace.classes
-    predicted, hits = context.predictions.logits.argmax(axis=1), np.zeros(len(target), dtype=bool)
+    target, before = predictions.target, predictions.hits
+    predicted = predictions.logits.argmax(axis=1)
+    chance = float(np.bincount(target).max() / len(target))
+    if _is_order_testable(predictions, names):
+        hits = _fit_permutation(predicted, target)
+        meaning = _find_permutation(predicted, target)
+        moved = [f"its {names[a]!r} is {names[b]!r}" for a, b in meaning.items() if a != b][:3]
+        yield InputAlternative(
+            "teacher-class-order",
+            "its classes in another order",
+            "Correct its label_names, or sort its classifier's rows by the data's classes:"
+            f" {', '.join(moved)} ...",
+            before,
+            hits,
+            chance,
+        )
+    for order, ordered in _list_orders(names).items():
+        meaning = {number: names.index(name) for number, name in enumerate(ordered)}
+        hits = np.array([meaning[a] == b for a, b in zip(predicted, target, strict=True)])
+        yield InputAlternative(
+            "teacher-class-order",
+            f"its classes in {order} order ({', '.join(ordered[:4])}, ...), where the data have"
+            f" {', '.join(names[:4])}, ...",
+            "Name its classes in its own order: as label_names in the config.json of a model folder,"
+            " as `classes` in the checkpoint, or with teacher.classes=<a CSV file>.",
+            before,
+            hits,
+            chance,
+        )
+
+
+def _list_orders(names: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """Orders of the names that differ from the given one: natural (2 before 10, as in
+    timm) and by character (10 before 2, as in torchvision).
+    """
+    orders = {
+        "natural": tuple(sorted(names, key=_split_numbers)),
+        "string": tuple(sorted(names)),
+    }
+    return {order: ordered for order, ordered in orders.items() if ordered != names}
+
+
+def _split_numbers(name: str) -> list[str | int]:
+    """The key of timm's order: lower case, with runs of digits as numbers."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name.lower())]
+
+
+def _fit_permutation(predicted: np.ndarray, target: np.ndarray) -> Bool[np.ndarray, " images"]:
+    """Where a teacher is right with permuted classes: the permutation that fits one
+    half of the images best, tested on the other half, and the other way round.
+    """
+    hits = np.zeros(len(target), dtype=bool)
     fold = np.random.default_rng(0).permutation(len(hits)) % _FOLDS
     for number in range(_FOLDS):
-        fit, test = fold != number, fold == number
-        meaning = _find_permutation(predicted[fit], target[fit], len(names))
-        hits[test] = meaning[predicted[test]] == target[test]
-    meaning = _find_permutation(predicted, target, len(names))
-    moved = [f"its {names[a]!r} is {names[b]!r}" for a, b in enumerate(meaning) if a != b][:3]
-    fix = (
-        "Correct its label_names, or sort its classifier's rows by the data's classes:"
-        f" {', '.join(moved)} ..."
-        if moved
-        else ""
-    )
-    return InputAlternative("teacher-class-order", "its classes in another order", fix, hits)
+        fit, test = fold != number, np.flatnonzero(fold == number)
+        meaning = _find_permutation(predicted[fit], target[fit])
+        hits[test] = [meaning.get(predicted[image], -1) == target[image] for image in test]
+    return hits
 
 
-def _find_permutation(predicted: np.ndarray, target: np.ndarray, num_classes: int) -> np.ndarray:
-    """``meaning[k]``: the true class of a predicted class k, so that most images are
-    right; k itself where the images do not decide.
+def _find_permutation(predicted: np.ndarray, target: np.ndarray) -> dict[int, int]:
+    """Map each predicted class to a true class, no two of them to the same one, so that
+    most images are right; to itself where the images do not decide.
+
+    Only pairs that occur are stored, never a matrix of all pairs.
     """
-    from scipy.optimize import linear_sum_assignment
+    from scipy.sparse import coo_array, eye_array, hstack
+    from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
-    counts = np.zeros((num_classes, num_classes))
-    np.add.at(counts, (predicted, target), 1.0)
-    meaning: np.ndarray = linear_sum_assignment(counts + 0.5 * np.eye(num_classes), maximize=True)[
-        1
-    ]
-    return meaning
+    rows, a = np.unique(predicted, return_inverse=True)
+    columns, b = np.unique(target, return_inverse=True)
+    counts = coo_array((np.ones(len(a)) + (predicted == target) * 1e-3, (a, b)))
+    # A column of its own for each class that no true class is left for.
+    weights = hstack([counts, 1e-3 * eye_array(len(rows))]).tocsr()
+    matching = zip(*min_weight_full_bipartite_matching(weights, maximize=True), strict=True)
+    return {
+        int(rows[row]): int(columns[column] if column < len(columns) else rows[row])
+        for row, column in matching
+    }
 
 
 def _try_normalizations(context: CheckContext) -> Iterator[InputAlternative]:
@@ -146,7 +232,9 @@ def _try_normalizations(context: CheckContext) -> Iterator[InputAlternative]:
             " in the config.json of its weights (name=local-dir:<folder>)."
         )
         hits = context.predict(context.sample, input_spec).hits
-        yield InputAlternative("teacher-normalization", f"another normalization: {name}", fix, hits)
+        yield InputAlternative(
+            "teacher-normalization", f"another normalization: {name}", fix, context.hits, hits
+        )
 
 
 def _has_same_normalization(first: InputSpec, second: InputSpec) -> bool:
@@ -175,7 +263,11 @@ def _try_channel_order(context: CheckContext) -> Iterator[InputAlternative]:
         " are RGB."
     )
     yield InputAlternative(
-        "teacher-channel-order", "the channels in reverse order (BGR)", fix, hits
+        "teacher-channel-order",
+        "the channels in reverse order (BGR)",
+        fix,
+        context.hits,
+        hits,
     )
 
 
@@ -192,5 +284,9 @@ def _try_crops(context: CheckContext) -> Iterator[InputAlternative]:
         hits = context.predict(batches, input_spec).hits
         fix = f"Set crop_pct {crop:g} in the config.json of its weights (name=local-dir:<folder>)."
         yield InputAlternative(
-            "teacher-crop", f"a crop of {crop:g} instead of {configured.crop:g}", fix, hits
+            "teacher-crop",
+            f"a crop of {crop:g} instead of {configured.crop:g}",
+            fix,
+            context.hits,
+            hits,
         )

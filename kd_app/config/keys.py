@@ -14,6 +14,7 @@ NON_IDENTITY_KEYS: Final = (
     "allow",
     "examples",
     "license",
+    "checks",
 )
 """Top-level keys that may change when a run is resumed: paths, logging, permissions."""
 NESTED_NON_IDENTITY_KEYS: Final = (

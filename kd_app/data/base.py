@@ -11,6 +11,7 @@ from jaxtyping import Int64, UInt8
 from kd_app.config import InputSpec, RequestError
 from kd_app.data.batch import Batch
 from kd_app.data.corruptions import Corruption
+from kd_app.data.duplicates import PictureContents
 from kd_app.data.evaluation import Evaluation
 from kd_app.data.scan import Progress
 from kd_app.data.source import Listing
@@ -242,6 +243,10 @@ class RunData(Protocol):
         """Return the number of labeled training images of each class; None if
         unknown.
         """
+
+    @property
+    def contents(self) -> PictureContents | None:
+        """Which images are copies of others; None if the images are not known."""
 
     def iterate_images(self, split: str) -> Iterator[tuple[int, np.ndarray]]:
         """Yield number and pixels ``[H, W, C]`` of each image of a split.

@@ -18,6 +18,7 @@ from kd_app.data.batch import Batch
 from kd_app.data.corruptions import Corruption
 from kd_app.data.evaluation import Evaluation
 from kd_app.data.external_batches import NumberedLoader, OrderedLoader, check_images
+from kd_app.data.targets import check_target
 
 _FIX = "Read the images with data=folder or data=csv"
 
@@ -50,6 +51,7 @@ class ExternalDataModule(LightningDataModule):
         self.num_labeled = None
         self.listing = None
         self.image_size = None
+        self.contents = None
         self.classes: tuple[str, ...] = ()
         self._config = config
         self._order_seed = 0
@@ -122,12 +124,9 @@ class ExternalDataModule(LightningDataModule):
         names = getattr(self.module, "classes", None) or getattr(self.module, "class_names", None)
         count = self._count_classes(self._first)
         self.classes = tuple(str(name) for name in names or range(count))
-        if count > len(self.classes):
-            raise RequestError(
-                f"The data module names {len(self.classes)} classes, but has the label"
-                f" {count - 1}. Expected: labels from 0 to {len(self.classes) - 1}. Correct the"
-                " labels, or the attribute `classes` of the data module."
-            )
+        for split, targets in self._targets.items():
+            check_target(torch.from_numpy(targets), None, len(self.classes), where=split)
+        check_target(self._first.target, self._first.labeled, len(self.classes), where="train")
 
     def _call(self, step: str, *arguments: str) -> Any:
         """Call a method of the module; its failure is a wrong request."""
@@ -313,7 +312,7 @@ class ExternalDataModule(LightningDataModule):
                 f"The data module provides {type(loader).__name__} as its {split} loader."
                 " Expected: one loader of (image, target) batches. Change the data module."
             )
-        return NumberedLoader(loader, self._lengths.get(split))
+        return NumberedLoader(loader, split, len(self.classes) or None, self._lengths.get(split))
 
     def sample(self, split: str, input_spec: InputSpec | None, images: int) -> Iterator[Batch]:
         """Yield the first batches of a split: at most `images` images or one batch."""

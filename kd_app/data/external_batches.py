@@ -1,7 +1,7 @@
 """Batches of a user's loaders: their order, their numbers, and their kind."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -10,14 +10,15 @@ from torch import Tensor
 
 from kd_app.config import RequestError
 from kd_app.data.batch import Batch
+from kd_app.data.targets import check_target
 
 
 @dataclass
 class OrderedLoader:
     """The batches of a loader, in an order that `seed` determines.
 
-    seed: called at the start of each iteration. num_classes: larger labels raise
-    `RequestError`; None: not checked.
+    seed: called at the start of each iteration. num_classes: None if unknown. Targets
+    that are not one label raise `RequestError`.
     """
 
     loader: Iterable[Any]
@@ -29,18 +30,13 @@ class OrderedLoader:
 
     def __iter__(self) -> Iterator[Any]:
         for item in _start_loader(self.loader, self.seed()):
-            yield item if isinstance(item, Batch) else self._check(*split_item(item))
+            yield self._check(item)
 
-    def _check(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        if self.num_classes is not None and target.dim() == 1 and len(target):
-            largest = int(target.max())
-            if largest >= self.num_classes:
-                raise RequestError(
-                    f"The train loader of the data module has the label {largest}, but there are"
-                    f" {self.num_classes} classes. Set the attribute `classes` of the data module"
-                    " to the names of all classes, or correct the labels."
-                )
-        return image, target
+    def _check(self, item: Any) -> Any:
+        if isinstance(item, Batch):
+            return check_batch(item, "train", self.num_classes)
+        image, target = split_item(item)
+        return image, check_target(target, None, self.num_classes, where="train")
 
 
 def _start_loader(loader: Iterable[Any], seed: int) -> Iterator[Any]:
@@ -71,10 +67,13 @@ def _list_generators(loader: Any) -> list[torch.Generator]:
 class NumberedLoader:
     """The batches of a loader as `Batch`, with the images numbered in their order.
 
-    length: the number of batches, for a loader that does not know it.
+    num_classes: None if unknown. length: the number of batches, for a loader that does
+    not know it. Targets that are not one label raise `RequestError`.
     """
 
     loader: Iterable[Any]
+    split: str
+    num_classes: int | None = None
     length: int | None = None
 
     def __len__(self) -> int:
@@ -89,7 +88,14 @@ class NumberedLoader:
                 else Batch(*split_item(item), index=torch.arange(start, start + len(item[0])))
             )
             start += len(batch)
-            yield batch
+            yield check_batch(batch, self.split, self.num_classes)
+
+
+def check_batch(batch: Batch, split: str, num_classes: int | None) -> Batch:
+    """Return the batch with checked targets. Only images of train may lack a label."""
+    labeled = batch.labeled if split == "train" else None
+    target = check_target(batch.target, labeled, num_classes, where=split)
+    return batch if target is batch.target else replace(batch, target=target)
 
 
 def split_item(item: Any) -> tuple[Tensor, Tensor]:
@@ -110,29 +116,7 @@ def split_item(item: Any) -> tuple[Tensor, Tensor]:
             f" shape {tuple(target.shape)}. Expected: one class number [B] or one row of class"
             " shares [B, K] for each image. Change the data module."
         )
-    return image, _read_target(target)
-
-
-def _read_target(target: Tensor) -> Tensor:
-    """Class numbers as int64; class shares as they are. Raises `RequestError` for
-    numbers that are no classes.
-    """
-    if target.dim() == 2 and target.shape[1] == 1 and not target.is_floating_point():
-        target = target[:, 0]
-    if target.dim() == 2:
-        return target if target.is_floating_point() else target.float()
-    if target.is_floating_point() and not torch.equal(target, target.round()):
-        raise RequestError(
-            f"The data module provides the target {float(target[0]):g}, which is no class number."
-            " Expected: whole numbers from 0. Regression is not supported."
-        )
-    target = target.long()
-    if len(target) and int(target.min()) < 0:
-        raise RequestError(
-            f"The data module provides the label {int(target.min())}. Expected: class numbers from"
-            " 0. Leave these images out, or give their class a number."
-        )
-    return target
+    return image, target
 
 
 def check_images(image: Tensor) -> None:

@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from kd_app.config import RequestError
 from kd_app.data.base import ScanJob
+from kd_app.data.duplicates import Groups, PictureContents, list_copies
 from kd_app.data.evaluation import ALL, Evaluation
 from kd_app.data.image_tree import write_reasons
 from kd_app.data.images import BadImageError
@@ -96,33 +97,32 @@ class ImageIndex:
         self._evaluation: Evaluation | None = None
         self._left_out: tuple[int, ...] = ()
         self._measured_size = self.source.size
+        self._contents: PictureContents | None = None
+        self._notes: tuple[str, ...] = ()
+        self._is_divided = True
 
     # -- list, scan, load
 
     def list(self) -> None:
         """List the images and divide them into splits.
 
-        Raises `RequestError` for an invalid source or an impossible division.
+        `load` divides again if there are copies of images. Raises `RequestError` for an
+        invalid source or an impossible division.
         """
         if self._listing is None:
             listing = self.source.list_images()
-            self.notes = listing.notes
+            self._notes = listing.notes
             if self._evaluation is not None:
                 listing, notes = self._evaluation.match_classes(listing)
-                self.notes += notes
+                self._notes += notes
                 chosen = self._evaluation.choose_splits(listing)
                 if chosen is not None:
-                    self._listing, self._names = listing, chosen
-                    self._divide()
+                    self._listing, self._names, self.notes = listing, chosen, self._notes
+                    self._is_divided = False
+                    self._set_rows()
                     return
-            labeled = select_labeled(listing)
-            division = divide(
-                labeled, seed=self.seed, validation=self.shares.validation, test=self.shares.test
-            )
-            names = (*division.names, *(UNLABELED,) * (len(listing.files) - len(labeled.files)))
-            self._listing, self._names = listing, names
-            self.notes += division.notes
-            self._divide()
+            self._listing = listing
+            self._divide(None)
 
     def evaluate_only(self, evaluation: Evaluation) -> None:
         """Use the images only to measure models; before ``list()``."""
@@ -132,14 +132,42 @@ class ImageIndex:
     def leave_out(self, numbers: Iterable[int]) -> None:
         """Leave out images; after ``load()``."""
         self._left_out = tuple(sorted(numbers))
-        self._divide()
+        self._set_rows()
 
     def hash_images(self, *, whole: bool) -> Sequence[bytes]:
         """Return the digests of the images, see `Listing`."""
         is_known = self.listing.whole == whole
         return self.listing.digests if is_known else self.source.hash_images(whole=whole)
 
-    def _divide(self) -> None:
+    def _divide(self, copies: Groups | None) -> None:
+        """Divide the images; `copies` are kept in one split.
+
+        Copies of validation and test images among the unlabeled images are left out.
+        """
+        labeled = select_labeled(self.listing)
+        count, others = len(labeled.files), len(self.listing.files) - len(labeled.files)
+        division = divide(
+            labeled,
+            seed=self.seed,
+            validation=self.shares.validation,
+            test=self.shares.test,
+            copies=None if copies is None else copies[:count],
+        )
+        self.notes = (*self._notes, *division.notes)
+        names = np.array((*division.names, *(UNLABELED,) * others))
+        if copies is not None:
+            held_out = np.isin(copies, copies[np.isin(names, ("validation", "test"))])
+            leaks = held_out & (names == UNLABELED)
+            names[leaks] = ""
+            if leaks.any():
+                self.notes += (
+                    f"{leaks.sum():,} unlabeled image(s) are copies of images of validation or"
+                    " test, and are left out",
+                )
+        self._names = tuple(names.tolist())
+        self._set_rows()
+
+    def _set_rows(self) -> None:
         names = np.array(self._names)
         names[[int(number) for number in self._bad]] = ""
         names[list(self._left_out)] = ""
@@ -205,6 +233,8 @@ class ImageIndex:
                     " data.load(folder)."
                 )
             self._store = hold(pixels)
+            self._contents = PictureContents.read(pixels)
+            self._keep_together()
         else:
             self._load_scan(folder)
         self._statistics = None
@@ -222,7 +252,9 @@ class ImageIndex:
             )
         self._store, notes = open_store(self.source, folder, self.cache)
         self._decode_size = result.summary.decode_size
-        self._divide()
+        self._contents = result.contents
+        self._keep_together()
+        self._set_rows()
         self._measured_size = choose_typical_size(result.sizes[self.listing.target >= 0])
         skipped = (
             (f"{len(self._bad)} image(s) can't be read and are left out: {self._name_bad(folder)}",)
@@ -230,6 +262,24 @@ class ImageIndex:
             else ()
         )
         self.notes = (*self.notes, *notes, *skipped, *note_aspect_ratio(result.sizes))
+
+    def _keep_together(self) -> None:
+        """Divide again if there are copies, so that no copy is in another split."""
+        copies = self.contents.find_copies(self.listing.target)
+        if not self._is_divided or not list_copies(copies):
+            return
+        before = self._names
+        self._divide(copies)
+        if self._names == before:
+            return
+        exact, similar = (
+            sum(len(group) - 1 for group in list_copies(groups))
+            for groups in (self.contents.same, copies)
+        )
+        self.notes += (
+            f"{similar:,} image(s) are copies of others, {exact:,} of them exact: copies are kept"
+            " in one split",
+        )
 
     def _name_bad(self, folder: Path | None) -> str:
         some = [self.listing.files[int(number)] for number in self._bad][:_LISTED]
@@ -289,6 +339,12 @@ class ImageIndex:
         """The pixels of all images, by image number."""
         assert self._store is not None, "load() comes first"
         return self._store
+
+    @property
+    def contents(self) -> PictureContents:
+        """Which images are copies of others, by image number."""
+        assert self._contents is not None, "load() comes first"
+        return self._contents
 
     @property
     def is_loaded(self) -> bool:

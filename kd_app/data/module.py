@@ -15,6 +15,7 @@ from kd_app.config import InputSpec, RequestError, Typed
 from kd_app.data.augment import Augment
 from kd_app.data.base import Capability, Lack, ScanJob, ViewReplay, exclude_capabilities
 from kd_app.data.corruptions import Corruption
+from kd_app.data.duplicates import PictureContents
 from kd_app.data.evaluation import Evaluation
 from kd_app.data.index import ImageIndex, SplitRatios, build_source
 from kd_app.data.loader import SINGLE, EvaluationLoader, Rank, TrainingLoader
@@ -207,6 +208,10 @@ class ImageData(LightningDataModule, Typed):
     @property
     def files(self) -> tuple[str, ...]:
         return self.index.listing.files
+
+    @property
+    def contents(self) -> PictureContents:
+        return self.index.contents
 
     @property
     def groups(self) -> tuple[str, ...]:

@@ -1,4 +1,6 @@
-"""Scan of a source: decodes every image once, and stores sizes, errors and pixels."""
+"""Scan of a source: decodes every image once, and stores sizes, errors, pixels, hashes
+and groups of similar images.
+"""
 
 import json
 import shutil
@@ -10,13 +12,23 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Int64, UInt8
+from torch import Tensor
 
+from kd_app.data.duplicates import (
+    FINE,
+    MAX_COMPARED,
+    PictureContents,
+    hash_picture,
+    make_thumbnail,
+)
 from kd_app.data.images import BadImageError, reduce_image
 from kd_app.data.source import Source
 from kd_app.stages import write_atomically
 
 PIXELS, SIZES, SHAPES, RECORD = "pixels.bin", "sizes.npy", "shapes.npy", "scan.json"
+HASHES, SIMILAR = "hashes.npy", "similar.npy"
 
 _FAR_FROM_SQUARE = 1.6
 """Ratio of the sides from which a crop to a square is noted; 3:2 photos are below."""
@@ -45,23 +57,26 @@ class Scan(NamedTuple):
     """A finished scan.
 
     sizes: ``[N, 2]``, height and width of each image in the file; 0 for bad images.
-    shapes: the same for the decoded images.
+    shapes: the same for the decoded images. contents: of the decoded images.
     """
 
     summary: Summary
     sizes: Int64[np.ndarray, "images 2"]
     shapes: Int64[np.ndarray, "images 2"]
+    contents: PictureContents
 
 
 class _Decoded(NamedTuple):
     """pixels: decoded pixels; None for a bad image. size: height and width in the file.
 
-    problem: why the image is bad.
+    problem: why the image is bad. thumbnail: None if the images are not compared.
     """
 
     pixels: UInt8[np.ndarray, "height width channels"] | None
-    size: tuple[int, int]
-    problem: str
+    size: tuple[int, int] = (0, 0)
+    problem: str = ""
+    hash: int = 0
+    thumbnail: Tensor | None = None
 
 
 def scan(
@@ -81,15 +96,22 @@ def scan(
     without another scan.
     """
     sizes, shapes = (np.zeros((images, 2), dtype=np.int64) for _ in range(2))
+    hashes = np.zeros(images, dtype=np.uint64)
+    is_compared = images <= MAX_COMPARED
+    thumbnails = torch.zeros(images if is_compared else 0, 1, FINE, FINE)
     bad: dict[str, str] = {}
     allowed = shutil.disk_usage(folder).free // 2
     size_bytes = 0
     with (folder / PIXELS).open("wb") as file:
-        for index, image in enumerate(_decode_images(source, images, decode_size, threads)):
+        decoder = _Decoder(source, decode_size, is_compared)
+        for index, image in enumerate(_decode_images(decoder, images, threads)):
             if image.pixels is None:
                 bad[str(index)] = image.problem
             else:
                 sizes[index], shapes[index] = image.size, image.pixels.shape[:2]
+                hashes[index] = image.hash
+                if image.thumbnail is not None:
+                    thumbnails[index] = image.thumbnail
                 size_bytes += image.pixels.size
                 if keep and size_bytes <= allowed:
                     file.write(image.pixels.data)
@@ -99,6 +121,9 @@ def scan(
         (folder / PIXELS).unlink()
     np.save(folder / SIZES, sizes)
     np.save(folder / SHAPES, shapes)
+    contents = PictureContents.compare(hashes, thumbnails)
+    np.save(folder / HASHES, contents.hashes)
+    np.save(folder / SIMILAR, contents.similar)
     summary = Summary(decode_size, bad, kept, size_bytes)
     write_atomically(folder / RECORD, json.dumps(asdict(summary), indent=1))
 
@@ -109,6 +134,7 @@ def read_scan(folder: Path) -> Scan:
         Summary(**json.loads((folder / RECORD).read_text(encoding="utf-8"))),
         np.load(folder / SIZES),
         np.load(folder / SHAPES),
+        PictureContents(np.load(folder / HASHES), np.load(folder / SIMILAR)),
     )
 
 
@@ -137,31 +163,38 @@ def note_aspect_ratio(sizes: Int64[np.ndarray, "images 2"]) -> tuple[str, ...]:
     )
 
 
-def _decode_images(
-    source: Source, images: int, decode_size: int, threads: int
-) -> Iterator[_Decoded]:
+class _Decoder(NamedTuple):
+    """Decodes an image by its number. is_compared: also make its thumbnail."""
+
+    source: Source
+    decode_size: int
+    is_compared: bool
+
+    def decode(self, index: int) -> _Decoded:
+        try:
+            image = self.source.read(index, shorter_side=self.decode_size)
+        except BadImageError as error:
+            return _Decoded(None, problem=error.reason or str(error))
+        pixels = np.asarray(reduce_image(image, self.decode_size, stored=image.size))
+        pixels = np.ascontiguousarray(pixels.reshape(*pixels.shape[:2], self.source.channels))
+        return _Decoded(
+            pixels,
+            (image.height, image.width),
+            hash=hash_picture(pixels),
+            thumbnail=make_thumbnail(pixels) if self.is_compared else None,
+        )
+
+
+def _decode_images(decoder: _Decoder, images: int, threads: int) -> Iterator[_Decoded]:
     """Yield decoded images in order; the queue is limited to 8 images per thread."""
     waiting: deque[Future[_Decoded]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
             for index in range(images):
-                waiting.append(pool.submit(_decode, source, index, decode_size))
+                waiting.append(pool.submit(decoder.decode, index))
                 if len(waiting) >= 8 * threads:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _decode(source: Source, index: int, decode_size: int) -> _Decoded:
-    try:
-        image = source.read(index, shorter_side=decode_size)
-    except BadImageError as error:
-        return _Decoded(None, (0, 0), error.reason or str(error))
-    pixels = np.asarray(reduce_image(image, decode_size, stored=image.size))
-    return _Decoded(
-        np.ascontiguousarray(pixels.reshape(*pixels.shape[:2], source.channels)),
-        (image.height, image.width),
-        "",
-    )

@@ -12,7 +12,11 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+from jaxtyping import Int64
+
 from kd_app.config import RequestError
+from kd_app.data.duplicates import Groups
 from kd_app.data.source import SPLITS, Listing
 from kd_app.stages import write_atomically
 
@@ -34,11 +38,15 @@ class _Group(NamedTuple):
     classes: dict[int, int]
 
 
-def split(listing: Listing, *, seed: int, validation: float, test: float) -> ImageSplit:
+def split(
+    listing: Listing, *, seed: int, validation: float, test: float, copies: Groups | None = None
+) -> ImageSplit:
     """Divide the images into train, validation and test.
 
     test: share of the images without a predefined split. validation: share of the
-    images that are then left for training. Both are in (0, 1).
+    images that are then left for training. Both are in (0, 1). copies: groups of
+    identical or similar images, which are kept together like groups; None: all images
+    differ.
 
     Predefined splits are kept. A missing test set is drawn from the images without a
     split, or from train if all have one. A missing validation set is then drawn from
@@ -64,7 +72,8 @@ def split(listing: Listing, *, seed: int, validation: float, test: float) -> Ima
                 f"The share of the {name} set is {share}. Expected: more than 0 and less than 1,"
                 " for example 0.1."
             )
-    names = _extend_splits_to_groups(listing)
+    together = _merge_groups(listing, copies)
+    names = _extend_splits_to_copies(_extend_splits_to_groups(listing), copies)
     predefined = set(names)
     notes = []
     for part, share in (("test", test), ("validation", validation)):
@@ -75,13 +84,22 @@ def split(listing: Listing, *, seed: int, validation: float, test: float) -> Ima
             notes.append("The predefined splits have no test set; it was drawn from train.")
         keep = 2 if part == "test" and "validation" not in predefined else 1
         allowed = [name in pool for name in names]
-        images = list(_draw(listing, allowed, share, keep, f"{seed}/{part}"))
+        images = list(
+            _draw(
+                listing,
+                together,
+                allowed,
+                share=share,
+                keep=keep,
+                salt=f"{seed}/{part}",
+            )
+        )
         for image in images:
             names[image] = part
         if _is_far(len(images), share * sum(allowed), allowance=5):
             notes.append(_note_share(part, len(images), sum(allowed), share))
     names = [name or "train" for name in names]
-    notes += _check(listing, names, predefined)
+    notes += _check(listing, names, predefined, len(set(together)))
     return ImageSplit(tuple(names), tuple(notes))
 
 
@@ -172,14 +190,59 @@ def _extend_splits_to_groups(listing: Listing) -> list[str]:
     ]
 
 
+def _extend_splits_to_copies(names: list[str], copies: Groups | None) -> list[str]:
+    """Give images without a split that of their first copy with one."""
+    if copies is None:
+        return names
+    of_group: dict[int, str] = {}
+    for name, group in zip(names, copies.tolist(), strict=True):
+        if name:
+            of_group.setdefault(group, name)
+    return [
+        name or of_group.get(group, "") for name, group in zip(names, copies.tolist(), strict=True)
+    ]
+
+
+def _merge_groups(listing: Listing, copies: Groups | None) -> list[tuple[str, str]]:
+    """Return (kind, name) of each image's group; an image without a group forms one of
+    its own. Groups with copies of the same image are one group.
+    """
+    keys = [
+        ("group", group) if group else ("file", file)
+        for file, group in zip(listing.files, listing.group, strict=True)
+    ]
+    if copies is None:
+        return keys
+    parent = {key: key for key in keys}
+
+    def find(key: tuple[str, str]) -> tuple[str, str]:
+        while parent[key] != key:
+            parent[key] = parent[parent[key]]
+            key = parent[key]
+        return key
+
+    first: dict[int, tuple[str, str]] = {}
+    for key, number in zip(keys, copies.tolist(), strict=True):
+        one, other = sorted((find(first.setdefault(number, key)), find(key)))
+        parent[other] = one
+    return [find(key) for key in keys]
+
+
 def _draw(
-    listing: Listing, allowed: Sequence[bool], share: float, keep: int, salt: str
+    listing: Listing,
+    together: Sequence[tuple[str, str]],
+    allowed: Sequence[bool],
+    *,
+    share: float,
+    keep: int,
+    salt: str,
 ) -> Iterable[int]:
     """Return the numbers of images to draw from those that are allowed.
 
-    Of each class, at least one group is left, and `keep` groups if there are more.
+    together: the group of each image. Of each class, at least one group is left, and
+    `keep` groups if there are more.
     """
-    groups = _build_groups(listing, allowed)
+    groups = _build_groups(listing.target, together, allowed)
     images = Counter(
         number for number, free in zip(listing.target.tolist(), allowed, strict=True) if free
     )
@@ -286,14 +349,17 @@ def _can_spare(left: Counter[int], group: _Group, keep: int) -> bool:
     return all(left[number] > keep for number in group.classes)
 
 
-def _build_groups(listing: Listing, allowed: Sequence[bool]) -> dict[tuple[str, str], _Group]:
-    """Return (kind, name) -> group; an image without a group forms one of its own."""
+def _build_groups(
+    target: Int64[np.ndarray, " images"],
+    together: Sequence[tuple[str, str]],
+    allowed: Sequence[bool],
+) -> dict[tuple[str, str], _Group]:
+    """Return the groups with the images that are allowed."""
     groups: dict[tuple[str, str], _Group] = {}
-    for image, (number, file, group, free) in enumerate(
-        zip(listing.target.tolist(), listing.files, listing.group, allowed, strict=True)
+    for image, (number, key, free) in enumerate(
+        zip(target.tolist(), together, allowed, strict=True)
     ):
         if free:
-            key = ("group", group) if group else ("file", file)
             own = groups.setdefault(key, _Group([], {}))
             own.images.append(image)
             own.classes[number] = own.classes.get(number, 0) + 1
@@ -306,7 +372,9 @@ def _hash(salt: str, name: tuple[str, str]) -> bytes:
     ).digest()
 
 
-def _check(listing: Listing, names: Sequence[str], predefined: Collection[str]) -> list[str]:
+def _check(
+    listing: Listing, names: Sequence[str], predefined: Collection[str], num_groups: int
+) -> list[str]:
     """Return notes about classes that are missing in validation or test.
 
     predefined: the splits that were not drawn.
@@ -327,11 +395,12 @@ def _check(listing: Listing, names: Sequence[str], predefined: Collection[str]) 
             f" and {len(missing) - 8} more" if len(missing) > 8 else ""
         )
         if not present[part]:
+            grouped = f" in {num_groups} group(s)" if num_groups < len(names) else ""
             raise RequestError(
-                f"The {part} set would be empty: {len(names)} image(s) of {len(listing.classes)}"
-                " classes are too few to divide. Expected: at least 3 images (or 3 groups) of a"
-                " class, one for each of train, validation and test. Add images, or define the"
-                " splits."
+                f"The {part} set would be empty: {len(names)} image(s){grouped} of"
+                f" {len(listing.classes)} classes are too few to divide. Expected: at"
+                " least 3 images (or 3 groups) of a class, one for each of train, validation and"
+                " test. Add images, or define the splits."
             )
         if missing and part == "train":
             raise RequestError(

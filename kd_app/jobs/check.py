@@ -1,6 +1,7 @@
 """The job of ``kd-check``: every check of a run before its start, and its cost."""
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,22 +10,22 @@ from typing import Any
 from kd_app.checks.context import CheckContext, Limits
 from kd_app.checks.cost import Cost, describe_cost, estimate_cost
 from kd_app.checks.dry_run import DryRun, train_briefly
-from kd_app.checks.finding import Finding, note, refuse
-from kd_app.checks.images import check_missing_classes, check_same_image, check_test_size
+from kd_app.checks.finding import Finding, combine_refusals, note, refuse, warn
+from kd_app.checks.images import check_test_size
 from kd_app.checks.license import check_license
 from kd_app.checks.loss_terms import check_loss_terms
+from kd_app.checks.quick import DATA_CHECKS, TEACHER_CHECKS
 from kd_app.checks.teacher import (
-    check_chance_level,
     check_determinism,
     check_published_accuracy,
     check_random_head,
 )
-from kd_app.checks.teacher_input import check_teacher_input
 from kd_app.config import RequestError, Typed
 from kd_app.config.make import make
 from kd_app.metrics.verdict import VerdictRule
 from kd_app.reporting.console import Console
-from kd_app.run.plan import describe_models
+from kd_app.run.forecast import forecast_run
+from kd_app.run.plan import describe_forecast, describe_models
 from kd_app.run.role_jobs import draft_role_job
 from kd_app.run.run_folder import check_stages
 from kd_app.run.run_length import list_length_notes
@@ -45,13 +46,11 @@ class CheckSettings(Typed, called="kd-check"):
 
 CHECKS: tuple[Callable[[CheckContext], Iterator[Finding]], ...] = (
     check_license,
-    check_missing_classes,
-    check_same_image,
+    *DATA_CHECKS,
     check_test_size,
     check_random_head,
     check_determinism,
-    check_chance_level,
-    check_teacher_input,
+    *TEACHER_CHECKS,
     check_published_accuracy,
 )
 """The checks that need no training."""
@@ -87,10 +86,7 @@ def check(
     console.print("\n".join(report.plan))
     refusals = [str(finding) for finding in report.findings if finding.severity == "refusal"]
     if refusals:
-        raise RequestError(
-            f"Refused for {len(refusals)} reason{'s' if len(refusals) > 1 else ''}."
-            f" {' | '.join(refusals)}"
-        )
+        raise RequestError(combine_refusals(refusals))
     console.print("No reason was found not to run.")
     return report
 
@@ -110,39 +106,77 @@ def inspect_setup(
     workspace = Workspace(spec, stages, console, tracker=None)
     try:
         workspace.prepare_data()
-        workspace.check_losses()
+        void_parts = workspace.check_losses()
     except RequestError as error:
         return CheckReport((refuse("data", str(error)),))
+    start = time.monotonic()
     with TemporaryDirectory(prefix="kd-check-") as scratch:
         context = CheckContext(workspace, limits, rule, Path(scratch))
+        is_ready = context.is_ready
+        forecast = forecast_run(workspace, ready=is_ready)
+        context.deadline = start + limits.choose_seconds(forecast)
         findings = [note("data", text) for text in workspace.data.notes]
         findings += [note("length", text) for text in list_length_notes(workspace)]
-        for run_check in CHECKS:
-            findings += run_check(context)
-        dry_runs = _train_all_briefly(context, console)
+        findings += [warn("term-void", text) for text in void_parts]
+        findings += _run_checks(context, console)
+        dry_runs, skipped = _train_all_briefly(context, console)
         findings += check_loss_terms(context, dry_runs)
-        has_pretrained_teacher = context.teacher is not None and context.teacher.folder is None
-        plan = describe_models(workspace, ready=has_pretrained_teacher)
+        plan = describe_models(workspace, ready=is_ready)
         cost = None
-        if not any(result.error for result in dry_runs):
+        if skipped:
+            findings.append(_build_time_note(skipped))
+            plan.append(f"Time: {describe_forecast(forecast)}" if forecast else "Time: unknown")
+        elif not any(result.error for result in dry_runs):
             cost = estimate_cost(context, dry_runs)
             plan += describe_cost(context, cost)
     return CheckReport(tuple(findings), tuple(plan), cost)
 
 
-def _train_all_briefly(context: CheckContext, console: Console) -> list[DryRun]:
-    """Dry runs of all models that the run would train. A teacher or control that an
+def _run_checks(context: CheckContext, console: Console) -> list[Finding]:
+    """The findings of all `CHECKS` for which there is time."""
+    findings: list[Finding] = []
+    skipped = []
+    for number, run_check in enumerate(CHECKS, start=1):
+        name = run_check.__name__.removeprefix("check_").replace("_", " ")
+        if context.seconds_left == 0:
+            skipped.append(name)
+            continue
+        console.print_transient(f"  check {number} of {len(CHECKS)}: {name} ...")
+        findings += run_check(context)
+    return [*findings, *([_build_time_note(skipped)] if skipped else [])]
+
+
+def _build_time_note(skipped: Sequence[str]) -> Finding:
+    return note(
+        "no-time",
+        f"The time for the checks is over, so these were left out: {', '.join(skipped)}. To include"
+        " them, raise check.minutes.",
+    )
+
+
+def _train_all_briefly(context: CheckContext, console: Console) -> tuple[list[DryRun], list[str]]:
+    """Dry runs of all models that the run would train, and the names of those for which
+    there is no time; the student is always trained. A teacher or control that an
     earlier run trained is left out.
     """
-    workspace, results, teacher = context.workspace, [], context.any_teacher
-    if context.must_train_teacher:
-        console.print_transient("  teacher: a few steps ...")
-        results.append(train_briefly(context, "teacher", None))
-        teacher = results[0].loaded
-    for role in (*workspace.spec.controls, "student"):
-        job = draft_role_job(workspace, role)
-        if role == "student" or find_trained(workspace, job) is None:
-            console.print_transient(f"  {role}: a few steps ...")
-            role_teacher = teacher if job.recipe.needs_teacher else None
-            results.append(train_briefly(context, role, role_teacher))
-    return results
+    workspace, teacher = context.workspace, context.any_teacher
+    roles = ["teacher"] if context.must_train_teacher else []
+    roles += [
+        role
+        for role in workspace.spec.controls
+        if find_trained(workspace, draft_role_job(workspace, role)) is None
+    ]
+    results, skipped = [], []
+    for number, role in enumerate([*roles, "student"]):
+        left = len(roles) + 1 - number
+        if role != "student" and context.seconds_left == 0:
+            skipped.append(f"the training of {role}")
+            continue
+        console.print_transient(f"  training of {role}: a few steps ...")
+        needs_teacher = role != "teacher" and draft_role_job(workspace, role).recipe.needs_teacher
+        results.append(
+            train_briefly(context, role, teacher if needs_teacher else None, share=1 / left)
+        )
+        if role == "teacher":
+            teacher = results[0].loaded
+    return results, skipped

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from kd_app.checks.quick import QuickChecks
 from kd_app.config import RequestError
 from kd_app.config.make import make
 from kd_app.config.memory import explain_memory_error
@@ -14,6 +15,7 @@ from kd_app.reporting.runs import write_curves
 from kd_app.reporting.tables import build_summary
 from kd_app.run.assistants import train_assistants
 from kd_app.run.dark_knowledge import measure_teacher_knowledge
+from kd_app.run.forecast import forecast_run
 from kd_app.run.inputs import RunInputs
 from kd_app.run.measurement import format_top1, measure_models, name_data, start_results
 from kd_app.run.plan import write_plan
@@ -77,8 +79,9 @@ def distill(
         stages = Stages(Path(config["stages"]), remake=config["remake"], say=console.print)
         workspace = Workspace(spec, stages, console, tracker)
         builder = start_results(workspace, out, rule)
+        checks = QuickChecks.parse(workspace, rule, config["checks"])
         with tracker.close_at_exit():
-            _run(workspace, builder, splits, pruner, inputs, trial=trial)
+            _run(workspace, builder, splits, checks, inputs, pruner=pruner, trial=trial)
     return out
 
 
@@ -183,9 +186,10 @@ def _run(
     workspace: Workspace,
     builder: ResultsBuilder,
     splits: Mapping[SplitName, str],
-    pruner: MedianPruner | None,
+    checks: QuickChecks,
     inputs: RunInputs,
     *,
+    pruner: MedianPruner | None,
     trial: int | None,
 ) -> None:
     """Train the models, measure them, and write the run's folder; results.json records
@@ -195,8 +199,8 @@ def _run(
     try:
         builder.write("running")
         with explain_memory_error("the preparation of the training", workspace.spec.config):
-            teacher = _prepare(workspace, builder, inputs, trial=trial)
-        models = _train_models(workspace, builder, teacher, pruner)
+            teacher = _prepare(workspace, builder, checks, inputs, trial=trial)
+        models = _train_models(workspace, builder, checks, teacher, pruner)
         sweep = None if trial is None else out.parent
         with explain_memory_error("the measurement of the models", workspace.spec.config):
             measure_models(builder, workspace, models, splits, sweep=sweep)
@@ -220,20 +224,28 @@ def _run(
 
 
 def _prepare(
-    workspace: Workspace, builder: ResultsBuilder, inputs: RunInputs, *, trial: int | None
+    workspace: Workspace,
+    builder: ResultsBuilder,
+    checks: QuickChecks,
+    inputs: RunInputs,
+    *,
+    trial: int | None,
 ) -> RunModel | None:
     """Load the data, print the plan, and check what can be checked before a training.
 
     Returns the teacher if it is used without training.
     """
     spec, console = workspace.spec, workspace.console
-    _prepare_data(workspace, inputs)
+    builder.notes += _prepare_data(workspace, inputs)
     for note in list_length_notes(workspace):
         builder.notes.append(note)
         console.print(f"Note: {note}")
     teacher = workspace.load_pretrained_teacher()
-    console.print(write_plan(workspace, ready=teacher is not None))
+    is_ready = teacher is not None
+    forecast = forecast_run(workspace, ready=is_ready)
+    console.print(write_plan(workspace, ready=is_ready, forecast=forecast))
     check_pair(workspace)
+    builder.notes += checks.check_run(teacher, forecast)
     if spec.budget is not None:
         latency = spec.budget.check(workspace, trial=trial is not None)
         workspace.resolved["student"] = {"latency_ms": latency}
@@ -243,6 +255,7 @@ def _prepare(
 def _train_models(
     workspace: Workspace,
     builder: ResultsBuilder,
+    checks: QuickChecks,
     teacher: RunModel | None,
     pruner: MedianPruner | None,
 ) -> dict[str, RunModel]:
@@ -250,7 +263,9 @@ def _train_models(
     spec, tracker = workspace.spec, workspace.tracker
     models: dict[str, RunModel] = {}
     if spec.teacher is not None:
-        teacher = teacher or train(workspace, build_teacher_job(workspace), listener=tracker)
+        if teacher is None:
+            teacher = train(workspace, build_teacher_job(workspace), listener=tracker)
+            builder.notes += checks.check_trained_teacher(teacher)
         if _measure_teacher(workspace, builder, teacher):
             models["teacher"] = teacher
         teacher = train_assistants(workspace, teacher)
@@ -262,20 +277,23 @@ def _train_models(
     return models
 
 
-def _prepare_data(workspace: Workspace, inputs: RunInputs) -> None:
+def _prepare_data(workspace: Workspace, inputs: RunInputs) -> list[str]:
     """Load the data, record what the run reads, write the assignment of images to
-    splits, and log both.
+    splits, and log both; return warnings of loss terms that do not suit the data.
     """
     out = inputs.out
     inputs.list_images()
     workspace.prepare_data()
-    workspace.check_losses()
+    void_parts = workspace.check_losses()
     inputs.record()
     data, licenses = workspace.data, workspace.spec.licenses
     data.write_split(out / SPLIT)
     workspace.tracker.log_data(name_data(workspace), data.fingerprint, data.sizes, out / SPLIT)
     for note in (*data.notes, *licenses.unknown, *licenses.accepted):
         workspace.console.print(f"Note: {note}")
+    for warning in void_parts:
+        workspace.console.print(f"Warning: {warning}")
+    return void_parts
 
 
 def _measure_teacher(workspace: Workspace, builder: ResultsBuilder, teacher: RunModel) -> bool:

@@ -2,17 +2,33 @@
 compute.
 """
 
+import math
 from abc import abstractmethod
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 from jaxtyping import Int64
 from torch import Tensor, nn
 
-from kd_app.config import Typed
+from kd_app.config import RequestError, Typed
 from kd_app.data.batch import Batch
 from kd_app.models.outputs import Outputs
 
 Level = Literal["label", "output", "feature", "attention", "relation"]
+
+
+class TermPart(NamedTuple):
+    """A part of a loss term, and where it can teach: with fewer classes, or fewer
+    images in a batch, its gradient is zero.
+
+    name: as the object of "without"; empty if it is the whole term. why: the reason for
+    `min_classes`, as a sentence without a full stop. fix: an imperative.
+    """
+
+    name: str = ""
+    min_classes: int = 1
+    min_images: int = 1
+    why: str = ""
+    fix: str = "Use soft_target"
 
 
 class LossTerm(Typed, nn.Module):
@@ -63,6 +79,43 @@ class LossTerm(Typed, nn.Module):
         read. From the student only the last block is read.
         """
         return 1
+
+    def list_parts(self) -> tuple[TermPart, ...]:
+        """The parts of the term that its settings turn on, with the numbers of classes
+        and of images for which they are defined.
+        """
+        return (TermPart(),)
+
+    def check_scope(self, *, num_classes: int, num_images: int | None = None) -> str:
+        """Return a warning if a part of the term is void for these numbers of classes
+        and of images in a batch (None: unknown), or "".
+
+        Raises `RequestError` if the whole term is void.
+        """
+        parts = self.list_parts()
+        void = [
+            part
+            for part in parts
+            if num_classes < part.min_classes or (num_images or math.inf) < part.min_images
+        ]
+        if not void and parts:
+            return ""
+        name = type(self).__module__.rpartition(".")[2]
+        if not parts:
+            raise RequestError(
+                f"All parts of the loss term {name} have weight 0, so it teaches nothing. Expected:"
+                " a weight above 0. Leave the term out, or set a weight."
+            )
+        first = void[0]
+        if num_classes < first.min_classes:
+            reason = f"with {num_classes} classes: {first.why}. Expected: at least"
+            reason += f" {first.min_classes} classes. {first.fix}."
+        else:
+            reason = f"with batches of {num_images} image(s), because it compares images. Expected:"
+            reason += f" at least {first.min_images}. Raise data.batch_size."
+        if len(void) == len(parts):
+            raise RequestError(f"The loss term {name} teaches nothing {reason}")
+        return f"The loss term {name} is used without {first.name}, which teaches nothing {reason}"
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
         """Build the adapters from the outputs of both models for one batch (real shapes

@@ -12,7 +12,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from kd_app.data.batch import Batch
-from kd_app.losses.base import Level, LossTerm
+from kd_app.losses.base import Level, LossTerm, TermPart
 from kd_app.losses.pairing import require_embeddings
 from kd_app.models.outputs import Outputs
 
@@ -36,6 +36,9 @@ class CorrelationCongruence(LossTerm):
         super().__init__()
         self.gamma = gamma
         self.order = order
+
+    def list_parts(self) -> tuple[TermPart, ...]:
+        return (TermPart(min_images=2),)
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
         """Raises `RequestError` if one of the models provides no pooled features."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kd_app.config import RequestError
 from kd_app.data.batch import Batch
-from kd_app.losses.base import Level, LossTerm
+from kd_app.losses.base import Level, LossTerm, TermPart
 from kd_app.losses.noise import draw_noise
 from kd_app.losses.pairing import require_embeddings
 from kd_app.models.outputs import Outputs
@@ -68,6 +68,9 @@ class CRD(LossTerm):
         self.momentum = momentum
         self.most_images = most_images
         self.draw = draw_noise
+
+    def list_parts(self) -> tuple[TermPart, ...]:
+        return (TermPart(min_images=2),)
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
         """Build the linear maps and the memory. Raises `RequestError` for a model

@@ -11,7 +11,8 @@ from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
 from kd_app.data.batch import Batch
-from kd_app.losses.logits import LogitTerm
+from kd_app.losses.base import TermPart
+from kd_app.losses.logits import ONE_OTHER, LogitTerm
 from kd_app.models.outputs import Outputs
 
 
@@ -42,6 +43,12 @@ class Decoupled(LogitTerm):
         self.label_temperature = temperature
         self.alpha = alpha
         self.beta = beta
+
+    def list_parts(self) -> tuple[TermPart, ...]:
+        target = self.build_part("alpha")
+        others = self.build_part("beta", min_classes=3, why=ONE_OTHER)
+        weights = ((self.alpha, target), (self.beta, others))
+        return tuple(part for weight, part in weights if weight > 0)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """Return the mean over the labeled images; 0 if both models predict the same

@@ -11,6 +11,7 @@ from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
 from kd_app.data.batch import Batch
+from kd_app.losses.base import TermPart
 from kd_app.losses.logits import LogitTerm
 from kd_app.models.outputs import Outputs
 
@@ -42,6 +43,14 @@ class DIST(LogitTerm):
         self.label_temperature = temperature
         self.beta = beta
         self.gamma = gamma
+
+    def list_parts(self) -> tuple[TermPart, ...]:
+        classes = self.build_part(
+            "beta", min_classes=3, why="a correlation over two classes is always +1 or -1"
+        )
+        images = self.build_part("gamma", min_images=2)
+        weights = ((self.beta, classes), (self.gamma, images))
+        return tuple(part for weight, part in weights if weight > 0)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         p, q = (

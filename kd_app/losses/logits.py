@@ -1,17 +1,20 @@
 """Base class of the terms on logits."""
 
 import math
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from kd_app.data.batch import Batch
-from kd_app.losses.base import Level, LossTerm
+from kd_app.losses.base import Level, LossTerm, TermPart
 from kd_app.models.outputs import Outputs
 
 _EPSILON = 1e-7
+_FEWEST_STANDARDIZED = 3
+ONE_OTHER: Final = "of two classes there is only one other class, whose share is always 1"
+"""Why the distribution over the other classes says nothing."""
 
 
 class LogitTerm(LossTerm):
@@ -24,6 +27,28 @@ class LogitTerm(LossTerm):
     def __init__(self, *, standardize: bool) -> None:
         super().__init__()
         self.standardize = standardize
+
+    def list_parts(self) -> tuple[TermPart, ...]:
+        return (self.build_part(),)
+
+    def build_part(
+        self, name: str = "", *, min_classes: int = 2, min_images: int = 1, why: str = ""
+    ) -> TermPart:
+        """Describe a part that reads the logits as they are prepared."""
+        if self.standardize and min_classes < _FEWEST_STANDARDIZED:
+            return TermPart(
+                name,
+                _FEWEST_STANDARDIZED,
+                min_images,
+                "two standardized logits differ only in their sign",
+                "Set standardize=false",
+            )
+        return TermPart(name, min_classes, min_images, why)
+
+    def build(self, student: Outputs, teacher: Outputs) -> None:
+        """Raises `RequestError` if the term is void for the number of classes."""
+        assert student.logits is not None
+        self.check_scope(num_classes=student.logits.shape[1])
 
     def prepare_logits(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
         """Return the logits [B, K] of both models, standardized if configured."""

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from kd_app.data.batch import Batch
+from kd_app.losses.base import TermPart
 from kd_app.losses.logits import LogitTerm
 from kd_app.models.outputs import Outputs
 
@@ -39,6 +40,9 @@ class MultiLevel(LogitTerm):
     ) -> None:
         super().__init__(standardize=standardize)
         self.temperatures = temperatures
+
+    def list_parts(self) -> tuple[TermPart, ...]:
+        return (self.build_part("the divergence"), TermPart("relations", min_classes=2))
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """Return the sum over the temperatures; 0 if both models predict the same

@@ -8,8 +8,9 @@ from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
 from kd_app.data.batch import Batch
+from kd_app.losses.base import TermPart
 from kd_app.losses.decoupled import split_target_class
-from kd_app.losses.logits import LogitTerm
+from kd_app.losses.logits import ONE_OTHER, LogitTerm
 from kd_app.models.outputs import Outputs
 
 
@@ -36,6 +37,11 @@ class NKD(LogitTerm):
         self.temperature = temperature
         self.label_temperature = temperature
         self.gamma = gamma
+
+    def list_parts(self) -> tuple[TermPart, ...]:
+        target = self.build_part("the target class")
+        others = self.build_part("gamma", min_classes=3, why=ONE_OTHER)
+        return (target, others) if self.gamma > 0 else (target,)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """Return the mean over the labeled images; 0 if no image is labeled."""

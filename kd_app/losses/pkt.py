@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from kd_app.data.batch import Batch
-from kd_app.losses.base import Level, LossTerm
+from kd_app.losses.base import Level, LossTerm, TermPart
 from kd_app.losses.pairing import require_embeddings
 from kd_app.models.outputs import Outputs
 
@@ -31,6 +31,9 @@ class PKT(LossTerm):
     def __init__(self, *, epsilon: Annotated[float, Field(gt=0, le=1e-3)]) -> None:
         super().__init__()
         self.epsilon = epsilon
+
+    def list_parts(self) -> tuple[TermPart, ...]:
+        return (TermPart(min_images=2),)
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
         """Raises `RequestError` if one of the models provides no pooled features."""

@@ -11,7 +11,7 @@ from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from kd_app.data.batch import Batch
-from kd_app.losses.base import Level, LossTerm
+from kd_app.losses.base import Level, LossTerm, TermPart
 from kd_app.losses.pairing import require_embeddings
 from kd_app.models.outputs import Outputs
 
@@ -35,6 +35,11 @@ class RKD(LossTerm):
         super().__init__()
         self.distance = distance
         self.angle = angle
+
+    def list_parts(self) -> tuple[TermPart, ...]:
+        # Of two images, each distance is the mean, and there is no angle.
+        weights = {"distance": self.distance, "angle": self.angle}
+        return tuple(TermPart(name, min_images=3) for name, weight in weights.items() if weight > 0)
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
         """Raises `RequestError` if one of the models provides no pooled features."""

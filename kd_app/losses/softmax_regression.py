@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kd_app.config import RequestError
 from kd_app.data.batch import Batch
 from kd_app.losses.adapters import BatchNorm, apply_classifier
-from kd_app.losses.base import Level, LossTerm
+from kd_app.losses.base import Level, LossTerm, TermPart
 from kd_app.losses.pairing import pair_stages, require_embeddings
 from kd_app.models.outputs import Outputs
 
@@ -41,6 +41,10 @@ class SoftmaxRegression(LossTerm):
         super().__init__()
         self.regression = regression
         self.activation = activation
+
+    def list_parts(self) -> tuple[TermPart, ...]:
+        # The average of one normalized map without ReLU is always 0.
+        return (TermPart(min_images=2 if self.activation == "none" else 1),)
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
         """Build the connector. Raises `RequestError` if the student provides no maps,

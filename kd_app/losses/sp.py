@@ -8,7 +8,7 @@ from pydantic import NegativeInt
 from torch import Tensor
 
 from kd_app.data.batch import Batch
-from kd_app.losses.base import Level, LossTerm
+from kd_app.losses.base import Level, LossTerm, TermPart
 from kd_app.losses.pairing import pair_stage
 from kd_app.models.outputs import Outputs
 
@@ -28,6 +28,9 @@ class SimilarityPreserving(LossTerm):
     def __init__(self, *, stage: NegativeInt) -> None:
         super().__init__()
         self.stage = stage
+
+    def list_parts(self) -> tuple[TermPart, ...]:
+        return (TermPart(min_images=2),)
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
         """Raises `RequestError` if one of the models provides no feature maps."""

@@ -2,35 +2,21 @@
 training, and the estimated duration.
 """
 
-from kd_app.config import InputSpec, RequestError
-from kd_app.config.errors import take_first_line
+from kd_app.config import InputSpec
 from kd_app.models.cost import count_params
-from kd_app.models.create import create, resolve_input
-from kd_app.models.spec import LoadedModel, ModelSpec, suggest_pretrained_tag
+from kd_app.models.create import resolve_input
+from kd_app.models.spec import ModelSpec, suggest_pretrained_tag
+from kd_app.run.forecast import Forecast, load_untrained
 from kd_app.run.workspace import Workspace
 from kd_app.training.job import Recipe
-from kd_app.training.timing import (
-    StepEstimate,
-    count_images_per_batch,
-    count_steps_per_epoch,
-    estimate,
-)
 
 
-def write_plan(workspace: Workspace, *, ready: bool) -> str:
-    """The plan as text. ready: the teacher is used without training.
-
-    The duration is estimated from a few steps of each model on noise.
-    """
+def write_plan(workspace: Workspace, *, ready: bool, forecast: Forecast | None) -> str:
+    """The plan as text. ready: the teacher is used without training."""
     spec = workspace.spec
-    student = _load(workspace, spec.student)
-    teacher = None if spec.teacher is None else _load(workspace, spec.teacher)
-    seconds = _try_estimate(workspace, student, teacher, ready=ready)
-    duration = (
-        "an unknown duration"
-        if seconds is None
-        else f"about {format_seconds(seconds)} for everything that is not cached"
-    )
+    student = load_untrained(workspace, spec.student)
+    teacher = None if spec.teacher is None else load_untrained(workspace, spec.teacher)
+    duration = "an unknown duration" if forecast is None else describe_forecast(forecast)
     loaded = [(spec.student, student)]
     if spec.teacher is not None and teacher is not None:
         loaded.insert(0, (spec.teacher, teacher))
@@ -65,52 +51,12 @@ def write_plan(workspace: Workspace, *, ready: bool) -> str:
     return "\n".join(lines)
 
 
-def _try_estimate(
-    workspace: Workspace, student: LoadedModel, teacher: LoadedModel | None, *, ready: bool
-) -> float | None:
-    """Seconds of all trainings of the run; None if the estimate fails, which must not
-    end the run.
-
-    Raises `RequestError` if a step runs out of memory.
-    """
-    try:
-        return _estimate_training(workspace, student, teacher, ready=ready)
-    except RequestError:
-        raise
-    except Exception as error:
-        reason = take_first_line(error)
-        workspace.console.print(f"Note: the duration could not be estimated: {reason}")
-        return None
-
-
-def _estimate_training(
-    workspace: Workspace, student: LoadedModel, teacher: LoadedModel | None, *, ready: bool
-) -> float:
-    """Seconds of all trainings of the run."""
-    spec = workspace.spec
-    steps = count_steps_per_epoch(workspace.data, spec.trainer).training
-    total = teacher_step = 0.0
-    if teacher is not None:
-        seconds = _estimate_step(workspace, teacher, train=not ready)
-        teacher_step = seconds.inference
-        if spec.teacher_recipe and not ready:
-            total += spec.teacher_recipe.max_epochs * steps * seconds.training
-    student_step = _estimate_step(workspace, student, train=True).training
-    student_seconds = spec.recipe.max_epochs * steps * (student_step + teacher_step)
-    for name, control in spec.controls.items():
-        if control.match_wall_time:
-            total += student_seconds
-            continue
-        model = workspace.resolve_spec(name)
-        step = (
-            student_step
-            if model is spec.student
-            else _estimate_step(workspace, _load(workspace, model), train=True).training
-        )
-        if control.needs_teacher:
-            step += teacher_step
-        total += control.max_epochs * steps * step
-    return total + student_seconds * (1 + len(spec.assistants))
+def describe_forecast(forecast: Forecast) -> str:
+    """'about 12 min for everything that is not cached (11 min of them to train)'."""
+    return (
+        f"about {format_seconds(forecast.seconds)} for everything that is not cached"
+        f" ({format_seconds(forecast.training)} of them to train)"
+    )
 
 
 def describe_models(workspace: Workspace, *, ready: bool) -> list[str]:
@@ -177,16 +123,6 @@ def _compare_cost(workspace: Workspace, control: str) -> str:
         return ""
     macs, student_macs = (resolved[key] / 1e6 for key in ("macs", "student_macs"))
     return f"; {macs:,.2f} M multiply-adds compared with the student's {student_macs:,.2f} M"
-
-
-def _load(workspace: Workspace, model: ModelSpec) -> LoadedModel:
-    input_spec = resolve_input(model, workspace.compute_image_stats())
-    return create(model, input_spec, len(workspace.classes), seed=0)
-
-
-def _estimate_step(workspace: Workspace, model: LoadedModel, *, train: bool) -> StepEstimate:
-    images = count_images_per_batch(workspace.data, "train")
-    return estimate(model.model, model.pixels, images, workspace.spec.trainer, train=train)
 
 
 def format_seconds(seconds: float) -> str:

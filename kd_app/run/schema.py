@@ -41,6 +41,7 @@ class DistillSettings(Typed, called="kd-distill"):
         tags: list[str],
         allow: list[Place],
         trial_pruning: Literal["median"] | None,
+        checks: Literal["refuse", "warn", "off"] | StrictBool,
         test: Literal["auto", "always", "never"],
         examples: Annotated[int, Field(ge=0, le=1000, strict=True)],
         verdict: Group,

@@ -112,13 +112,20 @@ def check_teacher_logits(
                 )
 
 
-def check_classes(losses: Iterable[DistillationLoss], num_classes: int) -> None:
-    """Build the loss terms that read only logits with this number of classes.
+def check_scopes(
+    losses: Iterable[DistillationLoss], *, num_classes: int, batch_size: int, world_size: int
+) -> list[str]:
+    """Return a warning for each loss term of which a part is void for these numbers.
 
-    Raises `RequestError` if a term does not support the number.
+    Raises `RequestError` if a whole term is void, or if a term that reads only logits
+    does not support the number of classes.
     """
     outputs = Outputs(logits=torch.zeros(1, num_classes))
+    warnings = []
     for loss in losses:
         for term in loss.chosen.values():
+            num_images = batch_size * (world_size if term.needs_global_batch else 1)
+            warnings.append(term.check_scope(num_classes=num_classes, num_images=num_images))
             if term.reads == {"logits"}:
                 term.build(outputs, outputs)
+    return [text for text in dict.fromkeys(warnings) if text]

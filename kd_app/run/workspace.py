@@ -24,7 +24,7 @@ from kd_app.models.spec import CompositeTeacher, ImageStats, LoadedModel, ModelS
 from kd_app.reporting.console import Console
 from kd_app.run.controls import Control, select_nearest
 from kd_app.run.spec import RunSpec
-from kd_app.run.validation import check_classes, check_teacher_logits
+from kd_app.run.validation import check_scopes, check_teacher_logits
 from kd_app.stages import Stage, Stages, hash_file, write_atomically
 from kd_app.training.job import describe_source
 
@@ -104,10 +104,17 @@ class Workspace:
         elif spec.teacher is not None:
             spec.teacher.bind_classes(self.classes)
 
-    def check_losses(self) -> None:
-        """Raise `RequestError` if a loss term rejects the number of classes."""
+    def check_losses(self) -> list[str]:
+        """Return warnings of loss terms with a part that is void for the classes or the
+        batch size. Raise `RequestError` if a term is void, or rejects the classes.
+        """
         recipes = (self.spec.teacher_recipe, self.spec.recipe, *self.spec.controls.values())
-        check_classes((recipe.build_loss() for recipe in recipes if recipe), len(self.classes))
+        return check_scopes(
+            (recipe.build_loss() for recipe in recipes if recipe),
+            num_classes=len(self.classes),
+            batch_size=self.data.batch_size,
+            world_size=self.spec.trainer.world_size,
+        )
 
     def _show_scan(self, done: int, total: int) -> None:
         if self.console.live or done == total or done % max(1, total // 10) == 0:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kd_app.config import InputSpec, RunError
 from kd_app.data.batch import Batch
 from kd_app.data.normalize import normalize
+from kd_app.data.targets import check_target, shape_target
 from kd_app.metrics.classification import build_model_metrics
 from kd_app.metrics.pair import build_pair_metrics
 from kd_app.models.outputs import Outputs
@@ -83,6 +84,7 @@ class Distillation(pl.LightningModule):
         self.loss = loss
         self.teacher = teacher
         self.input_spec = input_spec
+        self.num_classes = num_classes
         self.validation_logits = validation_logits
         self.model_metrics = build_model_metrics(num_classes)
         self.pair_metrics = build_pair_metrics() if validation_logits else None
@@ -154,8 +156,11 @@ class Distillation(pl.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Compute the loss of one batch; check the loss terms in the first steps."""
         batch = replace(self.prepare_batch(batch), progress=self.progress)
+        is_checked = self.is_checked(self.trainer.global_step)
+        if is_checked:
+            check_target(batch.target, batch.labeled, self.num_classes, where="train")
         total, values = self.compute_losses(batch)
-        if self.is_checked(self.trainer.global_step):
+        if is_checked:
             check_terms(self.loss, values, self.student, batch)
         if self._is_share_step(batch_idx):
             shares = compute_gradient_shares(self.loss, values, self.student, batch.progress)
@@ -331,6 +336,7 @@ class Distillation(pl.LightningModule):
         batch = raw if isinstance(raw, Batch) else _build_unnumbered_batch(raw[0], raw[1])
         return replace(
             batch,
+            target=shape_target(batch.target),
             image=self._normalize(batch.image),
             other=None if batch.other is None else self._normalize(batch.other),
         )

@@ -31,6 +31,8 @@ _TURNS, _STEPS, _VALIDATION_BATCHES = 3, 6, 4
 _NOISE_STEPS = 3
 _TRUE_DTYPES = {"16-true": torch.float16, "bf16-true": torch.bfloat16, "64-true": torch.float64}
 """The dtype of the whole model in these precisions."""
+_SLOW = 1.0
+"""Seconds of a call that is timed only once."""
 
 
 @dataclass(frozen=True)
@@ -183,10 +185,13 @@ def match_wall_time(
 
 @dataclass(frozen=True)
 class StepEstimate:
-    """Seconds of a training step and of inference, for one batch."""
+    """Seconds of one batch: of a training step and of inference, both in the precision
+    of the training, and of a prediction in float32.
+    """
 
     training: float
     inference: float
+    prediction: float
 
 
 def estimate(
@@ -228,14 +233,22 @@ def _time_steps_on_noise(
     training = 0.0
     with torch.autocast(device.type, dtype=dtype, enabled="mixed" in settings.precision):
         if train:
-            training = _time_mean(lambda: model(image).float().square().mean().backward())
+            training = _time_fastest(lambda: model(image).float().square().mean().backward())
         with torch.no_grad():
-            return StepEstimate(training, _time_mean(lambda: model(image)))
+            inference = _time_fastest(lambda: model(image))
+    if "mixed" not in settings.precision:
+        return StepEstimate(training, inference, inference)
+    with torch.no_grad():
+        return StepEstimate(training, inference, _time_fastest(lambda: model(image)))
 
 
-def _time_mean(body: Callable[[], object]) -> float:
-    body()
-    start = _read_clock()
-    for _ in range(_NOISE_STEPS):
+def _time_fastest(body: Callable[[], object]) -> float:
+    """Seconds of the fastest of some calls: others are slowed down by other programs. A
+    slow call is not repeated.
+    """
+    seconds: list[float] = []
+    while not seconds or (len(seconds) <= _NOISE_STEPS and seconds[0] < _SLOW):
+        start = _read_clock()
         body()
-    return (_read_clock() - start) / _NOISE_STEPS
+        seconds.append(_read_clock() - start)
+    return min(seconds)

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kd_app.checks.images import check_missing_classes, check_same_image, check_test_size
+from kd_app.checks.images import (
+    check_dominant_class,
+    check_labels,
+    check_missing_classes,
+    check_same_image,
+    check_test_size,
+)
 from tests.checks.planted import build_context, colored, list_names
 
 
@@ -95,6 +101,36 @@ def test_the_warning_of_a_small_test_set_states_the_assumption(
     )
 
 
-def test_at_most_max_compared_images_are_compared(photos: Path, tmp_path: Path) -> None:
-    few = build_context(tmp_path, *overrides(photos), "check.max_compared=5")
-    assert not list_names(check_same_image(few))
+def test_more_images_are_compared_up_to_a_number_and_before_a_training_only_by_hash(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(photos / "test" / "class1" / "000.png", photos / "train" / "class1" / "again.png")
+    context = build_context(tmp_path, *overrides(photos))
+    monkeypatch.setattr("kd_app.checks.images.MAX_COMPARED", 5)
+    assert list_names(check_same_image(context)) == ["same-image"]
+    context.is_quick = True
+    assert list_names(check_same_image(context)) == ["same-image"]
+
+
+def test_an_image_under_two_labels_is_reported_with_both(photos: Path, tmp_path: Path) -> None:
+    assert not list_names(check_labels(build_context(tmp_path, *overrides(photos))))
+    shutil.copy(photos / "train" / "class1" / "002.png", photos / "train" / "class2" / "again.png")
+    (finding,) = check_labels(build_context(tmp_path, *overrides(photos)))
+    assert (finding.name, finding.severity) == ("two-labels", "warning")
+    assert "train/class1/002.png (class1) and train/class2/again.png (class2)" in finding.text
+
+
+@pytest.mark.parametrize(("kept", "names"), [(3, ["class-dominates"]), (6, [])])
+def test_a_dominant_class_is_reported(
+    photos: Path, tmp_path: Path, kept: int, names: list[str]
+) -> None:
+    for path in sorted((photos / "train" / "class1").iterdir())[kept:]:
+        path.unlink()
+    for name in ("class2", "class3"):
+        shutil.rmtree(photos / "train" / name)
+    words = overrides(photos / "train")
+    findings = list(check_dominant_class(build_context(tmp_path, *words)))
+    assert list_names(findings) == names
+    assert all("are 'class0'" in finding.text for finding in findings)
+    words = (*words, "verdict.metric=balanced_accuracy")
+    assert not list_names(check_dominant_class(build_context(tmp_path, *words)))

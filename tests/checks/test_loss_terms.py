@@ -1,10 +1,20 @@
 """Loss terms without effect or that dominate, and students that do not learn."""
 
+import math
 from pathlib import Path
 
 import pytest
 
-from tests.checks.planted import HERE, build_context, fitted, report
+from kd_app.checks.context import CheckContext
+from kd_app.checks.dry_run import DryRun
+from kd_app.checks.loss_terms import check_loss_terms
+from kd_app.checks.training_length import check_few_steps
+from tests.checks.planted import HERE, build_context, fitted, list_names, report
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory: pytest.TempPathFactory) -> CheckContext:
+    return build_context(tmp_path_factory.mktemp("run"), "teacher.name=resnet8")
 
 
 def plant(fault: str, weight: float = 1.0) -> tuple[str, ...]:
@@ -67,11 +77,28 @@ def test_a_term_with_nearly_all_of_the_gradient_is_a_warning(tmp_path: Path) -> 
     )
 
 
-def test_a_student_that_does_not_learn_is_a_warning(tmp_path: Path) -> None:
-    result = report(
-        tmp_path,
-        "optimizer.lr=1e-12",
-        "verdict.margin=0.1",
-        teacher=fitted(build_context(tmp_path)),
-    )
-    assert result.list_names("warning") == ["learns-nothing"]
+@pytest.mark.parametrize(
+    ("steps", "from_random", "after", "names"),
+    [
+        (6, False, 2.0, []),
+        (6, True, 2.0, []),
+        (40, True, 2.0, []),
+        (40, False, 2.0, ["learns-nothing"]),
+        (40, False, math.nan, ["learns-nothing"]),
+        (120, True, 2.0, ["learns-nothing"]),
+        (120, True, 1.9, []),
+    ],
+)
+def test_only_a_loss_that_does_not_fall_in_many_steps_is_reported(
+    steps: int, from_random: bool, after: float, names: list[str], context: CheckContext
+) -> None:
+    result = DryRun("student", 10, before=2.0, after=after, steps=steps, from_random=from_random)
+    assert list_names(check_loss_terms(context, [result])) == names
+
+
+def test_few_training_steps_are_noted(context: CheckContext, tmp_path: Path) -> None:
+    assert not list_names(check_few_steps(context))
+    words = ("teacher.name=resnet8", "trainer.max_epochs=2", "data.batch_size=256")
+    (finding,) = check_few_steps(build_context(tmp_path, *words))
+    assert (finding.name, finding.severity) == ("few-steps", "note")
+    assert "the student 10, the teacher 10 (5 in an epoch)" in finding.text

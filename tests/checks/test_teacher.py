@@ -1,7 +1,10 @@
 """A faulty teacher is refused by name; a sound one has no findings."""
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -16,6 +19,7 @@ from kd_app.checks.teacher import (
     check_published_accuracy,
     check_random_head,
 )
+from kd_app.metrics.record import Predictions
 from tests.builders import teacher_folder
 from tests.checks.planted import Changed, Stubborn, build_context, fitted, list_names
 from tests.training.small_parts import Net, seeded
@@ -132,3 +136,37 @@ def test_a_teacher_worse_than_its_model_card_is_a_warning(tmp_path: Path) -> Non
     assert not list_names(
         check_published_accuracy(build_context(tmp_path, f"teacher.checkpoint={folder}"))
     )
+
+
+def judge(context: CheckContext, predicted: list[int], target: list[int]) -> list[tuple[str, str]]:
+    logits = np.eye(10, dtype=np.float32)[predicted]
+    context.judged = Predictions(
+        logits=logits, target=np.array(target), index=np.arange(len(target))
+    )
+    return [(finding.name, finding.severity) for finding in check_chance_level(context)]
+
+
+def test_few_images_that_are_all_right_are_no_reason_to_refuse(digits: CheckContext) -> None:
+    context = copy.copy(digits)
+    assert judge(context, [0, 1, 0, 1], [0, 1, 0, 1]) == [("teacher-at-chance", "warning")]
+    assert judge(context, [0, 1] * 10, [0, 1] * 10) == []
+    assert judge(context, [0] * 20, [0, 1] * 10) == [("teacher-at-chance", "refusal")]
+
+
+def test_a_teacher_below_the_most_frequent_class_is_weak(digits: CheckContext) -> None:
+    context = copy.copy(digits)
+    target = [0] * 70 + [1] * 15 + [2] * 15
+    predicted = [0] * 40 + [1] * 20 + [2] * 10 + [1] * 15 + [2] * 15
+    assert judge(context, predicted, target) == [("teacher-weak", "warning")]
+
+
+def test_a_teacher_at_chance_is_only_a_warning_if_trained_here_or_if_no_term_reads_its_classes(
+    digits: CheckContext, tmp_path: Path
+) -> None:
+    assert digits.teacher is not None
+    context = copy.copy(digits)
+    context.teacher = replace(digits.teacher, folder=tmp_path)
+    assert judge(context, [0] * 20, [0, 1] * 10) == [("teacher-at-chance", "warning")]
+    words = ("loss=[cross_entropy,embedding_mse]",)
+    features = build_context(tmp_path, *words, teacher=net())
+    assert [finding.severity for finding in check_chance_level(features)] == ["warning"]

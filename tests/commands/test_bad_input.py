@@ -78,7 +78,7 @@ def test_images_that_cant_be_read_end_the_run_by_name_and_number(
 
 def test_they_are_left_out_named_and_counted_where_that_is_asked_for(spoiled: Path) -> None:
     out = done(*SMALL, f"data.root={spoiled}", "data.on_error=skip")
-    (note,) = results(Path("run"))["notes"]
+    note, *_ = results(Path("run"))["notes"]
     assert note.startswith(
         "2 image(s) can't be read and are left out: class1/003.png, class2/bomb.png"
     )

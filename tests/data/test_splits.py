@@ -278,3 +278,43 @@ def test_the_split_is_written_as_a_table(tmp_path: Path) -> None:
     assert [row["label"] for row in rows] == ["a", "b"] * 3
     assert tuple(row["split"] for row in rows) == names
     assert [row["group"] for row in rows] == list(images.group)
+
+
+def divide_with_copies(images: Listing, copies: Sequence[int]) -> ImageSplit:
+    return split(images, seed=0, validation=0.1, test=0.2, copies=np.array(copies))
+
+
+@given(sizes=sizes)
+def test_different_images_are_divided_as_without_a_search_for_copies(sizes: list[int]) -> None:
+    images = listing([label for label, size in enumerate(sizes) for _ in range(size)])
+    assert divide_with_copies(images, range(len(images.files))) == divided(images)
+
+
+@given(st.lists(st.integers(0, 9), min_size=30, max_size=60))
+def test_copies_are_never_in_two_splits(copies: list[int]) -> None:
+    first = [copies.index(number) for number in copies]
+    images = listing([0, 1] * 30 + [0] * len(copies))
+    names = divide_with_copies(images, [*range(60), *(60 + number for number in first)]).names
+    assert all(names[60 + number] == names[60 + n] for n, number in enumerate(first))
+
+
+def test_copies_join_groups() -> None:
+    images = listing([0, 1] * 20, group=["x", "x", "y", "y"] + [""] * 36)
+    copies = list(range(40))
+    copies[5], copies[4] = 2, 1
+    for seed in range(20):
+        names = split(images, seed=seed, validation=0.1, test=0.2, copies=np.array(copies)).names
+        assert names[0] == names[1] == names[4]
+        assert names[2] == names[3] == names[5]
+
+
+def test_an_image_without_a_split_follows_its_copy_with_one() -> None:
+    images = listing([0, 1] * 20, ["test"] * 4 + ["train"] * 32 + [""] * 4)
+    names = divide_with_copies(images, [*range(36), 0, 0, 5, 39]).names
+    assert names[36:38] == ("test", "test")
+    assert names[38] == names[5]
+
+
+def test_too_few_different_images_are_refused_with_their_number() -> None:
+    with pytest.raises(RequestError, match=r"10 image\(s\) in 2 group\(s\) of 2 classes"):
+        divide_with_copies(listing([0, 1] * 5), [0, 1] * 5)

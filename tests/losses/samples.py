@@ -76,6 +76,7 @@ def model_outputs(
     images: int = 5,
     scale: float = 1.0,
     sizes: tuple[int, ...] = (8, 4, 2),
+    classes: int = CLASSES,
 ) -> Outputs:
     """Return random outputs of a model with all fields, in float64; `width` is a
     multiple of 16.
@@ -93,9 +94,9 @@ def model_outputs(
     features = [
         draw(images, width // 2 ** (len(sizes) - 1 - i), size, size) for i, size in enumerate(sizes)
     ]
-    classifier = nn.Linear(width, CLASSES, dtype=torch.float64).requires_grad_(False)
+    classifier = nn.Linear(width, classes, dtype=torch.float64).requires_grad_(False)
     return Outputs(
-        logits=draw(images, CLASSES),
+        logits=draw(images, classes),
         embedding=draw(images, width),
         features=features,
         pre_activation=[draw(*x.shape) for x in features],
@@ -105,12 +106,18 @@ def model_outputs(
     )
 
 
-def pair(images: int = 5, scale: float = 1.0, *, term: str = "") -> tuple[Outputs, Outputs]:
+def pair(
+    images: int = 5, scale: float = 1.0, *, term: str = "", classes: int = CLASSES
+) -> tuple[Outputs, Outputs]:
     """Return outputs of a student and of a wider teacher with maps of other sizes,
     suitable for `term`.
     """
-    student = model_outputs(seed=100, width=32, images=images, scale=scale)
-    teacher = model_outputs(seed=200, width=48, images=images, scale=scale, sizes=(9, 4, 3))
+    student, teacher = (
+        model_outputs(
+            seed=seed, width=width, images=images, scale=scale, sizes=sizes, classes=classes
+        )
+        for seed, width, sizes in ((100, 32, (8, 4, 2)), (200, 48, (9, 4, 3)))
+    )
     return adapt_outputs(term, student), adapt_outputs(term, teacher)
 
 
@@ -119,10 +126,13 @@ def adapt_outputs(term: str, outputs: Outputs) -> Outputs:
     the averaged map.
     """
     assert outputs.embedding is not None
+    assert outputs.logits is not None
     width = outputs.embedding.shape[1]
     if term in TOKENS:
         heads = [
-            nn.Linear(width // 2, CLASSES, dtype=torch.float64).requires_grad_(False)
+            nn.Linear(width // 2, outputs.logits.shape[1], dtype=torch.float64).requires_grad_(
+                False
+            )
             for _ in range(2)
         ]
         head = Head(tuple(heads), (width // 2, width // 2), convolutional=False)

@@ -4,10 +4,12 @@ automatically.
 
 import copy
 import inspect
+import itertools
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import fields
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -101,6 +103,46 @@ def test_it_gives_one_number_and_a_gradient_to_the_student_and_to_every_adapter(
     assert grads
     assert all(grad.isfinite().all() and grad.any() for grad in grads)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in term.parameters())
+
+
+def list_variants() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield every term with its own settings, and with its parts turned on and off."""
+    weights = {
+        "decoupled": ("alpha", "beta"),
+        "dist": ("beta", "gamma"),
+        "nkd": ("gamma",),
+        "rkd": ("distance", "angle"),
+    }
+    for name in TERMS:
+        values: dict[str, tuple[Any, ...]] = dict.fromkeys(weights.get(name, ()), (0.0, 1.0))
+        if "standardize" in settings_of(name):
+            values["standardize"] = (False, True)
+        for each in itertools.product(*values.values()):
+            yield name, dict(zip(values, each, strict=True))
+
+
+@pytest.mark.parametrize(("images", "classes"), [(5, 2), (5, 3), (1, 6), (2, 6)])
+def test_a_term_has_a_gradient_if_and_only_if_it_is_accepted(
+    images: int, classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_scope = LossTerm.check_scope
+    monkeypatch.setattr(LossTerm, "check_scope", lambda self, **numbers: "")
+    for name, settings in list_variants():
+        if name == "softmax_regression" and images == 1:
+            # Without ReLU, which 'auto' chooses here, its batch norm erases one image.
+            settings |= {"activation": "relu"}
+        try:
+            check_scope(make(name, **settings), num_classes=classes, num_images=images)
+            is_accepted = True
+        except RequestError:
+            is_accepted = False
+        student, teacher = pair(images, term=name, classes=classes)
+        student = make_leaves(student)
+        term = build_term(name, student, teacher, **settings)
+        term(student, teacher, labels(images, classes)).backward()
+        grads = [x.grad for x in tensors(student, term.reads) if x.grad is not None]
+        largest = max((float(grad.abs().max()) for grad in grads), default=0.0)
+        assert (largest > 1e-6) is is_accepted, (name, settings, largest)
 
 
 @every_term

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from kd_app.run.forecast import Forecast, forecast_run
 from kd_app.run.plan import describe_models, format_seconds, write_plan
 from kd_app.run.workspace import Workspace
-from kd_app.training.timing import StepEstimate
+from kd_app.training.timing import StepEstimate, count_steps_per_epoch
 from tests.builders import build_workspace
 
 
@@ -38,9 +39,34 @@ def test_assistants_are_between_teacher_and_student(tmp_path: Path) -> None:
 
 
 def test_the_plan_estimates_the_duration(digits: Workspace) -> None:
-    *_, training = write_plan(digits, ready=True).splitlines()
-    assert training.startswith("Training: 32-true on 1 x cpu, about ")
-    assert training.endswith(" for everything that is not cached")
+    forecast = Forecast(training=600, outputs=5, measuring=60, speed=55)
+    *_, training = write_plan(digits, ready=True, forecast=forecast).splitlines()
+    assert training == (
+        "Training: 32-true on 1 x cpu, about 12 min for everything that is not cached (10 min of"
+        " them to train)"
+    )
+    *_, training = write_plan(digits, ready=True, forecast=None).splitlines()
+    assert training == "Training: 32-true on 1 x cpu, an unknown duration"
+
+
+def test_the_forecast_counts_all_parts_of_a_run(
+    digits: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cost = StepEstimate(training=1.0, inference=0.1, prediction=0.25)
+    monkeypatch.setattr("kd_app.run.forecast.estimate", lambda *_, **__: cost)
+    forecast = forecast_run(digits, ready=True)
+    assert forecast is not None
+    spec = digits.spec
+    steps = count_steps_per_epoch(digits.data, spec.trainer)
+    epochs = 2 * spec.recipe.max_epochs  # of labels_only and the student
+    least = epochs * (steps.training + 0.1 * steps.validation)
+    least += spec.recipe.max_epochs * 0.1 * steps.training
+    assert least < forecast.training < 1.2 * least
+    # Teacher, labels_only and student, on one batch of validation and one of test.
+    assert digits.limit == 1
+    assert forecast.measuring == pytest.approx(3 * 2 * 0.25, rel=0.2)
+    assert forecast.speed == 1.5
+    assert forecast.outputs == 0
 
 
 def test_a_batch_larger_than_the_data_is_timed_with_the_images_of_an_epoch(
@@ -52,11 +78,11 @@ def test_a_batch_larger_than_the_data_is_timed_with_the_images_of_an_epoch(
         model: object, spec: object, images: int, *args: object, train: bool
     ) -> StepEstimate:
         sizes.append(images)
-        return StepEstimate(0.0, 0.0)
+        return StepEstimate(0.0, 0.0, 0.0)
 
-    monkeypatch.setattr("kd_app.run.plan.estimate", record)
+    monkeypatch.setattr("kd_app.run.forecast.estimate", record)
     monkeypatch.setattr(digits.data, "batch_size", 10**6)
-    write_plan(digits, ready=True)
+    forecast_run(digits, ready=True)
     assert set(sizes) == {digits.data.sizes["train"]}
 
 
@@ -66,13 +92,14 @@ def test_a_failed_estimate_does_not_end_the_run(
     def fail(*args: object, **kwargs: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("kd_app.run.plan.estimate", fail)
-    *_, training = write_plan(digits, ready=True).splitlines()
-    assert training == "Training: 32-true on 1 x cpu, an unknown duration"
+    monkeypatch.setattr("kd_app.run.forecast.estimate", fail)
+    assert forecast_run(digits, ready=True) is None
 
 
 def test_a_student_larger_than_the_teacher_is_noted(tmp_path: Path) -> None:
     workspace = build_workspace(
         tmp_path, "teacher.name=resnet8", "student.name=resnet14", "controls=[]"
     )
-    assert "the student is larger than its teacher" in write_plan(workspace, ready=False)
+    assert "the student is larger than its teacher" in write_plan(
+        workspace, ready=False, forecast=None
+    )

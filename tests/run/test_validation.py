@@ -1,8 +1,5 @@
 """Loss terms, data and teachers that do not go together."""
 
-from types import SimpleNamespace
-from typing import Any, cast
-
 import pytest
 
 from kd_app.config import RequestError
@@ -10,8 +7,8 @@ from kd_app.config.compose import compose_config
 from kd_app.data.external import ExternalDataModule
 from kd_app.run.spec import RunSpec, build_spec
 from kd_app.run.validation import (
-    check_classes,
     check_data_use,
+    check_scopes,
     check_teacher,
     check_teacher_logits,
 )
@@ -72,11 +69,27 @@ def test_logits_of_a_teacher_with_other_classes_are_not_read() -> None:
         check_teacher_logits([loss("dist", "embedding_mse")], teacher, 3)
 
 
-def test_terms_on_logits_are_built_with_the_number_of_classes() -> None:
-    shapes: list[Any] = []
-    term = SimpleNamespace(
-        reads={"logits"}, build=lambda student, _: shapes.append(student.logits.shape)
+def check(*overrides: str, num_classes: int = 2, batch_size: int = 8) -> list[str]:
+    recipe = spec(*overrides).recipe
+    return check_scopes(
+        [recipe.build_loss()], num_classes=num_classes, batch_size=batch_size, world_size=1
     )
-    other = SimpleNamespace(reads={"logits", "features"}, build=None)
-    check_classes([cast(Any, SimpleNamespace(chosen={"a": term, "b": other}))], 7)
-    assert shapes == [(1, 7)]
+
+
+def test_terms_on_logits_are_built_with_the_number_of_classes() -> None:
+    weights = "loss.cross_entropy.class_weights=[1,2,3]"
+    assert not check(weights, num_classes=3)
+    with pytest.raises(RequestError, match="class_weights has 3 entries for 7 classes"):
+        check(weights, num_classes=7)
+
+
+def test_a_void_term_is_refused_and_a_void_part_is_reported() -> None:
+    with pytest.raises(RequestError, match=r"soft_target teaches nothing with 2 classes: two stan"):
+        check("loss.soft_target.standardize=true")
+    assert not check("loss.soft_target.standardize=true", num_classes=3)
+    (warning,) = check("loss=[cross_entropy,dist]")
+    assert "dist is used without beta, which teaches nothing with 2 classes" in warning
+    with pytest.raises(RequestError, match=r"rkd teaches nothing with batches of 2 image\(s\)"):
+        check("loss=[cross_entropy,rkd]", batch_size=2)
+    with pytest.raises(RequestError, match="All parts of the loss term decoupled have weight 0"):
+        check("loss=[decoupled]", "loss.decoupled.alpha=0", "loss.decoupled.beta=0")

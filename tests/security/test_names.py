@@ -83,7 +83,7 @@ def test_labels_of_a_table_lead_nowhere(tmp_path: Path) -> None:
 def test_names_of_class_folders_and_files_lead_nowhere(tmp_path: Path) -> None:
     for number, name in enumerate(FOLDERS):
         for copy in range(8):
-            image(tmp_path / "data" / name / f"{copy}\n,${{x}}.png", 10 * number)
+            image(tmp_path / "data" / name / f"{copy}\n,${{x}}.png", 10 * number + copy)
     done(*SMALL, "data=folder", f"data.root={tmp_path / 'data'}")
     told_whole(sorted(FOLDERS))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "here"]

@@ -136,7 +136,7 @@ def test_plan_and_check_list_unlabeled_images(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     image_folder(tmp_path / "photos", images=20)
-    image_folder(tmp_path / "more", images=10)
+    image_folder(tmp_path / "more", images=10, seed=1)
     known = teacher_folder(
         tmp_path / "teacher",
         pixels=InputSpec(3, 16, 16, (0.5,) * 3, (0.25,) * 3),

@@ -22,6 +22,8 @@ from tests.training.small_parts import CLASSES, Net, OwnData, seeded
 PARTS = "tests.training.small_parts"
 QUICK = (
     "logger=[]",
+    # Their teacher is not trained.
+    "checks=off",
     "allow=[tests]",
     "trainer=cpu",
     "trainer.precision=32-true",

@@ -1,0 +1,113 @@
+"""The checks before every training of ``kd-distill``: those that take seconds."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from kd_app.checks.context import CheckContext, Limits
+from kd_app.checks.finding import Finding, combine_refusals
+from kd_app.checks.images import (
+    check_dominant_class,
+    check_labels,
+    check_missing_classes,
+    check_same_image,
+)
+from kd_app.checks.teacher import check_chance_level
+from kd_app.checks.teacher_input import check_teacher_input
+from kd_app.checks.training_length import check_few_steps
+from kd_app.config import RequestError
+from kd_app.config.paths import CONF
+from kd_app.metrics.verdict import VerdictRule
+from kd_app.run.forecast import Forecast
+from kd_app.run.workspace import RunModel, Workspace
+
+Mode = Literal["refuse", "warn", "off"]
+
+DATA_CHECKS = (
+    check_same_image,
+    check_labels,
+    check_dominant_class,
+    check_missing_classes,
+    check_few_steps,
+)
+TEACHER_CHECKS = (check_chance_level, check_teacher_input)
+_IMAGES = 256
+_SECONDS, _SHARE = 2.0, 0.02
+"""The checks of a teacher may take this many seconds, or this share of the forecast."""
+
+
+@dataclass(frozen=True)
+class QuickChecks:
+    """The checks of one run. mode: what follows from a refusal; off: nothing is
+    checked.
+    """
+
+    workspace: Workspace
+    rule: VerdictRule
+    mode: Mode
+
+    @classmethod
+    def parse(cls, workspace: Workspace, rule: VerdictRule, mode: Mode | bool) -> "QuickChecks":
+        """The checks that ``checks=`` sets. YAML reads ``on`` and ``off`` as bool."""
+        if isinstance(mode, bool):
+            mode = "refuse" if mode else "off"
+        return cls(workspace, rule, mode)
+
+    def check_run(self, teacher: RunModel | None, forecast: Forecast | None) -> list[str]:
+        """Check the data, and a teacher that is ready (None: there is none).
+
+        forecast: of the duration of the run, of which the checks take a small part.
+        Returns the warnings. Raises `RequestError` for a refusal.
+        """
+        if self.mode == "off":
+            return []
+        seconds = max(_SECONDS, _SHARE * forecast.seconds if forecast else 0.0)
+        context = CheckContext(
+            self.workspace,
+            read_limits(images=_IMAGES),
+            self.rule,
+            scratch=Path(),
+            deadline=time.monotonic() + seconds,
+            is_quick=True,
+            known_teacher=teacher,
+        )
+        checks = DATA_CHECKS
+        if teacher is not None and not context.is_unmeasured:
+            checks += TEACHER_CHECKS
+        return self._report([finding for run_check in checks for finding in run_check(context)])
+
+    def check_trained_teacher(self, teacher: RunModel) -> list[str]:
+        """Check a teacher that was trained in this run; returns the warnings."""
+        if self.mode == "off" or teacher.no_metrics_reason:
+            return []
+        context = CheckContext(
+            self.workspace,
+            read_limits(),
+            self.rule,
+            scratch=Path(),
+            is_quick=True,
+            known_teacher=teacher,
+        )
+        return self._report(list(check_chance_level(context)))
+
+    def _report(self, findings: Sequence[Finding]) -> list[str]:
+        """Print the findings, refusals as warnings unless they stop the run."""
+        refusals = [str(finding) for finding in findings if finding.severity == "refusal"]
+        if refusals and self.mode == "refuse":
+            raise RequestError(
+                f"{combine_refusals(refusals)} To train nevertheless, set checks=warn."
+            )
+        for finding in findings:
+            title = "Note" if finding.severity == "note" else "Warning"
+            self.workspace.console.print(f"{title}: {finding}")
+        return [str(finding) for finding in findings if finding.severity != "note"]
+
+
+def read_limits(**changes: Any) -> Limits:
+    """The limits of ``conf/check.yaml``, with some `changes`."""
+    text = (CONF / "check.yaml").read_text(encoding="utf-8")
+    return Limits(**{**yaml.safe_load(text)["check"], **changes})

@@ -1,0 +1,148 @@
+"""The estimated duration of a run, from a few steps of each model on noise and one
+batch of each loader.
+"""
+
+import time
+from dataclasses import dataclass
+
+from kd_app.config import InputSpec, RequestError
+from kd_app.config.errors import take_first_line
+from kd_app.models.create import create, resolve_input
+from kd_app.models.spec import LoadedModel, ModelSpec
+from kd_app.run.workspace import Workspace
+from kd_app.training.timing import (
+    StepEstimate,
+    count_images_per_batch,
+    count_steps_per_epoch,
+    estimate,
+)
+
+_SPEED_SECONDS = 1.5
+"""Seconds in which the speed of one model is measured."""
+_STEP_OVERHEAD = 0.004
+"""Seconds of a step besides model and images: optimizer, loss terms, logging."""
+_EPOCH_OVERHEAD = 0.1
+"""Seconds of an epoch besides its steps: metrics and checkpoints."""
+_TRAINING_OVERHEAD = 1.0
+"""Seconds of a training besides its epochs."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Seconds of the parts of a run.
+
+    training: all trainings with their validation. outputs: the teacher's outputs on
+    validation, and those that are computed before the trainings. measuring: the
+    predictions on validation and test. speed: the measurement of the models' speed.
+    """
+
+    training: float
+    outputs: float
+    measuring: float
+    speed: float
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the whole run."""
+        return self.training + self.outputs + self.measuring + self.speed
+
+
+def forecast_run(workspace: Workspace, *, ready: bool) -> Forecast | None:
+    """Estimate the duration of a run without cached stages; None if the estimate fails,
+    which must not end the run.
+
+    ready: the teacher is used without training. Raises `RequestError` if a step runs
+    out of memory.
+    """
+    try:
+        return _Estimator(workspace, ready=ready).estimate()
+    except RequestError:
+        raise
+    except Exception as error:
+        reason = take_first_line(error)
+        workspace.console.print(f"Note: the duration could not be estimated: {reason}")
+        return None
+
+
+class _Estimator:
+    """Adds up the seconds of all trainings and measurements."""
+
+    def __init__(self, workspace: Workspace, *, ready: bool) -> None:
+        self.workspace, self.ready = workspace, ready
+        self.steps = count_steps_per_epoch(workspace.data, workspace.spec.trainer)
+        self.student = self._time(workspace.spec.student)
+        teacher = workspace.spec.teacher
+        self.teacher = None if teacher is None else self._time(teacher, train=not ready)
+        self.loading = self._time_loading()
+
+    def estimate(self) -> Forecast:
+        spec, data = self.workspace.spec, self.workspace.data
+        teacher_step = self.teacher.inference if self.teacher else 0.0
+        student = self._sum_training(spec.recipe.max_epochs, self.student, teacher_step)
+        training = student * (1 + len(spec.assistants))
+        measured = [self.student, self.teacher] if self.teacher else [self.student]
+        outputs = 0.0
+        if self.teacher and spec.teacher_recipe and not self.ready:
+            training += self._sum_training(spec.teacher_recipe.max_epochs, self.teacher)
+        for name, control in spec.controls.items():
+            model = self.workspace.resolve_spec(name)
+            cost = self.student if model is spec.student else self._time(model)
+            step = teacher_step if control.needs_teacher else 0.0
+            training += (
+                student
+                if control.match_wall_time
+                else self._sum_training(control.max_epochs, cost, step)
+            )
+            measured.append(cost)
+            if control.label_entropy_temperature is not None and self.teacher:
+                outputs += self._predict(self.teacher, data.sizes["train"])
+        if self.teacher and spec.teacher_outputs == "cached":
+            views = data.replay(self._resolve(spec.student))
+            outputs += self._predict(self.teacher, len(views.rows) * views.views if views else 0)
+        splits = ("validation", "test") if spec.config["test"] != "never" else ("validation",)
+        measuring = sum(
+            self._predict(model, data.sizes[split]) for model in measured for split in splits
+        )
+        return Forecast(
+            training=training,
+            outputs=outputs,
+            measuring=measuring,
+            speed=_SPEED_SECONDS * len({id(model) for model in measured}),
+        )
+
+    def _sum_training(self, epochs: int, model: StepEstimate, teacher_step: float = 0.0) -> float:
+        step = model.training + teacher_step + self.loading + _STEP_OVERHEAD
+        validation = self.steps.validation * (model.inference + self.loading)
+        epoch = self.steps.training * step + validation + _EPOCH_OVERHEAD
+        return epochs * epoch + _TRAINING_OVERHEAD
+
+    def _predict(self, model: StepEstimate, images: int) -> float:
+        """Seconds of the predictions on a number of images, within the run's limits."""
+        batches = images / self.workspace.data.batch_size
+        limit = self.workspace.limit
+        if limit is not None:
+            batches = batches * limit if isinstance(limit, float) else min(batches, limit)
+        return batches * (model.prediction + self.loading)
+
+    def _resolve(self, model: ModelSpec) -> InputSpec:
+        return resolve_input(model, self.workspace.compute_image_stats())
+
+    def _time(self, model: ModelSpec, *, train: bool = True) -> StepEstimate:
+        loaded = load_untrained(self.workspace, model)
+        images = count_images_per_batch(self.workspace.data, "train")
+        trainer = self.workspace.spec.trainer
+        return estimate(loaded.model, loaded.pixels, images, trainer, train=train)
+
+    def _time_loading(self) -> float:
+        """Seconds in which a batch is loaded, without augmentation."""
+        data = self.workspace.data
+        input_spec = self._resolve(self.workspace.spec.student)
+        start = time.perf_counter()
+        count = sum(len(batch) for batch in data.sample("train", input_spec, data.batch_size))
+        return (time.perf_counter() - start) * data.batch_size / max(count, 1)
+
+
+def load_untrained(workspace: Workspace, model: ModelSpec) -> LoadedModel:
+    """The model before its training in this run."""
+    input_spec = resolve_input(model, workspace.compute_image_stats())
+    return create(model, input_spec, len(workspace.classes), seed=0)
