@@ -41,7 +41,7 @@ def installed(checkout: Path, *stamps: str) -> None:
 
 def test_the_demo_installs_no_extra(checkout: Path) -> None:
     said = plan("demo", checkout)
-    assert "--constraint constraints.txt --editable .\n" in said
+    assert "--constraint constraints.txt --no-compile --editable .\n" in said
     assert "[dev]" not in said
     assert said.endswith("kd-distill out=runs/demo\n")
 

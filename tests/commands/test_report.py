@@ -96,7 +96,7 @@ def test_a_report_that_is_sent_to_weights_and_biases_is_made_from_the_students_t
         (("runs=[none*]",), "There is no 'none*'"),
         (("runs=[empty]",), "There is no run in 'empty'"),
         (("runs=[broken]",), "truncated or not JSON"),
-        (("runs=[run]", "out=file/below"), "can't be created"),
+        (("runs=[run]", "out=file/below"), "'file' is a file, not a folder"),
         (("runs=run",), "runs='run' does not fit"),
         (("run=[run]",), "Did you mean 'runs'?"),
         (("runs=[run]", "schema=maybe"), "schema='maybe' does not fit"),

@@ -20,7 +20,8 @@ def test_metrics_are_stored_unchanged_under_their_split(tmp_path: Path) -> None:
     write(tmp_path / "results.json", build_results())
     content = json.loads((tmp_path / "results.json").read_text())
     records = to_records(*draw_logits(THREE))
-    assert content["test"] == {**measure_split(records, seed=0, confidence=0.95), "robustness": []}
+    metrics = measure_split(records, seed=0, confidence=0.95)
+    assert content["test"] == {**metrics, "split": None, "robustness": []}
     assert content["schema_version"] == 1
     assert content["verdict"]["outcome"] == "lost"
 

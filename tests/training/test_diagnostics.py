@@ -59,8 +59,10 @@ def test_valid_terms_pass_and_the_graph_is_kept() -> None:
 def test_a_term_that_is_not_finite_ends_the_run_by_name(
     term: type[Labels | Distance], value: float
 ) -> None:
+    broken = term(factor=1.0)
+    broken.factor = value
     loss = DistillationLoss(
-        {"fine": Distance(factor=1.0), "broken": term(factor=value)}, {"fine": 1.0, "broken": 1.0}
+        {"fine": Distance(factor=1.0), "broken": broken}, {"fine": 1.0, "broken": 1.0}
     )
     with pytest.raises(RunError, match=r"The loss term broken is -?(nan|inf)"):
         run_checks(loss)
@@ -118,9 +120,11 @@ def test_a_frozen_part_of_the_student_is_no_missing_gradient() -> None:
 
 
 def test_every_fault_is_reported_with_its_kind() -> None:
+    wild = Labels(factor=1.0)
+    wild.factor = float("nan")
     terms: dict[str, LossTerm] = {
         "fine": Distance(factor=1.0),
-        "wild": Labels(factor=float("nan")),
+        "wild": wild,
         "zero": Distance(factor=0.0),
         "flat": Flat(factor=1.0),
     }

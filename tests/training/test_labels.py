@@ -84,7 +84,7 @@ def test_the_student_trains_on_all_images_and_the_control_on_labeled_ones_in_as_
 def test_a_teacher_of_the_run_trains_on_labeled_images_only(
     tmp_path: Path, batches: list[Batch]
 ) -> None:
-    workspace = build_workspace(tmp_path, "teacher.name=resnet8", "trainer.max_epochs=1")
+    workspace = build_workspace(tmp_path, "teacher.name=resnet8", "teacher.max_epochs=1")
     train(workspace, build_teacher_job(workspace))
     assert isinstance(workspace.data, ImageData)
     assert set(torch.cat([batch.index for batch in batches]).tolist()) <= set(
