@@ -3,15 +3,15 @@
 import math
 from typing import Literal, NamedTuple
 
-Unit = Literal["steps", "epochs", "batches", "images"]
+Unit = Literal["steps", "epochs", "batches"]
 
 
 class LengthNeed(NamedTuple):
     """A setting that makes sense only in a training of at least this length.
 
     setting: key and value. least: the shortest sensible length in `unit` (optimizer
-    steps or epochs of the training, batches of an epoch, training images); infinity:
-    no training is long enough. effect: what happens in a shorter training, as a
+    steps or epochs of the training, batches of an epoch); infinity: no training is long
+    enough. effect: what happens in a shorter training, as a
     clause. fix: what a user can change, as an imperative with a capital letter.
     """
 
@@ -28,7 +28,6 @@ class TrainingLength(NamedTuple):
     steps: int
     epochs: int
     batches: int
-    images: int
 
 
 def describe_shortage(need: LengthNeed, length: TrainingLength) -> str | None:
@@ -38,7 +37,7 @@ def describe_shortage(need: LengthNeed, length: TrainingLength) -> str | None:
     length_in_unit = getattr(length, need.unit)
     if length_in_unit >= need.least:
         return None
-    place = {"images": "there are", "batches": "an epoch has"}.get(need.unit, "the training has")
+    place = "an epoch has" if need.unit == "batches" else "the training has"
     least = "more" if math.isinf(need.least) else f"at least {need.least:,.0f}"
     return (
         f"{need.setting} needs {least} {need.unit}, but {place} {length_in_unit:,}:"

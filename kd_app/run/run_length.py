@@ -36,7 +36,7 @@ def measure_length(workspace: Workspace, recipe: Recipe) -> TrainingLength:
     trainer = workspace.spec.trainer
     batches = count_steps_per_epoch(workspace.data, trainer).training
     steps = math.ceil(batches / trainer.accumulate_grad_batches) * recipe.max_epochs
-    return TrainingLength(steps, recipe.max_epochs, batches, workspace.data.sizes["train"])
+    return TrainingLength(steps, recipe.max_epochs, batches)
 
 
 def list_recipe_needs(recipe: Recipe) -> Iterator[LengthNeed]:
@@ -52,16 +52,9 @@ def list_recipe_needs(recipe: Recipe) -> Iterator[LengthNeed]:
 
 
 def list_run_needs(workspace: Workspace) -> Iterator[LengthNeed]:
-    """The lengths that the trainer, the data and the teacher need."""
+    """The lengths that the trainer, the views and the teacher need."""
+    # the data themselves report a batch that is larger than they are
     spec, trainer = workspace.spec, workspace.spec.trainer
-    images = workspace.data.batch_size * trainer.world_size
-    yield LengthNeed(
-        f"data.batch_size={workspace.data.batch_size}",
-        images,
-        "images",
-        "an epoch is one step with all of them",
-        "Set a smaller data.batch_size, for more steps",
-    )
     yield LengthNeed(
         f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}",
         trainer.accumulate_grad_batches,
