@@ -11,8 +11,8 @@ class LengthNeed(NamedTuple):
 
     setting: key and value. least: the shortest sensible length in `unit` (optimizer
     steps or epochs of the training, batches of an epoch); infinity: no training is long
-    enough. effect: what happens in a shorter training, as a
-    clause. fix: what a user can change, as an imperative with a capital letter.
+    enough. effect: what happens in a shorter training, as a clause. fix: what a user
+    can change, as an imperative with a capital letter.
     """
 
     setting: str

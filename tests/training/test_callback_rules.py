@@ -74,7 +74,7 @@ def test_an_unknown_metric_is_refused_with_the_known_ones(
 
 
 def test_the_teachers_metrics_need_a_teacher() -> None:
-    settings = {"monitor": "validation/agreement", "mode": "max"}
+    settings: dict[str, Any] = {"monitor": "validation/agreement", "mode": "max"}
     assert isinstance(build("EarlyStopping", **settings), EarlyStopping)
     with pytest.raises(RequestError, match="'validation/agreement' is not a metric of this train"):
         build("EarlyStopping", has_teacher=False, **settings)
