@@ -178,10 +178,9 @@ def _load_words() -> Mapping[str, str]:
     """Return WordNet id -> words of the classes of all ImageNet sets."""
     from timm.data import ImageNetInfo
 
+    sets = [ImageNetInfo(subset) for subset in ("imagenet-22k", "imagenet-21k-goog")]
     return {
-        name: words
-        for subset in ("imagenet-22k", "imagenet-21k-goog")
-        for name, words in ImageNetInfo(subset).label_descriptions(as_dict=True).items()
+        name: each.label_name_to_description(name) for each in sets for name in each.label_names()
     }
 
 

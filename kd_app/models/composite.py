@@ -55,7 +55,9 @@ class ClassMappedTeacher(CompositeTeacher):
 
     def build(self, input_spec: InputSpec, num_classes: int, *, seed: int) -> LoadedModel:
         """Build the inner model with the class map behind the logits."""
-        loaded = create(self.inner, input_spec, find_model_classes(self.inner).count, seed=seed)
+        count = find_model_classes(self.inner).count
+        assert count is not None
+        loaded = create(self.inner, input_spec, count, seed=seed)
         weights = loaded.weights
         sha256 = hashlib.sha256(f"{weights.sha256}:{self._rows}".encode()).hexdigest()
         report = replace(

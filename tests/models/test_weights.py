@@ -81,8 +81,8 @@ def test_weights_that_are_not_finite_are_refused() -> None:
 
 def test_a_position_grid_of_another_size_and_gray_images_are_converted_as_timm_does() -> None:
     sizes: dict[str, Any] = {"patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
-    vit = timm.create_model("vit_tiny_patch16_224", img_size=32, **sizes)
-    smaller = timm.create_model("vit_tiny_patch16_224", img_size=16, in_chans=1, **sizes)
+    vit: Any = timm.create_model("vit_tiny_patch16_224", img_size=32, **sizes)
+    smaller: Any = timm.create_model("vit_tiny_patch16_224", img_size=16, in_chans=1, **sizes)
     load(smaller, vit.state_dict(), "head", first_conv=["patch_embed.proj"])
     gray = smaller.state_dict()["patch_embed.proj.weight"]
     torch.testing.assert_close(gray, vit.patch_embed.proj.weight.detach().sum(1, keepdim=True))
