@@ -156,8 +156,8 @@ def try_class_orders(
             "teacher-class-order",
             f"its classes in {order} order ({', '.join(ordered[:4])}, ...), where the data have"
             f" {', '.join(names[:4])}, ...",
-            "Name its classes in its own order: as label_names in the config.json of a model folder,"
-            " as `classes` in the checkpoint, or with teacher.classes=<a CSV file>.",
+            "Name its classes in its own order: as label_names in the config.json of a model"
+            " folder, as `classes` in the checkpoint, or with teacher.classes=<a CSV file>.",
             before,
             hits,
             chance,
