@@ -4,10 +4,9 @@ The index is independent of models, views and batches.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from inspect import signature
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from jaxtyping import Bool, Int64, UInt8
@@ -22,13 +21,7 @@ from kd_app.data.image_tree import write_reasons
 from kd_app.data.images import BadImageError
 from kd_app.data.label_subset import select_labeled_images
 from kd_app.data.pixel_store import Cache, PixelStore, compute_channel_statistics, hold, open_store
-from kd_app.data.scan import (
-    Progress,
-    choose_typical_size,
-    note_aspect_ratio,
-    read_scan,
-    scan,
-)
+from kd_app.data.scan import Progress, choose_typical_size, note_aspect_ratio, read_scan, scan
 from kd_app.data.source import SPLITS, Listing, Source
 from kd_app.data.splits import split as divide
 from kd_app.data.splits import write_split
@@ -448,34 +441,6 @@ class ImageIndex:
     def write_split(self, path: Path) -> None:
         """Write a CSV with the split of each image."""
         write_split(path, self.listing, self._names)
-
-
-def build_source(source: Callable[..., Any], root: Path | None) -> Source:
-    """Build the source, with the folder `root` if the source has that setting.
-
-    Raises `RequestError` for a `root` that the source does not use, and for a missing
-    or invalid `root`.
-    """
-    reads_root = "root" in signature(source).parameters
-    if root is not None and not reads_root:
-        raise RequestError(
-            f"data.root={root} has no effect: these data are not read from a folder. Remove"
-            " data.root, or use data=folder."
-        )
-    try:
-        built = source(root=root) if reads_root else source()
-    except RequestError as error:
-        fix = ""
-        if "root" in str(error):
-            fix = " Set data.root to the location of the images."
-        elif "channels=" in str(error):
-            fix = (
-                " Image files are read in color (3) or gray (1). Images with other channels need a"
-                " data module of your own (data._target_, see docs/extending.md)."
-            )
-        raise RequestError(f"{error}{fix}") from (None if root is None else error)
-    assert isinstance(built, Source)
-    return built
 
 
 def count_cores() -> int:

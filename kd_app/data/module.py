@@ -17,13 +17,13 @@ from kd_app.data.base import Capability, Lack, ScanJob, ViewReplay, exclude_capa
 from kd_app.data.corruptions import Corruption
 from kd_app.data.duplicates import PictureContents
 from kd_app.data.evaluation import Evaluation
-from kd_app.data.index import ImageIndex, SplitRatios, build_source
+from kd_app.data.index import ImageIndex, SplitRatios
 from kd_app.data.loader import SINGLE, EvaluationLoader, Rank, TrainingLoader
 from kd_app.data.loaders import ImageLoaders
 from kd_app.data.mix import MixSettings
 from kd_app.data.partners import draw_class_partners
 from kd_app.data.pixel_store import Cache
-from kd_app.data.source import Listing
+from kd_app.data.source import Listing, build_source
 from kd_app.data.unlabeled import UNLABELED
 from kd_app.data.views import View
 

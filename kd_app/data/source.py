@@ -1,15 +1,18 @@
 """`Source` and `Listing`, the interface of sources of labeled images."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from inspect import signature
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 from PIL import Image
 from torch import Tensor
 
-from kd_app.config import Typed
+from kd_app.config import RequestError, Typed
 
 SPLITS = ("train", "validation", "test")
 
@@ -81,3 +84,31 @@ class Source(Typed):
         number of pixels on the shorter side. Raises `BadImageError`. Thread-safe, and
         safe in worker processes.
         """
+
+
+def build_source(source: Callable[..., Any], root: Path | None) -> Source:
+    """Build the source, with the folder `root` if the source has that setting.
+
+    Raises `RequestError` for a `root` that the source does not use, and for a missing
+    or invalid `root`.
+    """
+    reads_root = "root" in signature(source).parameters
+    if root is not None and not reads_root:
+        raise RequestError(
+            f"data.root={root} has no effect: these data are not read from a folder. Remove"
+            " data.root, or use data=folder."
+        )
+    try:
+        built = source(root=root) if reads_root else source()
+    except RequestError as error:
+        fix = ""
+        if "root" in str(error):
+            fix = " Set data.root to the location of the images."
+        elif "channels=" in str(error):
+            fix = (
+                " Image files are read in color (3) or gray (1). Images with other channels need a"
+                " data module of your own (data._target_, see docs/extending.md)."
+            )
+        raise RequestError(f"{error}{fix}") from (None if root is None else error)
+    assert isinstance(built, Source)
+    return built

@@ -14,7 +14,7 @@ _FORMS = (
 _UNLABELED = " For images without a label, return kd_app's Batch with labeled=."
 
 
-def shape_target(target: Tensor) -> Tensor:
+def normalize_target(target: Tensor) -> Tensor:
     """Return whole numbers as class numbers ``[B]`` int64, or, with a column for
     each class, as shares ``[B, K]``; other targets as they are.
     """
@@ -29,13 +29,13 @@ def shape_target(target: Tensor) -> Tensor:
 def check_target(
     target: Tensor, labeled: Tensor | None, num_classes: int | None, *, where: str
 ) -> Tensor:
-    """Return targets in the form of `shape_target`.
+    """Return targets in the form of `normalize_target`.
 
     labeled: the rows that have a label; None: all. num_classes: None if unknown. where:
     which images these are, for messages. Raises `RequestError` if a label is no class,
     or if shares are not those of one label.
     """
-    target = shape_target(target)
+    target = normalize_target(target)
     problem = _find_problem(target if labeled is None else target[labeled], num_classes)
     if problem:
         raise RequestError(f"A target of the {where} images {problem}")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kd_app.config import InputSpec, RunError
 from kd_app.data.batch import Batch
 from kd_app.data.normalize import normalize
-from kd_app.data.targets import check_target, shape_target
+from kd_app.data.targets import check_target, normalize_target
 from kd_app.metrics.classification import build_model_metrics
 from kd_app.metrics.pair import build_pair_metrics
 from kd_app.models.outputs import Outputs
@@ -336,7 +336,7 @@ class Distillation(pl.LightningModule):
         batch = raw if isinstance(raw, Batch) else _build_unnumbered_batch(raw[0], raw[1])
         return replace(
             batch,
-            target=shape_target(batch.target),
+            target=normalize_target(batch.target),
             image=self._normalize(batch.image),
             other=None if batch.other is None else self._normalize(batch.other),
         )

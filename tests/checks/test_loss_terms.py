@@ -8,7 +8,6 @@ import pytest
 from kd_app.checks.context import CheckContext
 from kd_app.checks.dry_run import DryRun
 from kd_app.checks.loss_terms import check_loss_terms
-from kd_app.checks.training_length import check_few_steps
 from tests.checks.planted import HERE, build_context, fitted, list_names, report
 
 
@@ -94,11 +93,3 @@ def test_only_a_loss_that_does_not_fall_in_many_steps_is_reported(
 ) -> None:
     result = DryRun("student", 10, before=2.0, after=after, steps=steps, from_random=from_random)
     assert list_names(check_loss_terms(context, [result])) == names
-
-
-def test_few_training_steps_are_noted(context: CheckContext, tmp_path: Path) -> None:
-    assert not list_names(check_few_steps(context))
-    words = ("teacher.name=resnet8", "trainer.max_epochs=2", "data.batch_size=256")
-    (finding,) = check_few_steps(build_context(tmp_path, *words))
-    assert (finding.name, finding.severity) == ("few-steps", "note")
-    assert "the student 10, the teacher 10 (5 in an epoch)" in finding.text

@@ -10,8 +10,9 @@ import pytest
 
 from kd_app.config import RequestError
 from kd_app.data.folder import Folder
-from kd_app.data.index import ImageIndex, SplitRatios, build_source
+from kd_app.data.index import ImageIndex, SplitRatios
 from kd_app.data.scan import note_aspect_ratio
+from kd_app.data.source import build_source
 from tests.data.test_module import Arrays, Files, subfolder
 
 
