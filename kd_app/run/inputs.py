@@ -26,7 +26,7 @@ from kd_app.run.input_files import find_paths, hash_inputs
 from kd_app.run_files import INPUTS, SPLIT
 from kd_app.stages import hash_value, write_atomically
 
-_BOOKS: Final = ".digests"
+_BOOK: Final = ".digests"
 _SHOWN: Final = 3
 _ENDED: Final = ("finished", "pruned")
 _OTHER: Final = "images, labels, splits or groups are other ones"
@@ -72,8 +72,8 @@ class RunInputs:
         self.out = out
         self._config = config
         self.data = data
-        name = f"{hash_value(str(out.absolute()))[:16]}.npz"
-        self._path = Path(config["stages"]) / _BOOKS / name
+        name = f"{_BOOK}-{hash_value(str(out.absolute()))[:16]}.npz"
+        self._path = Path(config["stages"]) / name
         self._book = DigestBook.load(self._path)
 
     def record(self) -> None:
