@@ -19,7 +19,7 @@ from kd_app.run.forecast import forecast_run
 from kd_app.run.inputs import RunInputs
 from kd_app.run.measurement import format_top1, measure_models, name_data, start_results
 from kd_app.run.plan import write_plan
-from kd_app.run.results_builder import ResultsBuilder, SplitName, has_intact_results
+from kd_app.run.results_builder import ResultsBuilder, SplitName
 from kd_app.run.role_jobs import build_control_job, build_student_job, build_teacher_job, check_pair
 from kd_app.run.run_folder import build_run_name, check_out, check_stages, claim_folder
 from kd_app.run.run_length import list_length_notes
@@ -155,7 +155,6 @@ def find_results(
         has_same_budget = results.config.get("budget") == config["budget"]
         return results if may_be_pruned and has_same_budget else None
     damaged = next((file.name for file in results.files if not _is_intact(out, file)), None)
-    damaged = damaged or (None if has_intact_results(out) else RESULTS)
     if damaged:
         console.print(f"{out / damaged} has changed since this run wrote it; it is rewritten")
         return None

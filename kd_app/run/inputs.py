@@ -4,6 +4,7 @@ names. A run's folder records them, and a repeated command compares them.
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -25,7 +26,7 @@ from kd_app.run.input_files import find_paths, hash_inputs
 from kd_app.run_files import INPUTS, SPLIT
 from kd_app.stages import hash_value, write_atomically
 
-_BOOK: Final = ".digests.npz"
+_BOOK: Final = ".digests"
 _SHOWN: Final = 3
 _ENDED: Final = ("finished", "pruned")
 _OTHER: Final = "images, labels, splits or groups are other ones"
@@ -62,20 +63,25 @@ class InputRecord:
 
 
 class RunInputs:
-    """The inputs of a run now, and their record in the run's folder `out`. Unchanged
-    files are not hashed again.
+    """The inputs of a run now, and their record in the run's folder `out`. Files that
+    have not changed since the record are not hashed again; their digests are in the
+    folder of the stages.
     """
 
     def __init__(self, out: Path, config: Mapping[str, Any], data: RunData) -> None:
         self.out = out
         self._config = config
         self.data = data
-        self._book = DigestBook.load(out / _BOOK)
+        name = f"{_BOOK}-{hash_value(str(out.absolute()))[:16]}.npz"
+        self._path = Path(config["stages"]) / name
+        self._book = DigestBook.load(self._path)
 
     def record(self) -> None:
         """Write the record of the inputs as they are now. The data must be listed."""
         self._measure().write(self.out)
-        self._book.save(self.out / _BOOK)
+        with suppress(OSError):  # stages of another user
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._book.save(self._path)
 
     def list_images(self) -> None:
         """List the images of the data.

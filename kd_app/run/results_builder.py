@@ -28,11 +28,10 @@ from kd_app.reporting.results import Verdict as VerdictPart
 from kd_app.run.environment import describe_environment
 from kd_app.run.run_output import list_files
 from kd_app.run_files import RESULTS, STUDENT
-from kd_app.stages import Stage, hash_file, write_atomically
+from kd_app.stages import Stage
 from kd_app.training.trainer import TrainerSettings
 
 SplitName = Literal["validation", "test"]
-_CHECKSUM = f".{RESULTS}.sha256"
 Status = Literal["running", "finished", "failed", "pruned"]
 
 
@@ -134,7 +133,6 @@ class ResultsBuilder:
                 write_card(self.out / STUDENT, results)
             results.files = list_files(self.out)
         write(self.out / RESULTS, results)
-        write_atomically(self.out / _CHECKSUM, hash_file(self.out / RESULTS))
         return results
 
     def _record(self, stage: Stage) -> StageRecord:
@@ -146,17 +144,6 @@ class ResultsBuilder:
             seconds=stage.seconds,
             status="computed" if computed else "reused",
         )
-
-
-def has_intact_results(out: Path) -> bool:
-    """Whether results.json matches the checksum written with it; True if there is no
-    checksum.
-    """
-    try:
-        expected = (out / _CHECKSUM).read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return True
-    return hash_file(out / RESULTS) == expected
 
 
 def _read_computed_stages(path: Path) -> frozenset[str]:

@@ -33,6 +33,7 @@ def compose(root: Path) -> dict[str, Any]:
         "distill",
         [
             "data=folder",
+            f"stages={root / 'stages'}",
             f"data.root={root / 'photos'}",
             f"data.unlabeled={root / 'more'}",
             f"teacher.checkpoint={root / 'net.pth'}",

@@ -25,7 +25,8 @@ def run(tmp_path: Path) -> Path:
     """The folder of a run, with the record of its images in ``photos``."""
     root = image_folder(tmp_path / "photos", images=10)
     (tmp_path / "run").mkdir()
-    config = compose_config("distill", ["data=folder", f"data.root={root}"])
+    overrides = ["data=folder", f"data.root={root}", f"stages={tmp_path / 'stages'}"]
+    config = compose_config("distill", overrides)
     inputs = RunInputs(tmp_path / "run", config, build(root))
     inputs.data.list()
     inputs.data.write_split(tmp_path / "run" / "split.csv")
