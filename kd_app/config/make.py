@@ -17,8 +17,8 @@ def make(node: Any, kind: type[Any], **more: Any) -> Any:
     target = node.get("_target_") if isinstance(node, Mapping) else None
     if not isinstance(target, str):
         raise RequestError(
-            f"A {kind.__name__} is built from {node!r}, which has no _target_. Expected a choice of"
-            " its group, or settings with the dotted name of a class in _target_."
+            f"No {kind.__name__} can be built from {node!r}: it has no _target_. Expected a"
+            " choice of its group, or settings with the dotted name of a class in _target_."
         )
     try:
         part = instantiate(dict(node), **more, _convert_="all")

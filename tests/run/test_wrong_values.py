@@ -141,7 +141,7 @@ def test_the_other_commands_take_or_refuse_every_value(
         ("data", {"x": 1}, "has no _target_. Expected a choice of data="),
         ("data.source._partial_", "x", "_partial_ flag must be a bool"),
         ("data.batch_size", True, "batch_size=True does not fit: expected a number"),
-        ("teacher.optimizer", None, "A Optimizer is built from None"),
+        ("teacher.optimizer", None, "No Optimizer can be built from None"),
         ("teacher.checkpoint", -1, "teacher: checkpoint=-1 does not fit"),
         ("teacher.chain", -1, "teacher: chain=-1 does not fit: expected a valid list"),
         ("teacher.loss.cross_entropy", None, "teacher.loss.cross_entropy=None is not a loss term"),
