@@ -2,7 +2,6 @@
 those of its training.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,6 +13,7 @@ from kd_app.checks.context import PASSES, CheckContext, Limits, swap_channels
 from kd_app.checks.finding import Finding, note, refuse
 from kd_app.config import InputSpec
 from kd_app.metrics.record import Predictions
+from kd_app.models.class_names import list_candidate_orders
 
 NORMALIZATIONS = {
     "ImageNet's": (constants.IMAGENET_DEFAULT_MEAN, constants.IMAGENET_DEFAULT_STD),
@@ -149,12 +149,13 @@ def try_class_orders(
             hits,
             chance,
         )
-    for order, ordered in _list_orders(names).items():
-        meaning = {number: names.index(name) for number, name in enumerate(ordered)}
+    for order, outputs in list_candidate_orders(names).items():
+        meaning = {output: number for number, output in enumerate(outputs)}
+        ordered = [names[meaning[output]] for output in range(min(4, len(names)))]
         hits = np.array([meaning[a] == b for a, b in zip(predicted, target, strict=True)])
         yield InputAlternative(
             "teacher-class-order",
-            f"its classes in {order} order ({', '.join(ordered[:4])}, ...), where the data have"
+            f"its classes in {order} order ({', '.join(ordered)}, ...), where the data have"
             f" {', '.join(names[:4])}, ...",
             "Name its classes in its own order: as label_names in the config.json of a model"
             " folder, as `classes` in the checkpoint, or with teacher.classes=<a CSV file>.",
@@ -162,22 +163,6 @@ def try_class_orders(
             hits,
             chance,
         )
-
-
-def _list_orders(names: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    """Orders of the names that differ from the given one: natural (2 before 10, as in
-    timm) and by character (10 before 2, as in torchvision).
-    """
-    orders = {
-        "natural": tuple(sorted(names, key=_split_numbers)),
-        "string": tuple(sorted(names)),
-    }
-    return {order: ordered for order, ordered in orders.items() if ordered != names}
-
-
-def _split_numbers(name: str) -> list[str | int]:
-    """The key of timm's order: lower case, with runs of digits as numbers."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name.lower())]
 
 
 def _fit_permutation(predicted: np.ndarray, target: np.ndarray) -> Bool[np.ndarray, " images"]:
