@@ -169,12 +169,14 @@ def _cover_difference(n: int, difference: float) -> tuple[float, float, float]:
     covers = np.zeros((n + 1, n + 1), dtype=bool)  # [worse, better]
     for worse in counts.tolist():
         rest = n - worse
-        first = _find_first(
-            rest, lambda b, c=worse: is_shown_above(b, c, n, difference, confidence)
-        )
-        least = _find_first(
-            rest, lambda b, c=worse: not is_shown_above(c, b, n, -difference, confidence)
-        )
+
+        def is_above(better: int, worse: int = worse) -> bool:
+            return is_shown_above(better, worse, n, difference, confidence)
+
+        def is_not_below(better: int, worse: int = worse) -> bool:
+            return not is_shown_above(worse, better, n, -difference, confidence)
+
+        first, least = _find_first(rest, is_above), _find_first(rest, is_not_below)
         covers[worse, least:first] = True
     results = []
     for worse in np.linspace(0, 1, 401) * (1 - difference) / 2:
@@ -296,11 +298,9 @@ def gap_coverage(
     teacher, student, control = accuracy
     held, defined = 0, 0
     for counts in rng.multinomial(n, cells, size=sets):
-        differences = [
-            PairedDifference(*np.repeat(signs[pair] > 0, counts, axis=1))
-            for pair in ([1, 2], [0, 2], [0, 1])
-        ]
-        ratio = DifferenceRatio(*differences, order=np.arange(n))
+        hits = np.repeat(signs > 0, counts, axis=1)
+        differences = [PairedDifference(hits[a], hits[b]) for a, b in ((1, 2), (0, 2), (0, 1))]
+        ratio = DifferenceRatio(differences[0], differences[1], differences[2], np.arange(n))
         rates = rng.multinomial(n, counts / n, size=resamples) @ signs.T / n
         draws = np.stack([rates[:, 1] - rates[:, 2], rates[:, 0] - rates[:, 2]], axis=1)
         _, (low, high) = ratio.estimate(draws, CONFIDENCE)
@@ -434,8 +434,8 @@ def intervals() -> Iterator[Rate]:
         (10_000, (0.933, 0.915, 0.912)),
     ):
         yield gap_coverage(n, accuracy, sets=1000)
-    for seeds, rates in product((2, 3, 5), ((0.92, 0.002), (0.9, 0.05), (0.98, 0.014))):
-        yield seeds_coverage(seeds, *rates, sets=2000)
+    for seeds, (mean, deviation) in product((2, 3, 5), ((0.92, 0.002), (0.9, 0.05), (0.98, 0.014))):
+        yield seeds_coverage(seeds, mean, deviation, sets=2000)
     yield holm_error(5, 3, sets=500)
 
 

@@ -121,7 +121,7 @@ def check_labels(context: CheckContext) -> Iterator[Finding]:
     data = context.workspace.data
     if data.contents is None:
         return
-    rows, targets = _list_rows(data, SPLITS), {}
+    rows, targets = _list_rows(data, SPLITS), dict[int, int]()
     for split, numbers in rows.items():
         labels = data.list_targets(split)
         assert labels is not None

@@ -75,9 +75,8 @@ class QuickChecks:
             is_quick=True,
             known_teacher=teacher,
         )
-        checks = DATA_CHECKS
-        if teacher is not None and not context.is_unmeasured:
-            checks += TEACHER_CHECKS
+        is_measured = teacher is not None and not context.is_unmeasured
+        checks = (*DATA_CHECKS, *(TEACHER_CHECKS if is_measured else ()))
         return self._report([finding for run_check in checks for finding in run_check(context)])
 
     def check_trained_teacher(self, teacher: RunModel) -> list[str]:

@@ -26,7 +26,8 @@ def draw(*shape: int, seed: int = 0) -> np.ndarray:
 
 def group(pictures: list[np.ndarray]) -> list[int]:
     thumbnails = torch.stack([make_thumbnail(picture) for picture in pictures])
-    return group_similar(thumbnails, np.arange(len(pictures))).tolist()
+    groups: list[int] = group_similar(thumbnails, np.arange(len(pictures))).tolist()
+    return groups
 
 
 def test_the_hash_depends_on_pixels_and_size() -> None:
@@ -84,7 +85,7 @@ def test_a_class_of_similar_images_is_only_kept_together_where_images_are_equal(
 
 def load(root: Path, folder: Path) -> ImageIndex:
     index = ImageIndex(
-        Folder(root=root, channels=3),
+        Folder(root=root, channels=3, class_level=None),
         shares=SplitRatios(validation=0.2, test=0.3),
         seed=0,
         cache="ram",

@@ -285,8 +285,10 @@ def test_validation_and_test_targets_are_known_after_loading() -> None:
 def test_a_target_that_is_no_label_is_refused_in_each_split() -> None:
     two = torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 0.0]])
     for split in ("train", "validation", "test"):
+        parts: dict[str, Any] = {split: Loader((images(2), two))}
+        module = ExternalDataModule(Module(**parts))
         with pytest.raises(RequestError, match=f"of the {split} images has shares of 2 in sum"):
-            ExternalDataModule(Module(**{split: Loader((images(2), two))})).load(None)
+            module.load(None)
 
 
 def test_a_label_without_a_class_is_refused_when_it_is_read() -> None:
@@ -295,7 +297,7 @@ def test_a_label_without_a_class_is_refused_when_it_is_read() -> None:
     data.load(None)
     with pytest.raises(RequestError, match="of the train images is 3, but there are 3 classes"):
         list(data.train_dataloader())
-    module = Module(validation=wrong)
+    module: Any = Module(validation=wrong)
     module.classes = ["a", "b", "c"]
     with pytest.raises(RequestError, match="of the validation images is 3, but there are 3"):
         ExternalDataModule(module).load(None)
@@ -306,6 +308,8 @@ def test_columns_of_class_numbers_are_class_numbers() -> None:
     column = Loader((images(3), torch.tensor([[0], [2], [1]], dtype=torch.uint8)))
     data = ExternalDataModule(Module(train=column, validation=column, test=column))
     data.load(None)
-    assert data.list_targets("test").tolist() == [0, 2, 1]
+    targets = data.list_targets("test")
+    assert targets is not None
+    assert targets.tolist() == [0, 2, 1]
     (batch,) = data.train_dataloader()
     assert batch[1].tolist() == [0, 2, 1]

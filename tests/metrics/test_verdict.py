@@ -82,7 +82,8 @@ def test_the_score_bounds_end_at_the_limits_of_the_score_test(
 ) -> None:
     better = data.draw(st.integers(0, n))
     worse = data.draw(st.integers(0, n - better))
-    bounds = compute_paired_bounds(*np.array([[better], [worse], [n]]), norm.ppf(confidence))
+    counts = np.array([[better], [worse], [n]])
+    bounds = compute_paired_bounds(counts[0], counts[1], counts[2], norm.ppf(confidence))
     low, high = (float(each[0]) for each in bounds)
     assert -1 <= low <= (better - worse) / n <= high <= 1
     if low > -0.999 and high < 0.999:
@@ -144,7 +145,8 @@ def test_a_bound_lies_beyond_the_margin_if_and_only_if_the_exact_test_rejects() 
 
 
 def test_the_exact_bounds_are_close_to_tangos() -> None:
-    bounds = compute_paired_bounds(*np.array([[20], [33], [2000]]), norm.ppf(0.95))
+    better, worse, n = np.array([20]), np.array([33]), np.array([2000])
+    bounds = compute_paired_bounds(better, worse, n, norm.ppf(0.95))
     assert compute_paired_interval(20, 33, 2000, 0.95, at=-0.01) == pytest.approx(
         np.ravel(bounds), abs=3e-4
     )
