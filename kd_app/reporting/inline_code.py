@@ -6,7 +6,9 @@ The document's code is then the code of kd_app, and can't differ from it.
 import ast
 import inspect
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import import_module
 
 
@@ -31,8 +33,7 @@ def collect_source(function: Callable[..., object]) -> InlineCode:
 
 
 def _add(module: str, name: str, code: InlineCode) -> None:
-    source = inspect.getsource(import_module(module))
-    statements = dict(_iterate_statements(ast.parse(source)))
+    lines, statements = _parse(module)
     statement = statements.get(name)
     if statement is None or name in code.parts:
         return
@@ -41,14 +42,22 @@ def _add(module: str, name: str, code: InlineCode) -> None:
         return
     if isinstance(statement, ast.Import | ast.ImportFrom):
         alias = next(each for each in statement.names if (each.asname or each.name) == name)
-        statement.names = [alias]
-        code.imports.add(ast.unparse(statement))
+        single = copy(statement)
+        single.names = [alias]
+        code.imports.add(ast.unparse(single))
         return
     omitted = [each for each in ast.walk(statement) if _is_docstring(each) or _is_check(each)]
     for used in _list_names(statement, omitted):
         if used != name:
             _add(module, used, code)
-    code.parts[name] = _cut(source.splitlines(), statement, omitted)
+    code.parts[name] = _cut(lines, statement, omitted)
+
+
+@cache
+def _parse(module: str) -> tuple[list[str], dict[str, ast.stmt]]:
+    """The lines of a module, and its statements by the names that they define."""
+    source = inspect.getsource(import_module(module))
+    return source.splitlines(), dict(_iterate_statements(ast.parse(source)))
 
 
 def _iterate_statements(tree: ast.Module) -> Iterator[tuple[str, ast.stmt]]:
