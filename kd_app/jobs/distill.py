@@ -199,6 +199,8 @@ def _run(
         builder.write("running")
         with explain_memory_error("the preparation of the training", workspace.spec.config):
             teacher = _prepare(workspace, builder, checks, inputs, trial=trial)
+        # Only now: a request that is refused leaves nothing behind.
+        inputs.keep_digests()
         models = _train_models(workspace, builder, checks, teacher, pruner)
         sweep = None if trial is None else out.parent
         with explain_memory_error("the measurement of the models", workspace.spec.config):

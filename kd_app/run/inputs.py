@@ -79,6 +79,9 @@ class RunInputs:
     def record(self) -> None:
         """Write the record of the inputs as they are now. The data must be listed."""
         self._measure().write(self.out)
+
+    def keep_digests(self) -> None:
+        """Write the digests of the files, which spare the next command the reading."""
         with suppress(OSError):  # stages of another user
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._book.save(self._path)

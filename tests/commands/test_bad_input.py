@@ -214,7 +214,7 @@ def test_a_student_that_is_larger_than_its_teacher_is_allowed_and_that_is_said()
 def test_images_without_a_place_to_write_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert "can't be created: " in refused(*TINY, f"out={tmp_path / 'file'}")
-    assert "can't be created: " in refused(*TINY, f"out={tmp_path / 'file' / 'run'}")
+    assert "is a file, not a folder" in refused(*TINY, f"out={tmp_path / 'file' / 'run'}")
 
 
 def test_a_run_that_fails_says_why_and_leaves_that_in_its_results() -> None:

@@ -89,12 +89,12 @@ def test_checkpoints_that_are_damaged_are_named_and_their_trainings_start_again(
         assert ended.code == 1
         assert (
             role == "teacher"
-            or "last.ckpt is damaged; the training restarts from the beginning" in ended.out
+            or "last.ckpt is damaged or missing; the training restarts from the beginning" in ended.out
         )
         checkpoint = next(tmp_path.glob(f"stages/{role}-*.partial/last.ckpt"))
         spoil(checkpoint, damage)
     said = done(*words)
-    assert f"{checkpoint} is damaged; the training restarts from the beginning" in said
+    assert f"{checkpoint} is damaged or missing; the training restarts from the beginning" in said
     assert outcome(tmp_path) == outcome(undisturbed)
     for damage in DAMAGES:
         happened = "a line names it; that training started again, to the same student and figures"

@@ -17,7 +17,7 @@ import torch
 import kd_app
 from kd_app.config import RequestError
 from kd_app.models.checkpoint import read_checkpoint
-from kd_app.stages import hash_file
+from kd_app.stages import hash_file, hash_value
 from tests.builders import image_folder, stage, teacher_folder
 from tests.commands.call import TINY, call, done, refused
 from tests.security.payloads import PICKLES, Pickled, Touch, changed, zipped
@@ -125,14 +125,18 @@ def test_a_checkpoint_of_a_training_to_go_on_with_is_no_pickle(
 ) -> None:
     stages = Path(shutil.copytree(made / "stages", tmp_path / "stages"))
     zipped(unfinished(stages / stage(made / "run", "student").name) / "last.ckpt", mark)
-    assert "last.ckpt is damaged; the training restarts from the beginning" in " ".join(
+    assert "last.ckpt is damaged or missing; the training restarts from the beginning" in " ".join(
         done(*TINY, "out=run", f"stages={stages}").split()
     )
 
 
 def forged(found: Path) -> Path:
     """A stage that does not say what was written there."""
-    changed(found / "stage.json", "files", {})
+    record = json.loads((found / "stage.json").read_text(encoding="utf-8"))
+    del record["sha256"]
+    record["files"] = {}
+    record["sha256"] = hash_value(record)
+    (found / "stage.json").write_text(json.dumps(record), encoding="utf-8")
     return found
 
 
