@@ -3,6 +3,7 @@ time.
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -136,11 +137,11 @@ def test_a_configuration_that_cant_be_read_is_not_written_over(
 
 
 def test_a_stage_is_made_anew_when_it_is_named(
-    words: tuple[str, ...], run: Path, tmp_path: Path
+    words: tuple[str, ...], made: Path, run: Path, tmp_path: Path
 ) -> None:
     before = student_sha256(run)
+    shutil.copytree(made / "stages", tmp_path / "stages")
     words = (*words[:-1], f"stages={tmp_path / 'stages'}")
-    done(*words, "remake=[student]")
     done(*words, "remake=[student]")
     made_anew = {stage["name"] for stage in results(run)["stages"] if stage["status"] == "computed"}
     assert "student" in made_anew

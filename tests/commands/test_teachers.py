@@ -51,23 +51,32 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def finished(made: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Run kd-distill; all runs share their stages."""
     monkeypatch.chdir(tmp_path)
 
     def run(*words: str) -> dict[str, Any]:
-        done(*RUN, *words, "out=run")
+        done(*RUN, *words, "out=run", f"stages={made / 'stages'}")
         return results(tmp_path / "run")
 
     return run
 
 
-def test_several_teachers_answer_as_one(made: Path, finished: Any) -> None:
-    found = finished(
+def test_several_teachers_answer_as_one_and_a_term_reads_the_one_that_it_names(
+    made: Path, finished: Any
+) -> None:
+    words = (
         "teacher=several",
         f"teacher.members.a.checkpoint={made / 'a'}",
         f"teacher.members.b.checkpoint={made / 'b'}",
         "teacher.members.b.weight=2",
         "teacher.by=confidence",
     )
+    terms = (
+        "loss=[cross_entropy,soft_target,embedding_mse,sp]",
+        "loss.embedding_mse.teacher=b",
+        "loss.sp.teacher=a",
+    )
+    found = finished(*words, *terms)
     assert found["status"] == "finished"
     assert found["models"]["teacher"]["source"] == "a: folder a; b: folder b"
     assert found["models"]["teacher"]["params"] == sum(
@@ -75,20 +84,6 @@ def test_several_teachers_answer_as_one(made: Path, finished: Any) -> None:
         for name in ("resnet8", "resnet14")
         for p in timm.create_model(name, in_chans=1, num_classes=10).parameters()
     )
-
-
-def test_of_several_teachers_a_term_reads_the_one_that_it_names(made: Path, finished: Any) -> None:
-    words = (
-        "teacher=several",
-        f"teacher.members.a.checkpoint={made / 'a'}",
-        f"teacher.members.b.checkpoint={made / 'b'}",
-    )
-    terms = (
-        "loss=[cross_entropy,soft_target,embedding_mse,sp]",
-        "loss.embedding_mse.teacher=b",
-        "loss.sp.teacher=a",
-    )
-    assert finished(*words, *terms)["status"] == "finished"
     for wrong, said in (
         (("loss.embedding_mse.teacher=c",), "no member of the teacher 'c'"),
         (("loss.cross_entropy.teacher=a",), "This works only for loss terms that read a teacher"),
