@@ -372,10 +372,11 @@ class ImageIndex:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of contents, splits, bad images, decode size and seed.
+        """sha256 of contents, splits, bad images, decode size, seed, and gray files.
 
         These determine the splits and the pixels of each image.
         """
+        has_gray_files = self.source.size is None and self.source.channels == 1
         return hash_value(
             {
                 "data": self.listing.fingerprint,
@@ -383,6 +384,7 @@ class ImageIndex:
                 "bad": sorted(self._bad),
                 "decode_size": self._decode_size,
                 "seed": self.seed,
+                **({"channels": 1} if has_gray_files else {}),
                 **({"left_out": self._left_out} if self._left_out else {}),
             }
         )
