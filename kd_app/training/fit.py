@@ -124,14 +124,7 @@ def fit(
     if step is not None:
         console.print(f"  {job.name}: resumes at step {step}")
     try:
-        _run(
-            trainer,
-            module,
-            data,
-            checkpoints,
-            None if step is None else folder / LAST,
-            settings=settings,
-        )
+        _run(trainer, module, data, checkpoints, settings, is_resumed=step is not None)
     except (RequestError, RunError):
         raise
     except Exception as error:
@@ -391,13 +384,14 @@ def _run(
     module: Distillation,
     data: RunData,
     checkpoints: ResumableCheckpoint,
-    resume_from: Path | None,
-    *,
     settings: TrainerSettings,
+    *,
+    is_resumed: bool,
 ) -> None:
     """Train, restore the signal handlers, and pass on a signal that stopped the
     training.
     """
+    resume_from = checkpoints.folder / LAST if is_resumed else None
     handlers = {
         number: signal.getsignal(number)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)

@@ -1,6 +1,7 @@
 """Number of steps and estimated seconds of an epoch."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -133,13 +134,13 @@ def test_an_estimate_times_training_only_if_requested() -> None:
 def test_an_estimate_has_the_memory_format_of_the_training(channels_last: bool) -> None:
     formats = set()
 
-    class Recorder(Net):
+    class Recorder(nn.Conv2d):
         def forward(self, image: Tensor) -> Tensor:
             formats.add(image.is_contiguous(memory_format=torch.channels_last))
             return super().forward(image)
 
     words = f"trainer.channels_last={str(channels_last).lower()}"
-    estimate(seeded(Recorder), PIXELS, 8, settings(words), train=True)
+    estimate(Recorder(3, 4, 1), replace(PIXELS, channels=3), 8, settings(words), train=True)
     assert formats == {channels_last}
 
 
