@@ -33,6 +33,7 @@ from kd_app.models.teacher import FrozenTeacher
 from kd_app.reporting.console import Console
 from kd_app.stages import hash_content, write_atomically
 from kd_app.training.averaging import EMA
+from kd_app.training.bf16_gradients import correct_bf16_gradients
 from kd_app.training.callback_rules import explain_callback_error
 from kd_app.training.callbacks import (
     BEST,
@@ -123,7 +124,7 @@ def fit(
     if step is not None:
         console.print(f"  {job.name}: resumes at step {step}")
     try:
-        _run(trainer, module, data, checkpoints, None if step is None else folder / LAST)
+        _run(trainer, module, data, checkpoints, settings, is_resumed=step is not None)
     except (RequestError, RunError):
         raise
     except Exception as error:
@@ -383,17 +384,20 @@ def _run(
     module: Distillation,
     data: RunData,
     checkpoints: ResumableCheckpoint,
-    resume_from: Path | None,
+    settings: TrainerSettings,
+    *,
+    is_resumed: bool,
 ) -> None:
     """Train, restore the signal handlers, and pass on a signal that stopped the
     training.
     """
+    resume_from = checkpoints.folder / LAST if is_resumed else None
     handlers = {
         number: signal.getsignal(number)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
     }
     try:
-        with silence_lightning():
+        with silence_lightning(), correct_bf16_gradients(settings, module.student, module.loss):
             trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
     except TrainingInterrupted:
         pass

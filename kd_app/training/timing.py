@@ -226,9 +226,10 @@ def _time_steps_on_noise(
     train: bool,
 ) -> StepEstimate:
     device, true_dtype = settings.device, _TRUE_DTYPES.get(settings.precision)
-    model = model.to(device, true_dtype).to(memory_format=torch.channels_last)
+    memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
+    model = model.to(device, true_dtype).to(memory_format=memory_format)
     image = torch.rand(batch_size, input_spec.channels, input_spec.height, input_spec.width)
-    image = image.to(device, true_dtype, memory_format=torch.channels_last)
+    image = image.to(device, true_dtype, memory_format=memory_format)
     dtype = torch.bfloat16 if "bf16" in settings.precision else torch.float16
     training = 0.0
     with torch.autocast(device.type, dtype=dtype, enabled="mixed" in settings.precision):

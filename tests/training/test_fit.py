@@ -416,6 +416,8 @@ def test_a_run_error_leaves_an_attempt_and_no_stage(teacher: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
+# from beartype, which checks annotations in tests alone
+@pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace")
 def test_a_compiled_student_trains_with_feature_terms_and_is_saved_like_any_other(
     teacher: Path, tmp_path: Path
 ) -> None:

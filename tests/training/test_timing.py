@@ -1,11 +1,13 @@
 """Number of steps and estimated seconds of an epoch."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 from kd_app.config import RequestError
@@ -126,6 +128,20 @@ def test_an_estimate_times_training_only_if_requested() -> None:
     learns = estimate(seeded(Net), PIXELS, 8, settings(), train=True)
     assert learns.training > 0 < learns.inference
     assert estimate(seeded(Net), PIXELS, 8, settings(), train=False).training == 0
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_an_estimate_has_the_memory_format_of_the_training(channels_last: bool) -> None:
+    formats = set()
+
+    class Recorder(nn.Conv2d):
+        def forward(self, image: Tensor) -> Tensor:
+            formats.add(image.is_contiguous(memory_format=torch.channels_last))
+            return super().forward(image)
+
+    words = f"trainer.channels_last={str(channels_last).lower()}"
+    estimate(Recorder(3, 4, 1), replace(PIXELS, channels=3), 8, settings(words), train=True)
+    assert formats == {channels_last}
 
 
 def test_a_batch_has_at_most_the_images_of_its_split() -> None:

@@ -1,0 +1,78 @@
+"""Tests of the gradients of convolutions in bfloat16 on a CPU."""
+
+from copy import deepcopy
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from kd_app.training.bf16_gradients import correct_bf16_gradients
+
+MIXED, TRUE, FULL = (
+    SimpleNamespace(device=torch.device("cpu"), precision=precision)
+    for precision in ("bf16-mixed", "bf16-true", "32-true")
+)
+
+
+def differentiate(model: nn.Module, image: Tensor, settings: Any) -> list[Tensor]:
+    with correct_bf16_gradients(settings, model):
+        enabled = settings is MIXED
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            output = model(image)
+        assert output.dtype == (torch.float32 if settings is FULL else torch.bfloat16)
+        return list(torch.autograd.grad(output.float().sum(), list(model.parameters())))
+
+
+def fill_free_memory_with_nan() -> None:
+    """Let the next tensors of about these sizes lie where NaN was."""
+    for length in (2 * 9 * 16 * 32, 9 * 16 * 32, 9 * 16 * 16, 9 * 16):
+        tensors = [torch.full((length,), float("nan")) for _ in range(8)]
+        del tensors
+
+
+@pytest.mark.parametrize("settings", [MIXED, TRUE])
+@pytest.mark.parametrize(
+    ("size", "arguments"),
+    [
+        ((1, 1), {"kernel_size": 3, "stride": 2, "padding": 1}),
+        ((1, 1), {"kernel_size": 5, "padding": "same"}),
+        ((2, 1), {"kernel_size": 3, "stride": 2, "padding": 1}),
+        ((2, 1), {"kernel_size": 3, "stride": 2, "padding": 1, "groups": 16}),
+        ((3, 3), {"kernel_size": 3, "stride": 4, "padding": 1}),
+        ((2, 2), {"kernel_size": 3, "padding": 2, "dilation": 2}),
+    ],
+)
+def test_the_gradient_of_an_entry_that_meets_padding_alone_is_zero(
+    settings: Any, size: tuple[int, int], arguments: dict[str, Any]
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Conv2d(16, 32, **arguments)
+    image = torch.randn(8, 16, *size).bfloat16().float()
+    expected = differentiate(deepcopy(model), image, FULL)
+    if settings is TRUE:
+        model, image = model.bfloat16(), image.bfloat16()
+    fill_free_memory_with_nan()
+    for ours, theirs in zip(differentiate(model, image, settings), expected, strict=True):
+        torch.testing.assert_close(ours.float(), theirs, rtol=2e-2, atol=2e-2)
+        assert (ours[theirs == 0] == 0).all()
+
+
+def test_small_images_train_without_nan() -> None:
+    model = timm.create_model("test_efficientnet", num_classes=3)
+    fill_free_memory_with_nan()
+    gradients = differentiate(model, torch.randn(16, 3, 16, 16), MIXED)
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+def test_a_copy_of_a_model_computes_with_its_own_weights() -> None:
+    model = nn.Conv2d(3, 4, 3, padding=1)
+    with correct_bf16_gradients(MIXED, model):  # type: ignore[arg-type]
+        copied = deepcopy(model)
+        nn.init.zeros_(copied.weight)
+        nn.init.zeros_(copied.bias)  # type: ignore[arg-type]
+        assert not copied(torch.ones(1, 3, 1, 1)).any()
+        assert model(torch.ones(1, 3, 1, 1)).any()
+    assert "forward" not in vars(model)
