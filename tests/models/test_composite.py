@@ -129,6 +129,9 @@ def test_a_mapped_model_has_maps_and_a_classifier_of_the_data_s_classes() -> Non
     assert alone.shape == (2, 3)
 
 
+DECODING = Decoding(3, 320)
+
+
 @dataclass
 class FakeArtifact:
     """A stand-in for a file of another runtime: returns pixels of its input as
@@ -137,7 +140,7 @@ class FakeArtifact:
 
     classes: tuple[str, ...] = ("a", "b")
     pixels: InputSpec = PIXELS
-    decoding: Decoding = Decoding(3, 320)
+    decoding: Decoding = DECODING
 
     def infer_logits(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
         return images.reshape(len(images), -1)[:, :2].astype(np.float32)
