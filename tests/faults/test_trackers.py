@@ -69,10 +69,10 @@ def _timed(words: list[str], log: Path, environment: Mapping[str, str], times: P
     seconds: dict[str, list[float]] = {"trainings": [], "calls": []}
     begun: list[float] = []
 
-    def timed_train(*args: Any) -> None:
+    def timed_train(*args: Any, **options: Any) -> None:
         begun.append(time.perf_counter())
         try:
-            train(*args)
+            train(*args, **options)
         finally:
             seconds["trainings"].append(time.perf_counter() - begun.pop())
             times.write_text(json.dumps(seconds), encoding="utf-8")
