@@ -4,8 +4,8 @@ remove Hydra's files.
 
 import hashlib
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from kd_app.config.compose import (
     normalize_overrides,
     to_plain_dict,
 )
+from kd_app.config.errors import RequestError
 from kd_app.config.memory import explain_memory_error
 from kd_app.config.paths import CONF
 
@@ -41,14 +42,23 @@ def run_with_hydra(
     """
     codes: list[int] = []
     configs: list[DictConfig] = []
+    # a launcher may run the trials in processes with other arguments
+    arguments = sys.argv[1:] = _prepare_overrides(sys.argv[1:])
 
     @hydra.main(config_path=str(CONF), config_name=primary, version_base="1.3")
     def main(config: DictConfig) -> None:
         settings = HydraConfig.get()
         trial = settings.job.num if settings.mode == RunMode.MULTIRUN else None
+
+        def run_trial() -> None:
+            varied = [each for each in settings.overrides.task if each not in arguments]
+            with _record_refusal(Path(config["out"]) / str(trial), varied):
+                _run_task(task, to_plain_dict(config), trial)
+
+        has_table = trial is not None and after_sweep is not None
         codes.append(
             run_to_exit_code(
-                lambda: _run_task(task, to_plain_dict(config), trial),
+                run_trial if has_table else lambda: _run_task(task, to_plain_dict(config), trial),
                 about="" if trial is None else f"Trial {trial}: ",
             )
         )
@@ -56,7 +66,6 @@ def run_with_hydra(
         if codes[-1] in STOPPED:
             raise _TrialsStopped
 
-    sys.argv[1:] = _prepare_overrides(sys.argv[1:])
     try:
         check_choices(each for each in sys.argv[1:] if not each.startswith("-"))
         main()
@@ -79,6 +88,20 @@ def _run_task(
         task(config, trial)
 
 
+@contextmanager
+def _record_refusal(trial: Path, overrides: Sequence[str]) -> Iterator[None]:
+    """Record a refusal of the trial in this folder for the table of the sweep."""
+    from kd_app.reporting.refusals import remove_refusal, write_refusal
+
+    try:
+        yield
+    except RequestError as error:
+        with suppress(OSError):  # the refusal is printed in any case
+            write_refusal(trial, overrides, str(error))
+        raise
+    remove_refusal(trial)
+
+
 def _compose_sweep_config(primary: str, configs: list[DictConfig]) -> dict[str, Any]:
     """The config of the last trial, or of the command if no trial ran here."""
     if configs:
@@ -92,16 +115,24 @@ def _end_sweep(
     config: Callable[[], dict[str, Any]],
 ) -> None:
     """Remove Hydra's files and empty folders; run `after_sweep` if any trial ran."""
+    from kd_app.reporting.refusals import remove_refusals
+
     out = _find_sweep_folder(sys.argv[1:])
     (out / "multirun.yaml").unlink(missing_ok=True)
-    for folder in [*out.glob("[0-9]*"), out]:
-        # only empty folders can be removed
-        with suppress(OSError):
-            folder.rmdir()
+    for folder in out.glob("[0-9]*"):
+        _remove_if_empty(folder)
+    if not any(out.glob("[0-9]*")):
+        remove_refusals(out)
+    _remove_if_empty(out)
     # without codes, the trials ran in other processes or in an earlier call
     has_trials = bool(set(codes) - {2}) if codes else any(out.glob("[0-9]*"))
     if after_sweep and has_trials and not STOPPED & set(codes):
         codes.append(run_to_exit_code(lambda: after_sweep(config())))
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):  # only empty folders can be removed
+        folder.rmdir()
 
 
 def _find_sweep_folder(arguments: list[str]) -> Path:

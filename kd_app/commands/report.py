@@ -55,7 +55,7 @@ def _run_task(config: dict[str, Any], trial: int | None) -> None:
     if settings.logger:
         from kd_app.tracking.report import log_report
 
-        log_report(runs, page, settings.logger)
+        log_report([run for run in runs if run.is_dir()], page, settings.logger)
     print(
         f"{len(runs)} run{'' if len(runs) == 1 else 's'}: {page}, and the same metrics in"
         " report.json, report.csv and report.md"

@@ -13,6 +13,7 @@ from kd_app.jobs import distill as job
 from kd_app.reporting.comparison import compare
 from kd_app.reporting.console import Console
 from kd_app.reporting.html import write_report
+from kd_app.reporting.refusals import list_refusals
 from kd_app.reporting.runs import load_run
 from kd_app.reporting.tables import Trial, build_sweep_table
 from kd_app.run.run_folder import find_differences
@@ -87,8 +88,8 @@ def _show_trials(
     ]
     if failed:
         raise RunError(
-            f"{len(failed)} of {len(trials)} trials failed ({'; '.join(failed)}). The others are"
-            " complete. Re-run the same command to retry the failed ones."
+            f"{len(failed)} of {len(trials)} trials failed ({'; '.join(failed)}). Finished trials"
+            " are kept. Re-run the same command to retry the failed ones."
         )
 
 
@@ -100,23 +101,31 @@ def _summarize_seeds(out: Path, trials: Sequence[Trial]) -> list[str]:
 
 def load_trials(out: Path) -> list[Trial]:
     """The runs in the numbered folders of a sweep, each with its values of the settings
-    that differ between trials.
+    that differ between trials; and the trials that were refused.
     """
     folders = sorted(
         (path for path in out.iterdir() if path.name.isdecimal() and (path / CONFIG).is_file()),
         key=lambda path: int(path.name),
     )
     configs = [_read_config(folder) for folder in folders]
-    varied = sorted({key for each in configs for key, _, _ in find_differences(configs[0], each)})
-    return [
-        Trial(int(folder.name), _format_overrides(config, varied), read_trial_results(folder))
+    refusals = list_refusals(out)
+    varied = {key for each in configs for key, _, _ in find_differences(configs[0], each)}
+    varied |= {each.partition("=")[0] for refusal in refusals for each in refusal.overrides}
+    trials = [
+        Trial(
+            int(folder.name), _format_overrides(config, sorted(varied)), read_trial_results(folder)
+        )
         for folder, config in zip(folders, configs, strict=True)
     ]
+    trials += [
+        Trial(refusal.number, refusal.overrides, None, refusal.reason) for refusal in refusals
+    ]
+    return sorted(trials, key=lambda trial: trial.number)
 
 
 def _format_overrides(config: Mapping[str, Any], keys: Sequence[str]) -> tuple[str, ...]:
     flat = {key: value for key, _, value in find_differences({}, config)}
-    return tuple(f"{key}={flat.get(key)}" for key in keys)
+    return tuple(f"{key}={flat[key]}" for key in keys if key in flat)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from kd_app.config.errors import take_first_line
 from kd_app.models.weights_metadata import hash_weights
 from kd_app.reporting.examples import EXAMPLES
 from kd_app.reporting.predictions import write_predictions
+from kd_app.reporting.refusals import FOLDER as REFUSED
+from kd_app.reporting.refusals import TrialRefusedError, list_refusals, read_refusal
 from kd_app.reporting.results import Results, read
 from kd_app.reporting.teacher_reference import read_teacher_reference
 from kd_app.run_files import CURVES, PREDICTIONS, REFERENCE, RESULTS, STUDENT, TEACHER
@@ -167,9 +169,12 @@ def _load_model(folder: Path) -> "nn.Module":
 def load_run(path: str | os.PathLike[str]) -> Run:
     """Read the run in the folder `path`.
 
-    Raises `RequestError` if the folder has no valid ``results.json``.
+    Raises `RequestError` if the folder has no valid ``results.json``, and
+    `TrialRefusedError` for a trial that its sweep refused.
     """
     folder = Path(path)
+    if refusal := read_refusal(folder):
+        raise TrialRefusedError(refusal.reason)
     return Run(folder, read(folder / RESULTS))
 
 
@@ -178,7 +183,8 @@ def load_runs(folder: str | os.PathLike[str]) -> "DataFrame":
     dotted keys of ``results.json`` as columns ('test.student.top1', 'config.seed').
 
     Hidden folders, such as stages, are skipped. A run whose ``results.json`` can't be
-    read has the status 'unreadable' and a `reason`. Raises `RequestError` if `folder`
+    read has the status 'unreadable' and a `reason`, a trial that its sweep refused has
+    the status 'refused' and a `reason`. Raises `RequestError` if `folder`
     does not exist.
     """
     import pandas as pd
@@ -221,13 +227,16 @@ def _walk_runs(root: Path) -> Iterator[Path]:
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         if RESULTS in files:
             yield Path(folder)
+        if REFUSED in subfolders:
+            yield from (Path(folder, str(each.number)) for each in list_refusals(Path(folder)))
 
 
 def _read_row(path: Path) -> dict[str, Any]:
     try:
-        results = read(path / RESULTS)
+        results = load_run(path).results
     except RequestError as error:
-        return {"path": str(path), "status": "unreadable", "reason": str(error)}
+        status = "refused" if isinstance(error, TrialRefusedError) else "unreadable"
+        return {"path": str(path), "status": status, "reason": str(error)}
     return {"path": str(path), **dict(flatten(results.model_dump(mode="json")))}
 
 

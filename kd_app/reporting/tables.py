@@ -22,6 +22,7 @@ from kd_app.reporting.sentences import (
     format_points,
     write_sentences,
 )
+from kd_app.run_files import RESULTS
 
 _CONFIDENCE: Final = 0.95
 """In the head of a sweep's table if no trial has metrics."""
@@ -29,13 +30,28 @@ _CONFIDENCE: Final = 0.95
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial of a sweep: its number, its overrides, and its results, None if they
-    can't be read.
+    """One trial of a sweep: its number, its overrides, and its results, None if it was
+    refused or they can't be read. refusal: the reason of a refused trial.
     """
 
     number: int
     overrides: tuple[str, ...]
     results: Results | None
+    refusal: str = ""
+
+    @property
+    def status(self) -> str:
+        """The status of the run, or 'refused' or 'unreadable'."""
+        if self.results:
+            return self.results.status
+        return "refused" if self.refusal else "unreadable"
+
+    @property
+    def reason(self) -> str:
+        """Why the trial has no results to rank; empty for one that has."""
+        if self.results:
+            return (self.results.reason or "") if self.results.status == "failed" else ""
+        return self.refusal or f"its {RESULTS} is missing or damaged."
 
     @property
     def validation(self) -> Split | None:
@@ -176,7 +192,8 @@ def _format_speed(results: Results, role: str) -> str:
 
 def build_sweep_table(trials: Sequence[Trial], *, winner: int | None) -> RenderableType:
     """The trials of a sweep, best on validation first, with a star at the winner; then
-    sentences about the winner's test accuracy and the licenses.
+    sentences about trials without a result, the winner's test accuracy and the
+    licenses.
     """
     ordered = sorted(trials, key=lambda trial: (-_read_validation_top1(trial), trial.number))
     confidence = next(
@@ -199,11 +216,27 @@ def build_sweep_table(trials: Sequence[Trial], *, winner: int | None) -> Rendera
         table.add_row(
             f"* {trial.number}" if trial.number == winner else str(trial.number),
             Text("\n".join(trial.overrides)),  # Text: brackets in overrides are no markup
-            trial.results.status if trial.results else "unreadable",
+            trial.status,
             *_format_top1(trial.validation.student if trial.validation else None),
         )
-    sentences = [_describe_winner(trials, winner), *_describe_licenses(ordered)]
+    sentences = [
+        *_describe_reasons(trials),
+        _describe_winner(trials, winner),
+        *_describe_licenses(ordered),
+    ]
     return Group(table, *map(Text, sentences))
+
+
+def _describe_reasons(trials: Sequence[Trial]) -> list[str]:
+    """Why trials failed or were refused; a reason of several trials once."""
+    numbers: dict[tuple[str, str], list[str]] = {}
+    for trial in sorted(trials, key=lambda trial: trial.number):
+        if trial.reason:
+            numbers.setdefault((trial.status, trial.reason), []).append(str(trial.number))
+    return [
+        f"{'Trial' if len(those) == 1 else 'Trials'} {', '.join(those)} {status}: {reason}"
+        for (status, reason), those in numbers.items()
+    ]
 
 
 def _describe_licenses(trials: Sequence[Trial]) -> list[str]:

@@ -127,8 +127,12 @@ def test_a_trial_that_is_refused_does_not_end_the_sweep_and_shows_in_the_exit_co
         f"stages={swept[0] / 'stages'}",
     )
     assert ended.code == 2
-    assert paragraph(ended.err).startswith("Trial 0: SoftTarget: temperature=-1 does not fit")
-    assert list(trials(Path("sweep"))) == ["1"]
+    reason = "SoftTarget: temperature=-1 does not fit"
+    assert paragraph(ended.err).startswith(f"Trial 0: {reason}")
+    assert sorted(path.name for path in Path("sweep").iterdir()) == ["1", "refused", "report"]
+    assert re.search(r"^ +0 +loss\.soft_target\.temperature=-1 +refused", ended.out, re.MULTILINE)
+    assert f"Trial 0 refused: {reason}" in ended.out
+    assert f"refused: {reason}" in Path("sweep/report/report.html").read_text(encoding="utf-8")
     assert "Trial 1 won on validation" in ended.out
 
 

@@ -190,6 +190,27 @@ def test_a_sweep_is_listed_best_first_with_a_star_at_the_winner(width: int) -> N
     )
 
 
+def test_trials_without_a_result_have_a_status_and_a_reason() -> None:
+    failed = build_results().model_copy(
+        update={"validation": None, "test": None, "status": "failed", "reason": "The disk is full."}
+    )
+    listed = [
+        *trials(),
+        Trial(3, ("seed=-1",), None, "No such seed."),
+        Trial(4, ("seed=3",), failed),
+        Trial(5, ("seed=-2",), None, "No such seed."),
+    ]
+    shown = render_flat(build_sweep_table(listed, winner=1))
+    for text in (
+        "3 seed=-1 refused",
+        "4 seed=3 failed",
+        "Trial 2 unreadable: its results.json is missing or damaged.",
+        "Trials 3, 5 refused: No such seed.",
+        "Trial 4 failed: The disk is full.",
+    ):
+        assert text in shown
+
+
 def test_a_sweep_without_test_or_winner_states_it() -> None:
     assert "* Trial 0 won on validation; the test set was not read." in render_flat(
         build_sweep_table(trials(), winner=0)

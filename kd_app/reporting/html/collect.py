@@ -22,6 +22,7 @@ from kd_app.reporting.html.run_section import (
     write_question,
 )
 from kd_app.reporting.html.schema import ComparisonPart, Point, Report, RunRow
+from kd_app.reporting.refusals import TrialRefusedError
 from kd_app.reporting.results import Estimate, Results
 from kd_app.reporting.runs import Run, flatten, load_run
 from kd_app.reporting.sentences import format_points
@@ -37,10 +38,13 @@ _OUTCOMES = ("kept", "lost", "not shown")
 
 @dataclass(frozen=True)
 class _NamedRun:
-    """A run and its name in the report. An unreadable run is None, with a reason."""
+    """A run and its name in the report. A run that was refused or can't be read is
+    None, with a status and a reason.
+    """
 
     name: str
     run: Run | None
+    status: str = ""
     reason: str = ""
 
 
@@ -90,7 +94,8 @@ def _name_runs(paths: Sequence[Path]) -> list[_NamedRun]:
         try:
             runs.append(_NamedRun(name, load_run(path)))
         except RequestError as error:
-            runs.append(_NamedRun(name, None, str(error).replace(str(path), name)))
+            status = "refused" if isinstance(error, TrialRefusedError) else "unreadable"
+            runs.append(_NamedRun(name, None, status, str(error).replace(str(path), name)))
     return runs
 
 
@@ -227,7 +232,7 @@ def _rank_row(row: RunRow) -> float:
 def _build_row(named: _NamedRun, differs: dict[str, str], best: bool) -> RunRow:
     if named.run is None:
         return RunRow(
-            name=named.name, differs={}, seed=None, status="unreadable", reason=named.reason
+            name=named.name, differs={}, seed=None, status=named.status, reason=named.reason
         )
     results, split = named.run.results, select_split(named.run.results)
     pair = CASCADE if results.cascade is not None else DISTILLATION
