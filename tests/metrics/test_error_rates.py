@@ -5,20 +5,15 @@ docs/verdict.md has more cases (make verdict).
 
 import pytest
 
-from benchmarks.error_rates import (
-    CLASSES,
-    SIDES,
-    Side,
-    by_classes,
+from benchmarks.coverage_rates import (
     difference_coverage,
     gap_coverage,
     holm_error,
-    power,
     retention_coverage,
     seeds_coverage,
     share_coverage,
-    wrong_verdict,
 )
+from benchmarks.error_rates import CLASSES, SIDES, Side, by_classes, power, wrong_verdict
 
 
 @pytest.mark.parametrize("side", SIDES)
