@@ -19,6 +19,7 @@ from kd_app.models.spec import LoadedModel, ModelSpec
 from kd_app.models.teacher import FrozenTeacher
 from kd_app.models.weights import hash_state
 from kd_app.reporting.results import read
+from kd_app.run.workspace import RunModel
 from kd_app.run_files import RESULTS
 
 _DETERMINISM_IMAGES = 32
@@ -123,16 +124,12 @@ def check_chance_level(context: CheckContext) -> Iterator[Finding]:
         high = binomtest(right, len(hits)).proportion_ci(1 - 2 * alpha).high
         is_shown = high < (1 + chance) / 2
         build = refuse if is_shown and context.teacher_must_fit else warn
-        yield build(
-            "teacher-at-chance",
-            f"{accuracy}, and chance is {chance:.1%}: "
-            + (
-                "a student can't learn from it. Its head may be random, its class order different,"
-                " or its input wrong."
-                if is_shown
-                else "too few images to tell whether it knows anything."
-            ),
+        consequence = (
+            f"a student can't learn from it. {_explain_chance_level(context.teacher)}"
+            if is_shown
+            else "too few images to tell whether it knows anything."
         )
+        yield build("teacher-at-chance", f"{accuracy}, and chance is {chance:.1%}: {consequence}")
     elif (
         binomtest(right, len(hits), counts.max() / len(hits), alternative="greater").pvalue > alpha
     ):
@@ -143,6 +140,16 @@ def check_chance_level(context: CheckContext) -> Iterator[Finding]:
             f" {counts.max() / len(hits):.1%}. A student that is as good as this teacher is not"
             " worth much: train the teacher longer (teacher.max_epochs), or name another one.",
         )
+
+
+def _explain_chance_level(teacher: RunModel) -> str:
+    """What may be wrong with a teacher at chance."""
+    if teacher.folder is None:
+        return "Its head may be random, its class order different, or its input wrong."
+    return (
+        "Its training was too short, or its learning rate does not suit it: raise"
+        " teacher.max_epochs, or change teacher.optimizer.lr."
+    )
 
 
 def check_published_accuracy(context: CheckContext) -> Iterator[Finding]:

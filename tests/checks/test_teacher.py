@@ -167,6 +167,9 @@ def test_a_teacher_at_chance_is_only_a_warning_if_trained_here_or_if_no_term_rea
     context = copy.copy(digits)
     context.teacher = replace(digits.teacher, folder=tmp_path)
     assert judge(context, [0] * 20, [0, 1] * 10) == [("teacher-at-chance", "warning")]
+    (finding,) = check_chance_level(context)
+    assert "raise teacher.max_epochs, or change teacher.optimizer.lr" in finding.text
+    assert "head may be random" not in finding.text
     words = ("loss=[cross_entropy,embedding_mse]",)
     features = build_context(tmp_path, *words, teacher=net())
     assert [finding.severity for finding in check_chance_level(features)] == ["warning"]

@@ -5,6 +5,7 @@ out.
 import hashlib
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -47,6 +48,13 @@ def call(*words: str, command: str = "kd-distill") -> Ended:
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return Ended(code, out.getvalue(), err.getvalue())
+
+
+def list_epochs(out: str) -> list[str]:
+    """The progress lines of trainings in the output of a command; every training prints
+    one at least.
+    """
+    return re.findall(r"^ +\S+: epoch \d+/\d+,.*", out, re.MULTILINE)
 
 
 @contextmanager
