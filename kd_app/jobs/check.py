@@ -170,9 +170,9 @@ def _train_all_briefly(context: CheckContext, console: Console) -> tuple[list[Dr
     for number, role in enumerate([*roles, "student"]):
         left = len(roles) + 1 - number
         if role != "student" and context.seconds_left == 0:
-            skipped.append(f"the training of {role}")
+            skipped.append(f"the short training of {role}")
             continue
-        console.print_transient(f"  training of {role}: a few steps ...")
+        console.print_transient(f"  short training of {role}: a few steps ...")
         needs_teacher = role != "teacher" and draft_role_job(workspace, role).recipe.needs_teacher
         results.append(
             train_briefly(context, role, teacher if needs_teacher else None, share=1 / left)
