@@ -51,7 +51,7 @@ def test_a_fresh_start_empties_the_folder_and_keeps_the_stages(
 ) -> None:
     (run / "left.txt").touch()
     stages = {path.name for path in (made / "stages").iterdir()}
-    done(*words, "seed=1", "overwrite=true")
+    assert list_epochs(done(*words, "seed=1", "overwrite=true"))
     assert results(run)["seed"] == 1
     assert not (run / "left.txt").exists()
     assert {stage["name"]: stage["status"] for stage in results(run)["stages"]}[
