@@ -372,7 +372,7 @@ class ImageIndex:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of contents, splits, bad images, decode size and seed.
+        """sha256 of contents, splits, bad images, decode size, seed, and gray files.
 
         These determine the splits and the pixels of each image.
         """
@@ -383,9 +383,14 @@ class ImageIndex:
                 "bad": sorted(self._bad),
                 "decode_size": self._decode_size,
                 "seed": self.seed,
+                **({"channels": 1} if self._reads_gray_files else {}),
                 **({"left_out": self._left_out} if self._left_out else {}),
             }
         )
+
+    @property
+    def _reads_gray_files(self) -> bool:
+        return self.source.size is None and self.source.channels == 1
 
     def list_rows(self, split: str) -> Int64[np.ndarray, " rows"]:
         """Return the image numbers of a split, ascending; bad images are left out."""

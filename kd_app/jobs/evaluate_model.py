@@ -10,14 +10,24 @@ from kd_app.config.targets import FACTORY, check_targets
 from kd_app.data.evaluation import Evaluation
 from kd_app.jobs.evaluate import select_split
 from kd_app.metrics.verdict import VerdictRule
+from kd_app.models.composite import ArtifactTeacher
 from kd_app.models.spec import CompositeTeacher, ModelSpec
 from kd_app.reporting.console import Console
+from kd_app.reporting.results import read
 from kd_app.reporting.tables import build_summary
 from kd_app.reporting.teacher_reference import read_teacher_reference
 from kd_app.run.known_images import KnownImages, leave_out_used
 from kd_app.run.measurement import measure_models, start_results
 from kd_app.run.model_specs import build_model_spec, open_artifact_teacher
 from kd_app.run.open_run import STAGES
+from kd_app.run.recorded_pixels import (
+    RecordedPixels,
+    choose_model_decoding,
+    describe_conversion,
+    needs_image_stats,
+    read_recorded_pixels,
+    set_channels,
+)
 from kd_app.run.run_folder import claim_folder
 from kd_app.run.schema import EvaluationSettings
 from kd_app.run.spec import Config, RunSpec, build_spec
@@ -50,11 +60,15 @@ def evaluate_model(
     console, split = console or Console(), select_split(config)
     out = Path(config["out"]) / ("" if trial is None else str(trial))
     model, run = open_model_spec(config["model"], config["architecture"])
-    spec = _build_spec(config, model)
+    pixels = _read_pixels(model, run)
+    data = set_channels(config["data"], pixels.decoding)
+    spec = _build_spec({**config, "data": data}, model)
+    for note in describe_conversion(config["data"], data):
+        console.print(f"Note: {note}")
     rule = VerdictRule(**spec.config["verdict"])
     with claim_folder(out, config, overwrite=config["overwrite"]):
         stages = Stages(Path(spec.config["stages"]), say=console.print)
-        workspace = Workspace(spec, stages, console, None)
+        workspace = Workspace(spec, stages, console, None, recorded=pixels)
         names = model.origin.label_names
         if names is not None:
             workspace.data.evaluate_only(Evaluation(tuple(names), split))
@@ -67,8 +81,13 @@ def evaluate_model(
         elif names is None:
             notes.append(
                 "The model has no class names: its classes are read as those of the data, in the"
-                " order of their names. If it has no recorded normalization either, the mean and"
-                " deviation of these images are used."
+                " order of their names."
+            )
+        if pixels.stats is None and needs_image_stats(model):
+            notes.append(
+                "The model has no recorded normalization: the mean and deviation of these images"
+                " are used. If it was trained with others, save it in timm's local-dir layout,"
+                " whose config.json records them."
             )
         builder = start_results(workspace, out, rule)
         builder.notes += notes
@@ -107,6 +126,16 @@ def open_model_spec(name: str, architecture: str | None) -> tuple[ModelSpec, Pat
         "checkpoint": path if path.is_dir() or architecture else path.parent,
     }
     return build_model_spec("student", node, None), run
+
+
+def _read_pixels(model: ModelSpec, run: Path | None) -> RecordedPixels:
+    """What the model sees: as its run recorded it, or as the model itself does."""
+    own = choose_model_decoding(model)
+    if run is None:
+        return RecordedPixels(decoding=own)
+    recorded = read_recorded_pixels(run, read(run / RESULTS))
+    is_exported = isinstance(model, ArtifactTeacher)
+    return replace(recorded, decoding=own if is_exported else recorded.decoding or own)
 
 
 def _build_spec(config: Config, model: ModelSpec) -> RunSpec:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from kd_app.config import InputSpec, RequestError
+from kd_app.config import Decoding, InputSpec, RequestError
 from kd_app.models.class_map import ClassMap, ClassMappedModel
 from kd_app.models.class_names import ModelClasses
 from kd_app.models.create import create, resolve_input
@@ -242,11 +242,12 @@ class EnsembleModel(LogitsOnly):
 @runtime_checkable
 class SupportsLogits(Protocol):
     """A model run by another runtime: uint8 images ``[B, C, H, W]`` of size `pixels`
-    in, logits ``[B, K]`` out.
+    in, logits ``[B, K]`` out. decoding: of the image files.
     """
 
     classes: tuple[str, ...]
     pixels: InputSpec
+    decoding: Decoding
 
     @abstractmethod
     def infer_logits(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:

@@ -47,6 +47,21 @@ class Data(_Open):
     fingerprint: str
 
 
+class ImageStatistics(_Part):
+    """The images to which models without a normalization or size of their own are
+    fitted.
+
+    channels, height, width: in pixels; files are resized to the input of each model ·
+    mean, std: of each channel, in 0..1.
+    """
+
+    channels: int
+    height: int
+    width: int
+    mean: list[float]
+    std: list[float]
+
+
 class TrainingRecord(_Part):
     """How a model's training ended.
 
@@ -479,7 +494,9 @@ class Results(_Part):
     """One run; null or empty for what is not known yet.
 
     reason: why the run failed or was pruned (ended early in a sweep) · cautions:
-    sentences to read before all others, such as about a teacher at chance.
+    sentences to read before all others, such as about a teacher at chance ·
+    image_stats: of the images for which the models were made, not of others that are
+    measured later.
     """
 
     schema_version: Literal[1] = VERSION
@@ -489,6 +506,7 @@ class Results(_Part):
     config: dict[str, Any]
     environment: dict[str, Any]
     data: Data | None = None
+    image_stats: ImageStatistics | None = None
     license: LicenseRecord | None = None
     models: dict[str, ModelRecord] = {}
     validation: Split | None = None

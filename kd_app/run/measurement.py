@@ -24,6 +24,7 @@ from kd_app.reporting.results import (
     TrainingRecord,
 )
 from kd_app.run.dark_knowledge import measure_teacher_knowledge, show_examples
+from kd_app.run.recorded_pixels import describe_stats
 from kd_app.run.results_builder import ResultsBuilder, SplitName
 from kd_app.run.robustness import measure_robustness
 from kd_app.run.run_output import list_groups, write_predictions
@@ -102,6 +103,7 @@ def add_data(builder: ResultsBuilder, workspace: Workspace) -> None:
         fingerprint=workspace.data.fingerprint,
     )
     builder.add_data(data, workspace.data.notes)
+    builder.image_stats = describe_stats(workspace.compute_image_stats())
     workspace.data.write_split(builder.out / SPLIT)
 
 

@@ -15,13 +15,13 @@ from kd_app.config import Decoding, InputSpec, RequestError, choose_decoding, su
 from kd_app.config.errors import take_first_line
 from kd_app.deployment.artifact import open_artifact
 from kd_app.deployment.cascade import ImageStage, ModelCascade
-from kd_app.deployment.manifest import parse_decoding
 from kd_app.deployment.torch_model import TorchModel
 from kd_app.models.class_names import describe_classes
 from kd_app.models.create import create, resolve_input
-from kd_app.models.save import CONFIG, DECODING, WEIGHTS
+from kd_app.models.save import CONFIG, WEIGHTS
 from kd_app.models.spec import ImageStats, ModelSpec
 from kd_app.reporting.teacher_reference import read_teacher_reference
+from kd_app.run.recorded_pixels import read_decoding
 from kd_app.run_files import REFERENCE, RESULTS, STUDENT
 
 _EXPECTED = (
@@ -231,19 +231,5 @@ def _load_folder(folder: Path, name: str, run: Path | None) -> TorchModel:
     names = origin.label_names or describe_classes(spec.record.classes.names)
     classes = names or tuple(map(str, range(origin.num_classes)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    decoding = _read_decoding(run / STUDENT if run else folder, input_spec)
+    decoding = read_decoding(run / STUDENT if run else folder) or choose_decoding(input_spec)
     return TorchModel(model, classes, input_spec, decoding, device, repr(name))
-
-
-def _read_decoding(folder: Path, input_spec: InputSpec) -> Decoding:
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        if DECODING not in config:
-            return choose_decoding(input_spec)
-        return parse_decoding(config[DECODING])
-    except (OSError, ValueError, TypeError) as error:
-        raise RequestError(
-            f"{str(folder / CONFIG)!r} does not say how to decode images"
-            f" ({type(error).__name__}: {take_first_line(error)}). Expected the file that kd_app"
-            " wrote. Restore it, or run the run's kd-distill command again."
-        ) from None

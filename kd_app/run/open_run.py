@@ -26,6 +26,13 @@ from kd_app.models.spec import ModelSpec
 from kd_app.reporting.console import Console
 from kd_app.reporting.results import Results, read
 from kd_app.reporting.teacher_reference import read_teacher_reference
+from kd_app.run.recorded_pixels import (
+    RecordedPixels,
+    describe_conversion,
+    needs_image_stats,
+    read_recorded_pixels,
+    set_channels,
+)
 from kd_app.run.run_folder import check_out, check_stages, claim_folder
 from kd_app.run.saved_config import fill_defaults
 from kd_app.run.schema import DistillSettings
@@ -53,14 +60,17 @@ _BUILT_TO_TRAIN = ("loss", "optimizer", "scheduler")
 class SavedRun:
     """The content of a finished run's folder.
 
-    config: the run's configuration, adapted to this machine and the purpose. notes: the
-    settings that are not used.
+    config: the run's configuration, adapted to this machine and the purpose. pixels:
+    what its models see. has_own_data: the data are those of the run. notes: for the
+    console.
     """
 
     folder: Path
     results: Results
     config: Config
     purpose: Purpose
+    pixels: RecordedPixels
+    has_own_data: bool
     notes: tuple[str, ...] = ()
 
 
@@ -73,6 +83,7 @@ class OpenRun:
     config: Config
     verdict: VerdictRule
     workspace: Workspace
+    has_own_data: bool = True
 
 
 def read_run(folder: Path, command: Config, purpose: Purpose) -> SavedRun:
@@ -95,13 +106,14 @@ def read_run(folder: Path, command: Config, purpose: Purpose) -> SavedRun:
     paths = (Path(stage.path) for stage in results.stages)
     are_here = any((path / RECORD).is_file() and path.parent == stages for path in paths)
     config["stages"] = command["stages"] or (str(stages) if are_here else STAGES)
-    return SavedRun(
-        folder,
-        results,
-        _adapt_config(config, command, purpose),
-        purpose,
-        notes=_describe_omissions(config) if purpose == "train" else (),
-    )
+    pixels = read_recorded_pixels(folder, results)
+    adapted = _adapt_config(config, command, purpose)
+    notes = _describe_omissions(config) if purpose == "train" else ()
+    has_own_data = purpose != "measure" or command["data"] is None
+    if not has_own_data:
+        adapted["data"] = set_channels(command["data"], pixels.decoding)
+        notes = describe_conversion(command["data"], adapted["data"])
+    return SavedRun(folder, results, adapted, purpose, pixels, has_own_data, notes)
 
 
 def _adapt_config(config: Config, command: Config, purpose: Purpose) -> Config:
@@ -230,14 +242,16 @@ def open_run(
     check_stages(folder)
     with claim_folder(out, record, overwrite=overwrite):
         stages = Stages(folder, remake=remake, say=console.print)
-        workspace = Workspace(spec, stages, console, tracker)
+        workspace = Workspace(spec, stages, console, tracker, recorded=saved.pixels)
         if prepare is not None:
             prepare(workspace.data)
         workspace.prepare_data()
         if saved.purpose == "train":
             workspace.check_losses()
         _check_classes(workspace.classes, saved.results)
-        yield OpenRun(saved.folder, saved.results, saved.config, verdict, workspace)
+        yield OpenRun(
+            saved.folder, saved.results, saved.config, verdict, workspace, saved.has_own_data
+        )
 
 
 def _check_classes(classes: tuple[str, ...], results: Results) -> None:
@@ -256,7 +270,8 @@ def _check_classes(classes: tuple[str, ...], results: Results) -> None:
 def load_models(run: OpenRun, roles: Collection[str] | None = None) -> dict[str, RunModel]:
     """Load the run's models of these roles, by default of all roles.
 
-    A model whose stage was deleted is left out, with a note on the console.
+    A model is left out, with a note on the console, if its stage was deleted, or if its
+    input depends on images that the run did not record and the data have changed.
     """
     workspace = run.workspace
     models: dict[str, RunModel] = {}
@@ -275,6 +290,9 @@ def load_models(run: OpenRun, roles: Collection[str] | None = None) -> dict[str,
                 f"Note: {role} is left out, because its model was deleted ({stage})"
             )
             continue
+        if not _is_input_known(run, spec):
+            workspace.console.print(_describe_unknown_input(role, run.folder))
+            continue
         program = folder / INT8
         model = workspace.load_model(spec, seed=0)
         _check_weights(run, role, model)
@@ -284,6 +302,24 @@ def load_models(run: OpenRun, roles: Collection[str] | None = None) -> dict[str,
             program=program if role == "student" and program.is_file() else None,
         )
     return models
+
+
+def _is_input_known(run: OpenRun, spec: ModelSpec) -> bool:
+    """Whether the model gets the input that it had in the run."""
+    data, workspace = run.results.data, run.workspace
+    if workspace.recorded.stats is not None:
+        return True
+    is_unchanged = data is not None and data.fingerprint == workspace.data.fingerprint
+    return (run.has_own_data and is_unchanged) or not needs_image_stats(spec)
+
+
+def _describe_unknown_input(role: str, run: Path) -> str:
+    return (
+        f"Note: {role} is left out. It is normalized with the statistics of the run's images, which"
+        f" the run {str(run)!r} did not record (it was made by an earlier version of kd_app), and"
+        " these are other images. To measure it, repeat the run's kd-distill command with"
+        " overwrite=true, which uses the stages again and records the statistics."
+    )
 
 
 def _check_weights(run: OpenRun, role: str, model: RunModel) -> None:

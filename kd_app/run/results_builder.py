@@ -14,6 +14,7 @@ from kd_app.reporting.results import (
     CascadeRecord,
     CompressionStep,
     Data,
+    ImageStatistics,
     Knowledge,
     LicenseRecord,
     ModelRecord,
@@ -58,6 +59,7 @@ class ResultsBuilder:
         self.config = config
         self.license = license
         self.data: Data | None = None
+        self.image_stats: ImageStatistics | None = None
         self.models: dict[str, ModelRecord] = {}
         self.splits: dict[SplitName, Split] = {}
         self.verdict: VerdictPart | None = None
@@ -109,6 +111,7 @@ class ResultsBuilder:
             config=dict(self.config),
             environment=describe_environment(self._trainer),
             data=self.data,
+            image_stats=self.image_stats,
             license=self.license,
             models=self.models,
             validation=self.splits.get("validation"),

@@ -23,6 +23,7 @@ from kd_app.models.create import create, resolve_input
 from kd_app.models.spec import CompositeTeacher, ImageStats, LoadedModel, ModelSpec
 from kd_app.reporting.console import Console
 from kd_app.run.controls import Control, select_nearest
+from kd_app.run.recorded_pixels import RecordedPixels
 from kd_app.run.spec import RunSpec
 from kd_app.run.validation import check_scopes, check_teacher_logits
 from kd_app.stages import Stage, Stages, hash_file, write_atomically
@@ -62,10 +63,21 @@ class Workspace:
 
     `kd_app.run.train` trains a model; `kd_app.run.role_jobs` builds the job of each
     role.
+
+    recorded: of the finished run that is opened; decides what its models see.
     """
 
-    def __init__(self, spec: RunSpec, stages: Stages, console: Console, tracker: Any) -> None:
+    def __init__(
+        self,
+        spec: RunSpec,
+        stages: Stages,
+        console: Console,
+        tracker: Any,
+        *,
+        recorded: RecordedPixels | None = None,
+    ) -> None:
         self.spec = spec
+        self.recorded = recorded or RecordedPixels()
         self.stages = stages
         self.console = console
         self.tracker = tracker
@@ -122,7 +134,11 @@ class Workspace:
 
     @cached_property
     def _decoded_side(self) -> int:
-        """Enough for the crops of teacher and student, for images of any size."""
+        """Enough for the crops of teacher and student, for images of any size; for a
+        finished run as recorded.
+        """
+        if self.recorded.decoding is not None:
+            return self.recorded.decoding.shorter_side
         unused = ImageStats(3, 1, (0.0,), (1.0,))
         models = [model for model in (self.spec.teacher, self.spec.student) if model]
         inputs = [resolve_input(model, unused) for model in models]
@@ -140,7 +156,11 @@ class Workspace:
         return self.data.classes
 
     def compute_image_stats(self) -> ImageStats:
-        """Channels, size, mean and standard deviation of the data's images."""
+        """Channels, size, mean and standard deviation of the images for which models
+        are made: of the data, or as a finished run recorded them.
+        """
+        if self.recorded.stats is not None:
+            return self.recorded.stats
         mean, std = self.data.compute_pixel_statistics()
         return ImageStats(self.data.channels, self.data.size, mean, std, self.data.width)
 
