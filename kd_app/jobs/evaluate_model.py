@@ -112,7 +112,7 @@ def open_model_spec(name: str, architecture: str | None) -> tuple[ModelSpec, Pat
         )
     run = next((each for each in (path, *path.parents[:2]) if (each / RESULTS).is_file()), None)
     if path.is_file() and path.suffix not in _WEIGHTS:
-        return open_artifact_teacher(path), run
+        return open_artifact_teacher(path, "model"), run
     if (path / REFERENCE).is_file():
         path = read_teacher_reference(path).folder or path
     if path.is_file() and architecture is None and not (path.parent / "config.json").is_file():

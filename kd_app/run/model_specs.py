@@ -64,12 +64,15 @@ def _build_single(node: Config) -> CompositeTeacher | None:
     return ClassMappedTeacher(teacher, ClassMap(classes))
 
 
-def open_artifact_teacher(path: Path) -> ArtifactTeacher:
-    """Open an exported file as a model. Raises `RequestError` if that is impossible."""
+def open_artifact_teacher(path: Path, key: str = "teacher.checkpoint") -> ArtifactTeacher:
+    """Open an exported file as a model. Raises `RequestError` if that is impossible.
+
+    key: the setting that names the file, for the message.
+    """
     try:
         artifact, entry = open_artifact(path), read_entry(path)
     except ValueError as error:
-        raise RequestError(f"teacher.checkpoint: {error}") from None
+        raise RequestError(f"{key}: {error}") from None
     return ArtifactTeacher(
         artifact,
         WeightsSource("own", path.name, path, license=entry.license),

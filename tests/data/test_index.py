@@ -71,6 +71,13 @@ def test_the_statistics_are_those_of_the_train_split(tmp_path: Path) -> None:
     assert of_files[0].compute_pixel_statistics() == of_files[1].compute_pixel_statistics()
 
 
+def test_gray_pixels_of_color_files_are_other_pixels() -> None:
+    data = index(Files(root=Path("photos"), bad=()))
+    color = data.fingerprint
+    data.source.channels = 1
+    assert data.fingerprint != color
+
+
 def test_bad_images_are_refused_by_name_and_number(tmp_path: Path) -> None:
     with pytest.raises(
         RequestError,

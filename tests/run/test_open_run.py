@@ -10,10 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
-from kd_app.config import RequestError
+from kd_app.config import Decoding, InputSpec, RequestError
 from kd_app.config.compose import compose_config
+from kd_app.data.base import RunData
+from kd_app.data.evaluation import Evaluation
+from kd_app.deployment.manifest import describe_decoding
 from kd_app.jobs.evaluate import evaluate
 from kd_app.jobs.export import export_run
 from kd_app.reporting.console import Console
@@ -27,7 +32,8 @@ from kd_app.run.open_run import (
     open_run,
     read_run,
 )
-from tests.builders import DIGITS, results, teacher_folder
+from kd_app.run.workspace import RunModel, Workspace
+from tests.builders import DIGITS, image_folder, results, teacher_folder
 from tests.commands.conftest import _cwd
 from tests.jobs.conftest import QUICK
 from tests.reporting.run_folders import build_model, build_results
@@ -248,6 +254,57 @@ def test_an_open_run_has_its_data_and_holds_out(run: Path) -> None:
             open_run(saved, out, {"a": 1}, overwrite=False, console=SILENT),
         ):
             pass
+
+
+def use_plain_weights(run: Path) -> None:
+    """Make the run's teacher a plain file of weights."""
+    torch.save(load_file(run / "student" / "model.safetensors"), run.parent / "net.pth")
+    teacher = read_config(run)["teacher"]
+    checkpoint = str(run.parent / "net.pth")
+    change_config(run, teacher={**teacher, "name": "resnet8", "checkpoint": checkpoint})
+
+
+def open_other_images(run: Path, console: Console) -> tuple[dict[str, RunModel], Workspace]:
+    """The run's models, and its workspace with color images of two digits."""
+    photos = image_folder(run.parent / "photos", images=2)
+    for label in range(2):
+        (photos / f"class{label}").rename(photos / f"{label}")
+    saved = read_saved(run, overrides=["data=folder", f"data.root={photos}"])
+
+    def prepare(data: RunData) -> None:
+        data.evaluate_only(Evaluation(DIGITS, "all"))
+
+    with open_run(
+        saved, Path("again"), {}, overwrite=False, console=console, prepare=prepare
+    ) as opened:
+        return load_models(opened), opened.workspace
+
+
+def test_the_models_see_other_images_as_they_saw_those_of_the_run(run: Path) -> None:
+    use_plain_weights(run)
+    stats = {"channels": 1, "height": 8, "width": 8, "mean": [0.31], "std": [0.38]}
+    change_results(run, image_stats=stats)
+    config = json.loads((run / "student" / "config.json").read_text(encoding="utf-8"))
+    decoding = Decoding(1, 77)
+    config["decoding"] = describe_decoding(decoding)
+    (run / "student" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    models, workspace = open_other_images(run, SILENT)
+    assert models["teacher"].loaded.pixels == InputSpec(1, 8, 8, (0.31,), (0.38,))
+    assert (workspace.decoding, workspace.data.channels) == (decoding, 1)
+
+
+def test_a_model_whose_input_is_not_recorded_is_measured_on_the_runs_images_only(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use_plain_weights(run)
+    assert list(open_other_images(run, Console())[0]) == ["student"]
+    assert "teacher is left out. It is normalized" in " ".join(capsys.readouterr().out.split())
+    with open_run(read_saved(run), Path("own"), {}, overwrite=False, console=SILENT) as opened:
+        assert list(load_models(opened)) == ["student"]
+        fingerprint = opened.workspace.data.fingerprint
+    change_results(run, data={**results(run)["data"], "fingerprint": fingerprint})
+    with open_run(read_saved(run), Path("same"), {}, overwrite=False, console=SILENT) as opened:
+        assert list(load_models(opened)) == ["teacher", "student"]
 
 
 def test_data_of_other_classes_are_refused_and_nothing_is_left(run: Path) -> None:
