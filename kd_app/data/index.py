@@ -376,6 +376,7 @@ class ImageIndex:
 
         These determine the splits and the pixels of each image.
         """
+        has_gray_files = self.source.size is None and self.source.channels == 1
         return hash_value(
             {
                 "data": self.listing.fingerprint,
@@ -383,14 +384,10 @@ class ImageIndex:
                 "bad": sorted(self._bad),
                 "decode_size": self._decode_size,
                 "seed": self.seed,
-                **({"channels": 1} if self._reads_gray_files else {}),
+                **({"channels": 1} if has_gray_files else {}),
                 **({"left_out": self._left_out} if self._left_out else {}),
             }
         )
-
-    @property
-    def _reads_gray_files(self) -> bool:
-        return self.source.size is None and self.source.channels == 1
 
     def list_rows(self, split: str) -> Int64[np.ndarray, " rows"]:
         """Return the image numbers of a split, ascending; bad images are left out."""

@@ -19,6 +19,7 @@ from kd_app.reporting.teacher_reference import read_teacher_reference
 from kd_app.run.known_images import KnownImages, leave_out_used
 from kd_app.run.measurement import measure_models, start_results
 from kd_app.run.model_specs import build_model_spec, open_artifact_teacher
+from kd_app.run.open_model import ARTIFACTS
 from kd_app.run.open_run import STAGES
 from kd_app.run.recorded_pixels import (
     RecordedPixels,
@@ -32,7 +33,7 @@ from kd_app.run.run_folder import claim_folder
 from kd_app.run.schema import EvaluationSettings
 from kd_app.run.spec import Config, RunSpec, build_spec
 from kd_app.run.workspace import RunModel, Workspace
-from kd_app.run_files import REFERENCE, RESULTS
+from kd_app.run_files import MANIFEST, REFERENCE, RESULTS
 from kd_app.stages import Stages
 
 _WEIGHTS: Final = (".safetensors", ".pth", ".pt", ".tar", ".ckpt", ".bin")
@@ -60,7 +61,7 @@ def evaluate_model(
     console, split = console or Console(), select_split(config)
     out = Path(config["out"]) / ("" if trial is None else str(trial))
     model, run = open_model_spec(config["model"], config["architecture"])
-    pixels = _read_pixels(model, run)
+    pixels = read_model_pixels(model, run)
     data = set_channels(config["data"], pixels.decoding)
     spec = _build_spec({**config, "data": data}, model)
     for note in describe_conversion(config["data"], data):
@@ -113,6 +114,12 @@ def open_model_spec(name: str, architecture: str | None) -> tuple[ModelSpec, Pat
     run = next((each for each in (path, *path.parents[:2]) if (each / RESULTS).is_file()), None)
     if path.is_file() and path.suffix not in _WEIGHTS:
         return open_artifact_teacher(path, "model"), run
+    if (path / MANIFEST).is_file():
+        files = [str(each) for each in sorted(path.iterdir()) if each.suffix in ARTIFACTS]
+        raise RequestError(
+            f"model={name} is a folder of exported files. Expected: one of the files. Name it, for"
+            f" example model={next(iter(files), path / 'model.onnx')}."
+        )
     if (path / REFERENCE).is_file():
         path = read_teacher_reference(path).folder or path
     if path.is_file() and architecture is None and not (path.parent / "config.json").is_file():
@@ -128,7 +135,7 @@ def open_model_spec(name: str, architecture: str | None) -> tuple[ModelSpec, Pat
     return build_model_spec("student", node, None), run
 
 
-def _read_pixels(model: ModelSpec, run: Path | None) -> RecordedPixels:
+def read_model_pixels(model: ModelSpec, run: Path | None) -> RecordedPixels:
     """What the model sees: as its run recorded it, or as the model itself does."""
     own = choose_model_decoding(model)
     if run is None:

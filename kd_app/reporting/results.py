@@ -545,7 +545,7 @@ def read(path: Path) -> Results:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise RequestError(
             f"There is no {str(path)!r}. Expected the folder of a run, which holds a results.json."
         ) from None

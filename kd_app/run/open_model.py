@@ -28,7 +28,7 @@ _EXPECTED = (
     "Expected: a file that kd-export wrote, next to its manifest.json; a run folder (its student);"
     " the teacher folder of a run; or a model folder in timm's local-dir layout"
 )
-_ARTIFACTS = (".onnx", ".pte", ".pt2")
+ARTIFACTS = (".onnx", ".pte", ".pt2")
 _BARE_WEIGHTS = (".safetensors", ".pth", ".pth.tar", ".pt", ".ckpt", ".bin", ".index.json")
 _UNUSED_STATS = ImageStats(3, 1, (0.0,), (1.0,))
 """Image statistics for a model folder, whose config.json already contains the input."""
@@ -175,7 +175,7 @@ def _resolve_folder(path: Path) -> tuple[Path, Path | None]:
 
 def _suggest_files(folder: Path) -> str:
     """The model files of a folder that kd-export filled, as a sentence."""
-    names = [each.name for each in sorted(folder.iterdir()) if each.suffix in _ARTIFACTS]
+    names = [each.name for each in sorted(folder.iterdir()) if each.suffix in ARTIFACTS]
     return f" Name one of its files: {', '.join(names)}." if names else ""
 
 

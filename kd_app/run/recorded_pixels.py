@@ -101,7 +101,7 @@ def describe_conversion(data: Mapping[str, Any], adapted: Mapping[str, Any]) -> 
         return ()
     kind = "gray" if adapted["source"]["channels"] == 1 else "color"
     return (
-        f"Image files are decoded in {kind}, as for the training of the model, and not with"
+        f"Image files are decoded in {kind}, as the model expects, not with"
         f" data.source.channels={data['source']['channels']}.",
     )
 

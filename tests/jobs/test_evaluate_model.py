@@ -6,10 +6,15 @@ from typing import Any
 import pytest
 import torch
 
-from kd_app.config import RequestError
+from kd_app.config import Decoding, RequestError
 from kd_app.config.compose import compose_config
-from kd_app.jobs.evaluate_model import evaluate_model, open_model_spec
-from tests.builders import DIGITS, teacher_folder
+from kd_app.jobs.evaluate_model import evaluate_model, open_model_spec, read_model_pixels
+from kd_app.models.spec import ImageStats
+from kd_app.reporting.results import write
+from kd_app.run.recorded_pixels import RecordedPixels, describe_stats
+from tests.builders import DIGITS, GRAY, teacher_folder
+from tests.deployment.graphs import write_linear
+from tests.reporting.run_folders import build_results
 
 
 def test_a_model_folder_a_run_and_a_teachers_folder_are_opened(tmp_path: Path) -> None:
@@ -24,6 +29,26 @@ def test_a_model_folder_a_run_and_a_teachers_folder_are_opened(tmp_path: Path) -
         spec, run = open_model_spec(str(name), None)
         assert (spec.name, spec.origin.label_names) == ("resnet8", DIGITS)
         assert run == tmp_path / "run"
+
+
+def test_a_runs_model_sees_what_the_run_recorded_and_an_exported_file_what_it_records(
+    tmp_path: Path,
+) -> None:
+    run = tmp_path / "run"
+    stats = ImageStats(1, 8, (0.3,), (0.4,), 8)
+    student, recorded = teacher_folder(run / "student"), describe_stats(stats).model_dump()
+    write(run / "results.json", build_results(image_stats=recorded))
+    (run / "export").mkdir()
+    file = write_linear(run / "export", GRAY, ("a", "b"), decoding=Decoding(3, 48))
+    gray, color = Decoding(1, 320), Decoding(3, 48)
+    for name, decoding in ((run, gray), (student, gray), (file, color)):
+        spec, folder = open_model_spec(str(name), None)
+        assert folder == run
+        assert read_model_pixels(spec, folder) == RecordedPixels(stats, decoding)
+        assert read_model_pixels(spec, None) == RecordedPixels(None, decoding)
+    (run / "export" / "manifest.json").touch()
+    with pytest.raises(RequestError, match=f"model={file}"):
+        open_model_spec(str(run / "export"), None)
 
 
 def test_a_weights_file_needs_an_architecture(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import kd_app.models.small  # noqa: F401
-from kd_app.config import InputSpec, RequestError
+from kd_app.config import Decoding, InputSpec, RequestError
 from kd_app.models.class_map import ClassMap, ClassMapLayer, ClassMappedModel
 from kd_app.models.class_names import ModelClasses
 from kd_app.models.composite import By, EnsembleModel, RuntimeModel, find_model_classes
@@ -137,6 +137,7 @@ class FakeArtifact:
 
     classes: tuple[str, ...] = ("a", "b")
     pixels: InputSpec = PIXELS
+    decoding: Decoding = Decoding(3, 320)
 
     def infer_logits(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
         return images.reshape(len(images), -1)[:, :2].astype(np.float32)
