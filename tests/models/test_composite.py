@@ -24,6 +24,7 @@ from kd_app.models.weights_source import WeightsRecord
 from tests.models.test_spec import request
 
 PIXELS = InputSpec(1, 8, 8, (0.25,), (0.5,))
+DECODING = Decoding(PIXELS.channels, 320)
 
 
 class ConstantModel(nn.Module):
@@ -137,7 +138,7 @@ class FakeArtifact:
 
     classes: tuple[str, ...] = ("a", "b")
     pixels: InputSpec = PIXELS
-    decoding: Decoding = Decoding(3, 320)
+    decoding: Decoding = DECODING
 
     def infer_logits(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
         return images.reshape(len(images), -1)[:, :2].astype(np.float32)
