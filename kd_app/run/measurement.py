@@ -24,6 +24,7 @@ from kd_app.reporting.results import (
     TrainingRecord,
 )
 from kd_app.run.dark_knowledge import measure_teacher_knowledge, show_examples
+from kd_app.run.open_model import ARTIFACTS
 from kd_app.run.recorded_pixels import describe_stats
 from kd_app.run.results_builder import ResultsBuilder, SplitName
 from kd_app.run.robustness import measure_robustness
@@ -167,7 +168,7 @@ def measure_size(model: RunModel) -> int:
         return model.program.stat().st_size
     path = model.spec.origin.path
     for file in (path / WEIGHTS, path) if path else ():
-        if file.suffix in (".safetensors", ".onnx") and file.is_file():
+        if file.suffix in (".safetensors", *ARTIFACTS) and file.is_file():
             return file.stat().st_size
     state = model.loaded.model.state_dict()
     return sum(tensor.numel() * tensor.element_size() for tensor in state.values())

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import timm
 import torch
@@ -28,7 +28,7 @@ _EXPECTED = (
     "Expected: a file that kd-export wrote, next to its manifest.json; a run folder (its student);"
     " the teacher folder of a run; or a model folder in timm's local-dir layout"
 )
-ARTIFACTS = (".onnx", ".pte", ".pt2")
+ARTIFACTS: Final = (".onnx", ".pte", ".pt2")
 _BARE_WEIGHTS = (".safetensors", ".pth", ".pth.tar", ".pt", ".ckpt", ".bin", ".index.json")
 _UNUSED_STATS = ImageStats(3, 1, (0.0,), (1.0,))
 """Image statistics for a model folder, whose config.json already contains the input."""

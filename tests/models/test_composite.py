@@ -24,6 +24,7 @@ from kd_app.models.weights_source import WeightsRecord
 from tests.models.test_spec import request
 
 PIXELS = InputSpec(1, 8, 8, (0.25,), (0.5,))
+DECODING = Decoding(PIXELS.channels, 320)
 
 
 class ConstantModel(nn.Module):
