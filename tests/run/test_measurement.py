@@ -9,6 +9,7 @@ import pytest
 from kd_app.metrics.record import Predictions
 from kd_app.metrics.verdict import VerdictRule
 from kd_app.models.cost import count_params
+from kd_app.models.create import create
 from kd_app.run.measurement import (
     add_data,
     describe_model,
@@ -21,8 +22,10 @@ from kd_app.run.measurement import (
     name_data,
     start_results,
 )
+from kd_app.run.model_specs import open_artifact_teacher
 from kd_app.run.workspace import RunModel, Workspace
-from tests.builders import quick_speed
+from tests.builders import GRAY, quick_speed
+from tests.deployment.graphs import write_linear
 from tests.reporting.run_folders import build_results
 
 RULE = VerdictRule(metric="top1", margin=0.01, confidence=0.95)
@@ -111,3 +114,14 @@ def test_top1_has_an_interval() -> None:
     assert top1.value == 0.9
     assert (top1.low or 1) < 0.9 < (top1.high or 0)
     assert format_top1(predictions) == "top1 0.900 (0.824 to 0.951, 4 classes, 100 images)"
+
+
+def test_the_size_of_an_exported_file_is_that_of_the_file(tmp_path: Path) -> None:
+    file = write_linear(tmp_path, GRAY, ("a", "b"))
+    spec = open_artifact_teacher(file)
+    spec.bind_classes(("a", "b"))
+    teacher = RunModel("teacher", spec, create(spec, GRAY, 2, seed=0))
+    assert measure_size(teacher) == file.stat().st_size
+    program = file.rename(tmp_path / "model.pte")
+    spec.origin = replace(spec.origin, path=program)
+    assert measure_size(teacher) == program.stat().st_size
