@@ -19,7 +19,6 @@ from kd_app.reporting.teacher_reference import read_teacher_reference
 from kd_app.run.known_images import KnownImages, leave_out_used
 from kd_app.run.measurement import measure_models, start_results
 from kd_app.run.model_specs import build_model_spec, open_artifact_teacher
-from kd_app.run.open_model import ARTIFACTS
 from kd_app.run.open_run import STAGES
 from kd_app.run.recorded_pixels import (
     RecordedPixels,
@@ -115,7 +114,8 @@ def open_model_spec(name: str, architecture: str | None) -> tuple[ModelSpec, Pat
     if path.is_file() and path.suffix not in _WEIGHTS:
         return open_artifact_teacher(path, "model"), run
     if (path / MANIFEST).is_file():
-        files = [str(each) for each in sorted(path.iterdir()) if each.suffix in ARTIFACTS]
+        # a torch.export program is never opened
+        files = [str(each) for each in sorted(path.iterdir()) if each.suffix in (".onnx", ".pte")]
         raise RequestError(
             f"model={name} is a folder of exported files. Expected: one of the files. Name it, for"
             f" example model={next(iter(files), path / 'model.onnx')}."
