@@ -1,10 +1,15 @@
-"""Correct gradients of convolutions in bfloat16 on a CPU.
+"""Correct gradients of convolutions on a CPU, where oneDNN (torch 2.14) is wrong.
 
 A kernel entry that meets nothing but padding, as 8 of the 9 entries of a 3x3 kernel do
-on an image of 1x1, has the gradient 0. oneDNN (torch 2.14, CPUs with AVX-512 bf16)
-leaves such entries of a bfloat16 gradient unwritten: they hold whatever the memory held
+on an image of 1x1, has the gradient 0. On CPUs with AVX-512 bf16 such
+entries of a bfloat16 gradient are left unwritten: they hold whatever the memory held
 before, NaN at times, which changes neither loss nor logits but ruins the weights, the
 norm of the gradient, and weights that are standardized. In float32 they are 0.
+
+The gradient of a 1x1 convolution with a stride, of fewer than 16 channels in the format
+channels_last, is written past its memory: the process dies without a message
+(https://github.com/uxlfoundation/oneDNN/issues/6035). Models with such a layer are
+fastvit and mobileone. The pixels that the stride skips are left out beforehand instead.
 """
 
 from collections.abc import Iterator
@@ -17,29 +22,50 @@ from torch.nn import functional
 
 from kd_app.training.trainer import TrainerSettings
 
+_FEW_CHANNELS = 16
+"""Channels that oneDNN computes at once with AVX-512."""
+
 
 @contextmanager
-def correct_bf16_gradients(settings: TrainerSettings, *roots: nn.Module) -> Iterator[None]:
-    """Compute convolutions with an entry that meets nothing but padding in float32, in
-    a training in bfloat16 on a CPU; such convolutions have few pixels and are cheap.
+def correct_convolutions(settings: TrainerSettings, *roots: nn.Module) -> Iterator[None]:
+    """Compute on a CPU convolutions with an entry that meets nothing but padding in
+    float32, and convolutions of skipped pixels without a stride. Both are cheap.
     """
-    is_concerned = settings.device.type == "cpu" and "bf16" in settings.precision
-    convolutions = [
-        module
-        for root in (roots if is_concerned else ())
-        for module in root.modules()
-        if isinstance(module, nn.Conv2d)
-        and "forward" not in vars(module)
-        and _list_padding(module) != (0, 0)
-    ]
-    for module in convolutions:
+    modules = [module for root in roots for module in root.modules()]
+    changed: list[nn.Conv2d] = []
+    for module in modules if settings.device.type == "cpu" else ():
+        if not isinstance(module, nn.Conv2d) or "forward" in vars(module):
+            continue
+        if _skips_pixels_of_few_channels(module):
+            forward = _forward_without_stride
+        elif "bf16" in settings.precision and _list_padding(module) != (0, 0):
+            forward = _forward
+        else:
+            continue
         # not a closure: a copy of the model, as in a moving average, has its own module
-        vars(module)["forward"] = partial(_forward, module)
+        vars(module)["forward"] = partial(forward, module)
+        changed.append(module)
     try:
         yield
     finally:
-        for module in convolutions:
+        for module in changed:
             vars(module).pop("forward", None)
+
+
+def _skips_pixels_of_few_channels(module: nn.Conv2d) -> bool:
+    return (
+        type(module).forward is nn.Conv2d.forward
+        and module.kernel_size == (1, 1)
+        and module.stride != (1, 1)
+        and _list_padding(module) == (0, 0)
+        and module.in_channels // module.groups < _FEW_CHANNELS
+    )
+
+
+def _forward_without_stride(module: nn.Conv2d, image: Tensor) -> Tensor:
+    rows, columns = module.stride
+    image = image[..., ::rows, ::columns]
+    return functional.conv2d(image, module.weight, module.bias, groups=module.groups)
 
 
 def _forward(module: nn.Conv2d, image: Tensor) -> Tensor:
