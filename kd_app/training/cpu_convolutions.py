@@ -1,10 +1,10 @@
 """Correct gradients of convolutions on a CPU, where oneDNN (torch 2.14) is wrong.
 
 A kernel entry that meets nothing but padding, as 8 of the 9 entries of a 3x3 kernel do
-on an image of 1x1, has the gradient 0. On CPUs with AVX-512 bf16 such
-entries of a bfloat16 gradient are left unwritten: they hold whatever the memory held
-before, NaN at times, which changes neither loss nor logits but ruins the weights, the
-norm of the gradient, and weights that are standardized. In float32 they are 0.
+on an image of 1x1, has the gradient 0. On CPUs with AVX-512 bf16 such entries of a bfloat16
+gradient are left unwritten: they hold whatever the memory held before, NaN at times,
+which changes neither loss nor logits but ruins the weights, the norm of the gradient,
+and weights that are standardized. In float32 they are 0.
 
 The gradient of a 1x1 convolution with a stride, of fewer than 16 channels in the format
 channels_last, is written past its memory: the process dies without a message
@@ -36,14 +36,14 @@ def correct_convolutions(settings: TrainerSettings, *roots: nn.Module) -> Iterat
     for module in modules if settings.device.type == "cpu" else ():
         if not isinstance(module, nn.Conv2d) or "forward" in vars(module):
             continue
-        if _skips_pixels_of_few_channels(module):
-            forward = _forward_without_stride
+        if _has_stride_over_few_channels(module):
+            compute = _compute_without_stride
         elif "bf16" in settings.precision and _list_padding(module) != (0, 0):
-            forward = _forward
+            compute = _compute_padding_in_float32
         else:
             continue
         # not a closure: a copy of the model, as in a moving average, has its own module
-        vars(module)["forward"] = partial(forward, module)
+        vars(module)["forward"] = partial(compute, module)
         changed.append(module)
     try:
         yield
@@ -52,7 +52,7 @@ def correct_convolutions(settings: TrainerSettings, *roots: nn.Module) -> Iterat
             vars(module).pop("forward", None)
 
 
-def _skips_pixels_of_few_channels(module: nn.Conv2d) -> bool:
+def _has_stride_over_few_channels(module: nn.Conv2d) -> bool:
     return (
         type(module).forward is nn.Conv2d.forward
         and module.kernel_size == (1, 1)
@@ -62,13 +62,13 @@ def _skips_pixels_of_few_channels(module: nn.Conv2d) -> bool:
     )
 
 
-def _forward_without_stride(module: nn.Conv2d, image: Tensor) -> Tensor:
+def _compute_without_stride(module: nn.Conv2d, image: Tensor) -> Tensor:
     rows, columns = module.stride
     image = image[..., ::rows, ::columns]
     return functional.conv2d(image, module.weight, module.bias, groups=module.groups)
 
 
-def _forward(module: nn.Conv2d, image: Tensor) -> Tensor:
+def _compute_padding_in_float32(module: nn.Conv2d, image: Tensor) -> Tensor:
     forward = type(module).forward
     sides = zip(
         image.shape[-2:],
