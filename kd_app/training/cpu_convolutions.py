@@ -1,8 +1,8 @@
 """Correct gradients of convolutions on a CPU, where oneDNN (torch 2.14) is wrong.
 
 A kernel entry that meets nothing but padding, as 8 of the 9 entries of a 3x3 kernel do
-on an image of 1x1, has the gradient 0. On CPUs with AVX-512 bf16 such entries of a bfloat16
-gradient are left unwritten: they hold whatever the memory held before, NaN at times,
+on an image of 1x1, has the gradient 0. On CPUs with AVX-512 bf16 they are left
+unwritten in bfloat16: they hold whatever the memory held before, NaN at times,
 which changes neither loss nor logits but ruins the weights, the norm of the gradient,
 and weights that are standardized. In float32 they are 0.
 
