@@ -33,7 +33,6 @@ from kd_app.models.teacher import FrozenTeacher
 from kd_app.reporting.console import Console
 from kd_app.stages import hash_content, write_atomically
 from kd_app.training.averaging import EMA
-from kd_app.training.bf16_gradients import correct_bf16_gradients
 from kd_app.training.callback_rules import explain_callback_error
 from kd_app.training.callbacks import (
     BEST,
@@ -46,6 +45,7 @@ from kd_app.training.callbacks import (
     remove_state,
     restore_best,
 )
+from kd_app.training.cpu_convolutions import correct_convolutions
 from kd_app.training.curve_log import FILE, CurveLogger, drop_points_after
 from kd_app.training.distributed.consistency import RankConsistency
 from kd_app.training.freeze import freeze_layers
@@ -397,7 +397,7 @@ def _run(
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
     }
     try:
-        with silence_lightning(), correct_bf16_gradients(settings, module.student, module.loss):
+        with silence_lightning(), correct_convolutions(settings, module.student, module.loss):
             trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
     except TrainingInterrupted:
         pass

@@ -20,6 +20,7 @@ from kd_app.config.memory import MemorySettings, describe_shortage, is_out_of_me
 from kd_app.data.base import RunData
 from kd_app.reporting.console import Console
 from kd_app.stages import write_atomically
+from kd_app.training.cpu_convolutions import correct_convolutions
 from kd_app.training.fit import fit
 from kd_app.training.job import TrainingJob
 from kd_app.training.module import CHECKED_STEPS
@@ -208,7 +209,8 @@ def estimate(
     Raises `RequestError` if memory runs out: a training step takes more.
     """
     try:
-        return _time_steps_on_noise(model, input_spec, batch_size, settings, train=train)
+        with correct_convolutions(settings, model):
+            return _time_steps_on_noise(model, input_spec, batch_size, settings, train=train)
     except Exception as error:
         if not is_out_of_memory(error):
             raise

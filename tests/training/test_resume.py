@@ -29,7 +29,7 @@ KILLS: Sequence[Moment] = (
     # after the last batch and the validation, before the checkpoint
     (f"{MODULE}.on_train_epoch_end", 1),
     ("os:replace", 5),  # a file is written, but not renamed
-    ("kd_app.training.callbacks:save_file", 1),
+    ("kd_app.training.callbacks:save", 1),
     (f"{CHECKPOINT}.on_train_epoch_end", 2),
     (f"{MODULE}.training_step", 13),
     ("kd_app.training.fit:save_model", 1),  # the training is finished, but not saved

@@ -108,7 +108,8 @@ def test_a_failed_rank_ends_the_job_with_its_message_and_the_next_attempt_resume
     assert run_to_exit_code(lambda: trained(teacher, tmp_path, *adapted, *broken)) == 1
     assert time.monotonic() - start < 60
     output = capfd.readouterr().err
-    assert "Process 1 of 2 failed: ValueError: rank 1 has a fault of its own" in output
+    assert "Process 1 of 2 failed: The callback breaker (Breaker) failed in" in output
+    assert "ValueError: rank 1 has a fault of its own" in output
     flag.unlink()
     again = trained(teacher, tmp_path, *adapted, *broken)
     assert [row["epoch"] for row in again.curves if "validation/top1" in row] == [0, 1]

@@ -1,4 +1,4 @@
-"""Tests of the gradients of convolutions in bfloat16 on a CPU."""
+"""Tests of the gradients of convolutions on a CPU."""
 
 from copy import deepcopy
 from types import SimpleNamespace
@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from kd_app.training.bf16_gradients import correct_bf16_gradients
+from kd_app.training.cpu_convolutions import correct_convolutions
 
 MIXED, TRUE, FULL = (
     SimpleNamespace(device=torch.device("cpu"), precision=precision)
@@ -18,7 +18,7 @@ MIXED, TRUE, FULL = (
 
 
 def differentiate(model: nn.Module, image: Tensor, settings: Any) -> list[Tensor]:
-    with correct_bf16_gradients(settings, model):
+    with correct_convolutions(settings, model):
         enabled = settings is MIXED
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
             output = model(image)
@@ -69,10 +69,19 @@ def test_small_images_train_without_nan() -> None:
 
 def test_a_copy_of_a_model_computes_with_its_own_weights() -> None:
     model = nn.Conv2d(3, 4, 3, padding=1)
-    with correct_bf16_gradients(MIXED, model):  # type: ignore[arg-type]
+    with correct_convolutions(MIXED, model):  # type: ignore[arg-type]
         copied = deepcopy(model)
         nn.init.zeros_(copied.weight)
         nn.init.zeros_(copied.bias)  # type: ignore[arg-type]
         assert not copied(torch.ones(1, 3, 1, 1)).any()
         assert model(torch.ones(1, 3, 1, 1)).any()
     assert "forward" not in vars(model)
+
+
+def test_a_stride_over_few_channels_neither_crashes_nor_changes_the_result() -> None:
+    torch.manual_seed(0)
+    model = nn.Conv2d(3, 64, 1, stride=2).to(memory_format=torch.channels_last)
+    image = torch.randn(2, 3, 161, 160)
+    expected = differentiate(deepcopy(model).to(memory_format=torch.contiguous_format), image, FULL)
+    actual = differentiate(model, image.to(memory_format=torch.channels_last), FULL)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-2)
