@@ -226,7 +226,11 @@ def _are_splits(
 
 
 def _find_splits_in_classes(folder: Path) -> dict[str, dict[str, list[Path]]]:
-    """Return split -> class -> folders for ``<class>/train``, ``<class>/test`` ..."""
+    """Return split -> class -> folders for ``<class>/train``, ``<class>/test`` ...
+
+    Raises `RequestError` if the splits have the same sub-folders, as in
+    ``images/train/cat`` and ``masks/train/cat``.
+    """
     parts: dict[str, dict[str, list[Path]]] = {}
     names = list_folders(folder)
     for name in names:
@@ -238,6 +242,14 @@ def _find_splits_in_classes(folder: Path) -> dict[str, dict[str, list[Path]]]:
                 parts.setdefault(match[0], {}).setdefault(name, []).append(folder / name / each)
     if len(parts) < 2 or list(parts.get("train", {})) != names:
         return {}
+    leaves = [leaf for classes in parts.values() for each in classes.values() for leaf in each]
+    inner = list_folders(leaves[0])
+    if not any(map(_is_leaf, leaves)) and _are_alike([list_folders(leaf) for leaf in leaves]):
+        raise RequestError(
+            f"The folders in {str(folder)!r} ({list_some(names)}) all hold splits with the same"
+            f" sub-folders ({list_some(inner)}), which seem to be the classes. Set"
+            f" data.root to one of the folders, for example data.root={folder / names[0]}. {LAYOUT}"
+        )
     return {split: parts[split] for split in SPLITS if split in parts}
 
 
@@ -332,5 +344,6 @@ def _list_class_names(part: Path) -> list[str]:
         content = "nothing"
     raise RequestError(
         f"{str(part)!r} holds {content}. {LAYOUT} Put the images of each class into a separate"
-        " folder."
+        " folder. If the images have no labels, move the folder out of data.root; kd-predict"
+        " labels them, and data.unlabeled= trains on them."
     )

@@ -185,7 +185,7 @@ class ImageData(LightningDataModule, Typed):
     @property
     def notes(self) -> tuple[str, ...]:
         images = len(self.index.training_rows) if self.index.is_loaded else self.batch_size
-        if self.batch_size <= images:
+        if not 0 < images < self.batch_size:
             return self.index.notes
         note = (
             f"data.batch_size={self.batch_size} is more than the {images:,} images to train on, so"

@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -18,7 +19,7 @@ from kd_app.models.checkpoint import Checkpoint, read_checkpoint
 from kd_app.models.class_names import ClassMatch
 from kd_app.models.finite import describe_nonfinite, find_nonfinite
 from kd_app.models.layer_widths import WIDTHS, resize
-from kd_app.models.save import CONFIG
+from kd_app.models.save import CONFIG, WEIGHTS
 from kd_app.models.simkd_student import REUSED, build_simkd_student
 from kd_app.models.spec import CompositeTeacher, ImageStats, LoadedModel, ModelSpec
 from kd_app.models.weights import WeightsReport, hash_state, load_weights
@@ -183,11 +184,20 @@ def _load_checkpoint(
         return read_checkpoint(origin.path), f"file {origin.path.name}", hash_weights(origin.path)
     if origin.kind == "folder":
         assert origin.path is not None
-        path = origin.path / "model.safetensors"
+        path = _find_folder_weights(origin.path)
         return read_checkpoint(path), f"folder {origin.path.name}", hash_weights(path)
     full = fetch(origin, timm.create_model, name, pretrained=True, **kwargs)
     state = full.state_dict()
     return Checkpoint(state), f"hub {origin.name}", hash_state(state)
+
+
+def _find_folder_weights(folder: Path) -> Path:
+    """Return the weights of a model folder; `timm.models.save_for_hf` writes a torch
+    file by default.
+    """
+    torch_file = folder / "pytorch_model.bin"
+    path = folder / WEIGHTS
+    return torch_file if torch_file.is_file() and not path.exists() else path
 
 
 def _create_from_factory(spec: ModelSpec, input_spec: InputSpec, num_classes: int) -> LoadedModel:

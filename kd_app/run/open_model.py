@@ -93,8 +93,8 @@ def open_file(path: Path, *, threads: int | None) -> ImageClassifier:
             " architecture, input and classes. Put the weights into a folder in timm's local-dir"
             " layout and name the folder: model = timm.create_model(<name>, num_classes=<number>,"
             f" checkpoint_path={str(path)!r}); timm.models.save_for_hf(model, <folder>,"
-            " model_config={'label_names': [<class>, ...]}). The student of a run is opened by the"
-            " run's folder."
+            " model_config={'label_names': [<class>, ...]}, safe_serialization=True). The student"
+            " of a run is opened by the run's folder."
         )
     try:
         return open_artifact(path, threads=threads)

@@ -40,6 +40,7 @@ def test_few_images_of_few_classes_are_all_measured_as_the_models_classes(
     assert targets is not None
     assert set(targets.tolist()) == set(range(1, 1 + classes))
     assert f"{4 - classes} of the 4 classes have no image here ('ant'" in data.notes[0]
+    assert not any("batch_size" in note for note in data.notes)
     assert len(data.compute_pixel_statistics()[0]) == 3
 
 

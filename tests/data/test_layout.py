@@ -202,6 +202,17 @@ def test_splits_in_each_class_are_splits(tmp_path: Path) -> None:
     assert "each class has folders of splits: 'train', 'test'" in found.notes[0]
 
 
+def test_splits_with_the_classes_below_them_are_asked_about(tmp_path: Path) -> None:
+    message = refused(tmp_path, fill("images/train", "images/val", "masks/train", "masks/val"))
+    assert "splits with the same sub-folders ('cat', 'dog')" in message
+    assert f"data.root={tmp_path / 'images'}" in message
+
+
+def test_parts_of_a_class_below_its_splits_are_read(tmp_path: Path) -> None:
+    names = ["cat/train/monday/1.png", "cat/test/1.png", "dog/train/1.png", "dog/test/sunday/1.png"]
+    assert classes(tmp_path, names) == {"train": ["cat", "dog"], "test": ["cat", "dog"]}
+
+
 def test_splits_beside_the_root_are_noted(tmp_path: Path) -> None:
     put(tmp_path, fill("train", "test"))
     (note,) = find_layout(tmp_path / "train", None).notes

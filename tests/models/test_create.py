@@ -128,6 +128,14 @@ def test_a_checkpoint_file_gives_its_weights(tmp_path: Path, suffix: str) -> Non
     assert not loaded.weights.new_head
 
 
+def test_a_folder_as_timm_saves_it_by_default_is_read(tmp_path: Path) -> None:
+    folder = teacher_folder(tmp_path / "model")
+    expected = load(checkpoint=folder).model
+    torch.save(expected.state_dict(), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    assert equal(load(checkpoint=folder).model, expected)
+
+
 def test_a_folder_gives_weights_arguments_and_pixels_and_a_new_head_for_other_classes(
     tmp_path: Path,
 ) -> None:
