@@ -144,6 +144,7 @@ def test_whoever_learns_from_what_ships_is_refused_too(
     )
 
 
+@pytest.mark.slow
 def test_measured_again_it_is_under_the_same(shipped: tuple[Path, str]) -> None:
     out = done(f"run={shipped[0]}", "out=again", "limit=2", command="kd-evaluate")
     before, again = results(shipped[0]), results(Path("again"))
@@ -181,6 +182,7 @@ def test_what_is_unknown_is_a_warning(photos: Path) -> None:
     assert stages[0] == stages[1]
 
 
+@pytest.mark.slow
 def test_a_sweep_says_what_its_trials_ship(shipped: tuple[Path, str], noncommercial: Path) -> None:
     words = (
         f"teacher.checkpoint={noncommercial}",
@@ -209,6 +211,7 @@ def test_a_run_from_before_licenses_were_asked_about_is_measured_and_gone_on_wit
     assert results(run)["license"] == results(made / "run")["license"]
 
 
+@pytest.mark.slow
 def test_trackers_are_told(shipped: tuple[Path, str], noncommercial: Path) -> None:
     words = (
         f"teacher.checkpoint={noncommercial}",
@@ -231,6 +234,7 @@ def test_trackers_are_told(shipped: tuple[Path, str], noncommercial: Path) -> No
     assert figures["license.ships"] == NC
 
 
+@pytest.mark.slow
 def test_a_finished_run_whose_license_is_said_now_is_written_again_and_nothing_is_trained() -> None:
     words = (*ALONE, "data.license=null", "out=run", "stages=stages")
     done(*words)

@@ -136,6 +136,7 @@ def test_a_trial_that_is_refused_does_not_end_the_sweep_and_shows_in_the_exit_co
     assert "Trial 1 won on validation" in ended.out
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_does_not_end_the_sweep_and_shows_in_the_exit_code(
     swept: tuple[Path, str],
 ) -> None:

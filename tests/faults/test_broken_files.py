@@ -52,6 +52,7 @@ def spoil(path: Path, damage: str) -> None:
     assert path.read_bytes() != content
 
 
+@pytest.mark.slow
 def test_files_of_stages_that_are_damaged_are_named_and_made_anew(
     damage: str, tmp_path: Path, undisturbed: Path, fault: Fault
 ) -> None:
@@ -101,6 +102,7 @@ def test_checkpoints_that_are_damaged_are_named_and_their_trainings_start_again(
         fault(f"last.ckpt is {damage}", happened=happened, lost="that training's time")
 
 
+@pytest.mark.slow
 def test_a_finished_runs_files_that_are_damaged_are_written_again(
     damage: str, tmp_path: Path, undisturbed: Path, fault: Fault
 ) -> None:

@@ -78,6 +78,7 @@ def test_a_read_only_disk_is_refused_and_nothing_is_lost(
     )
 
 
+@pytest.mark.slow
 def test_stages_on_a_read_only_disk_end_the_run_in_one_paragraph(
     disk: Disk, tmp_path: Path, undisturbed: Path, fault: Fault
 ) -> None:

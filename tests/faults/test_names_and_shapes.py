@@ -68,6 +68,7 @@ def test_a_thousand_classes_are_distilled(tmp_path: Path, fault: Fault) -> None:
     fault("1,000 classes of three images", happened="the run ended", lost="nothing")
 
 
+@pytest.mark.slow
 def test_a_class_of_one_image_is_trained_on_and_not_measured(tmp_path: Path, fault: Fault) -> None:
     folder = image_folder(tmp_path / "photos", images=12, classes=3)
     for image in sorted((folder / "class1").iterdir())[1:]:
@@ -86,6 +87,7 @@ def test_a_class_of_one_image_is_trained_on_and_not_measured(tmp_path: Path, fau
     )
 
 
+@pytest.mark.slow
 def test_links_that_lead_back_end(photos: Path, tmp_path: Path, fault: Fault) -> None:
     folder = Path(shutil.copytree(photos, tmp_path / "photos"))
     (folder / "class0" / "up").symlink_to(folder)

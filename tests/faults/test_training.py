@@ -100,6 +100,7 @@ def test_a_term_that_is_not_finite_is_named_and_skipping_goes_on_from_the_last_g
     )
 
 
+@pytest.mark.slow
 def test_files_from_the_future_do_not_disturb(
     tmp_path: Path, undisturbed: Path, fault: Fault
 ) -> None:

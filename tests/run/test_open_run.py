@@ -190,16 +190,17 @@ def test_callbacks_and_loggers_of_a_record_are_not_even_built_to_train(
     assert parts.recipe.make_callbacks() == {}
 
 
-@pytest.mark.parametrize("purpose", ["measure", "export", "train"])
 @pytest.mark.parametrize(
-    "place",
+    ("purpose", "place"),
     [
-        "data.source",
-        "student.kwargs.x",
-        "teacher.kwargs.x",
-        "trainer.x",
-        "robustness.x",
-        "verdict.x",
+        ("measure", "data.source"),
+        ("measure", "robustness.x"),
+        ("measure", "verdict.x"),
+        ("export", "student.kwargs.x"),
+        ("export", "data.view.x"),
+        ("train", "teacher.kwargs.x"),
+        ("train", "trainer.x"),
+        ("train", "verdict.x"),
     ],
 )
 def test_parts_that_every_purpose_needs_are_ours(place: str, purpose: Purpose, run: Path) -> None:
