@@ -28,6 +28,7 @@ from kd_app.run.spec import RunSpec, build_spec
 from kd_app.run.workspace import Workspace
 from kd_app.stages import Stages
 from kd_app.training.callbacks import Progress, ResumableCheckpoint
+from kd_app.training.cpu_convolutions import correct_convolutions
 from kd_app.training.curve_log import CurveLogger
 from kd_app.training.fit import build, silence_lightning
 from kd_app.training.job import JobTeacher
@@ -114,7 +115,8 @@ def build_loop(workspace: Workspace, folder: Path, skip: int) -> Callable[[int],
         trainer = workspace.spec.trainer.make(
             max_epochs=1, folder=folder, callbacks=callbacks, loggers=[CurveLogger(folder)]
         )
-        with silence_lightning():
+        settings = workspace.spec.trainer
+        with silence_lightning(), correct_convolutions(settings, module.student, module.loss):
             trainer.fit(module, datamodule=data)
         return clock.seconds
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kd_app.checks.context import CheckContext
 from kd_app.checks.finding import Finding, note, refuse, warn
+from kd_app.config.errors import list_some
 from kd_app.data.base import RunData
 from kd_app.data.duplicates import (
     MAX_COMPARED,
@@ -85,11 +86,10 @@ def check_missing_classes(context: CheckContext) -> Iterator[Finding]:
             if number not in present
         ]
         if missing:
-            more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
             build = refuse if split == "train" else warn
             yield build(
                 "class-missing",
-                f"There is no image of {', '.join(missing[:8])}{more} in {split}, so metrics on"
+                f"There is no image of {list_some(missing)} in {split}, so metrics on"
                 f" {split} do not include these classes.",
             )
 

@@ -1,7 +1,7 @@
 """The errors for users, and helpers for error messages."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class RequestError(ValueError):
@@ -67,6 +67,17 @@ def build_unknown_error(
 def take_first_line(error: BaseException) -> str:
     """The first line of an error's message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def list_some(names: Sequence[str], limit: int = 8) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def quote_some(names: Sequence[str], limit: int = 8) -> str:
+    """The first names in quotes, and how many more there are."""
+    return list_some([repr(name) for name in names], limit)
 
 
 def list_causes(error: BaseException) -> list[BaseException]:

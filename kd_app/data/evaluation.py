@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from kd_app.config import RequestError
+from kd_app.config.errors import quote_some
 from kd_app.data.source import Listing
 from kd_app.data.splits import shorten_digest
 from kd_app.stages import hash_value
@@ -43,9 +44,10 @@ class Evaluation:
         if unknown:
             raise RequestError(
                 f"The run's models have {len(self.classes)} classes, these data have"
-                f" {len(listing.classes)}; the models do not have {_list_some(unknown)}. Expected:"
-                f" classes of the models, such as {_list_some(self.classes)}; not all of them are"
-                " needed. Rename or remove the other classes."
+                f" {len(listing.classes)}; the models do not have"
+                f" {quote_some(unknown, _SHOWN)}. Expected: classes of the models, such as"
+                f" {quote_some(self.classes, _SHOWN)}; not all of them are needed. Rename or"
+                " remove the other classes."
             )
         number = {name: position for position, name in enumerate(self.classes)}
         numbers = np.array([number[matches[name][0]] for name in listing.classes], dtype=np.int64)
@@ -85,11 +87,6 @@ def _note_missing(classes: Sequence[str], target: np.ndarray) -> list[str]:
     if not missing:
         return []
     return [
-        f"{len(missing)} of the {len(classes)} classes have no image here ({_list_some(missing)});"
-        " means over classes leave them out."
+        f"{len(missing)} of the {len(classes)} classes have no image here"
+        f" ({quote_some(missing, _SHOWN)}); means over classes leave them out."
     ]
-
-
-def _list_some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{', '.join(map(repr, names[:_SHOWN]))}{more}"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from kd_app.config import RequestError
+from kd_app.config.errors import quote_some
 from kd_app.data.files import FileSource, resolve_root
 from kd_app.data.image_tree import (
     LeftOut,
@@ -18,7 +19,7 @@ from kd_app.data.image_tree import (
     suggest_conversion,
     walk_images,
 )
-from kd_app.data.layout import LAYOUT, ClassLevel, find_layout, list_some
+from kd_app.data.layout import LAYOUT, ClassLevel, find_layout
 from kd_app.data.source import Listing
 
 
@@ -121,7 +122,7 @@ def _check_classes(
     more = sorted({name for _, name, _ in rows} - readable)
     if more:
         raise RequestError(
-            f"Validation or test have images of {list_some(more)}, but train has none."
+            f"Validation or test have images of {quote_some(more)}, but train has none."
             f"{_compare_case(more, names)} Expected: every class in train. Rename the folders, add"
             " images to train, or remove the classes."
         )
@@ -133,7 +134,7 @@ def _check_classes(
         folders = [folder for name in empty for folder in parts[train][name]]
         count = "A class has" if len(empty) == 1 else f"{len(empty)} classes have"
         raise RequestError(
-            f"{count} no image in {str(folders[0].parent)!r}: {list_some(empty)}"
+            f"{count} no image in {str(folders[0].parent)!r}: {quote_some(empty)}"
             f" ({_describe_files(folders, left_out)})."
             f"{suggest_conversion(left_out.files)} Add images, or remove the folders."
         )
@@ -148,7 +149,7 @@ def _compare_case(names: Sequence[str], others: Sequence[str]) -> str:
 def _note_case(names: Sequence[str]) -> list[str]:
     lower = Counter(name.lower() for name in names)
     same = [name for name in names if lower[name.lower()] > 1]
-    return [f"The classes {list_some(same)} differ only in case."] if same else []
+    return [f"The classes {quote_some(same)} differ only in case."] if same else []
 
 
 def _describe_files(folders: Sequence[Path], left_out: LeftOut) -> str:
@@ -165,7 +166,7 @@ def _explain_single_class(
     folder = classes[name][0]
     if not readable:
         return (
-            f"The folders in {str(folder.parent)!r} ({list_some(list(classes))}) have no image"
+            f"The folders in {str(folder.parent)!r} ({quote_some(list(classes))}) have no image"
             f" ({_describe_files([folder.parent], left_out)}).{suggest_conversion(left_out.files)}"
             f" {LAYOUT} Set data.root to the folder of the images."
         )
@@ -176,7 +177,7 @@ def _explain_single_class(
         below = list_folders(folder)
     if below:
         return (
-            f"{start} If the folders in it ({list_some(below)}) are the classes, set"
+            f"{start} If the folders in it ({quote_some(below)}) are the classes, set"
             f" data.root={folder}. Else add the images of another class."
         )
     return f"{start} Add the images of another class."

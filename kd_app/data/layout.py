@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from kd_app.config import RequestError
+from kd_app.config.errors import quote_some
 from kd_app.data.image_tree import holds_image, is_folder, is_image, list_folders, list_visible
 from kd_app.data.source import SPLITS
 
@@ -68,7 +69,7 @@ def find_layout(root: Path, level: ClassLevel | None) -> Layout:
     classes = {} if splits else _find_splits_in_classes(base)
     if classes:
         notes.append(
-            f"In {str(base)!r}, each class has folders of splits: {list_some([*classes])}."
+            f"In {str(base)!r}, each class has folders of splits: {quote_some([*classes])}."
         )
         return Layout(base, classes, (*notes,))
     notes += [] if splits else _note_sibling_splits(base)
@@ -93,13 +94,6 @@ def match_split(name: str) -> tuple[str, str] | None:
         elif word and not re.fullmatch(_FILLER, word):
             rest.append(word)
     return (splits.pop(), " ".join(rest)) if len(splits) == 1 else None
-
-
-def list_some(names: Sequence[str]) -> str:
-    """Return up to eight names, quoted, and the number of others."""
-    return ", ".join(repr(name) for name in names[:8]) + (
-        f" and {len(names) - 8} more" if len(names) > 8 else ""
-    )
 
 
 def _holds_images(folder: Path) -> bool:
@@ -152,10 +146,10 @@ def find_splits(folder: Path) -> tuple[dict[str, Path], list[str]]:
     if not matched:
         return {}, []
     splits = {name: matches[name][0] for name in matched}
-    place = f"{str(folder)!r} holds {list_some(matched)}"
+    place = f"{str(folder)!r} holds {quote_some(matched)}"
     if others:
         raise RequestError(
-            f"{place} and also {list_some(others)}: predefined splits or classes? {LAYOUT} Move"
+            f"{place} and also {quote_some(others)}: predefined splits or classes? {LAYOUT} Move"
             " the other folders away."
         )
     if len(set(splits.values())) < len(splits):
@@ -169,7 +163,7 @@ def find_splits(folder: Path) -> tuple[dict[str, Path], list[str]]:
         else [f"{place}: read as predefined splits."]
     )
     if left_out:
-        notes.append(f"In {str(folder)!r}, {list_some(left_out)} beside the splits: left out.")
+        notes.append(f"In {str(folder)!r}, {quote_some(left_out)} beside the splits: left out.")
     return {s: folder / name for s in SPLITS for name in splits if splits[name] == s}, notes
 
 
@@ -246,8 +240,8 @@ def _find_splits_in_classes(folder: Path) -> dict[str, dict[str, list[Path]]]:
     inner = list_folders(leaves[0])
     if not any(map(_is_leaf, leaves)) and _are_alike([list_folders(leaf) for leaf in leaves]):
         raise RequestError(
-            f"The folders in {str(folder)!r} ({list_some(names)}) all hold splits with the same"
-            f" sub-folders ({list_some(inner)}), which seem to be the classes. Set"
+            f"The folders in {str(folder)!r} ({quote_some(names)}) all hold splits with the same"
+            f" sub-folders ({quote_some(inner)}), which seem to be the classes. Set"
             f" data.root to one of the folders, for example data.root={folder / names[0]}. {LAYOUT}"
         )
     return {split: parts[split] for split in SPLITS if split in parts}
@@ -266,7 +260,7 @@ def _note_sibling_splits(root: Path) -> list[str]:
     if root not in splits.values() or not others:
         return []
     return [
-        f"Beside {root.name!r} lie other splits, which are not read: {list_some(others)}."
+        f"Beside {root.name!r} lie other splits, which are not read: {quote_some(others)}."
         f" data.root={root.parent} reads them."
     ]
 
@@ -307,16 +301,16 @@ def _find_classes(part: Path, level: ClassLevel | None) -> tuple[dict[str, list[
         return dict(sorted(classes.items())), []
     if len(names) > 1 and _are_alike(list(below.values())):
         raise RequestError(
-            f"The folders in {str(part)!r} ({list_some(names)}) all hold sub-folders of the same"
-            f" names ({list_some(sorted(classes))}). Which are the classes? If the sub-folders, set"
-            " data.source.class_level=2, which reads those of the same name as one class, or set"
-            f" data.root to one of the folders, for example data.root={part / names[0]}. If the"
+            f"The folders in {str(part)!r} ({quote_some(names)}) all hold sub-folders of the same"
+            f" names ({quote_some(sorted(classes))}). Which are the classes? If the sub-folders,"
+            " set data.source.class_level=2, which reads those of the same name as one class, or"
+            f" set data.root to one of the folders, for example data.root={part / names[0]}. If the"
             f" folders, set data.source.class_level=1. If they are splits, rename them. {LAYOUT}"
         )
     if len(names) > 1 and any(len(inner) > 1 for inner in below.values()):
         return top, [
             f"The classes are the {len(names)} folders in {str(part)!r}; their {len(classes)}"
-            f" sub-folders ({list_some(sorted(classes))}) are parts of them."
+            f" sub-folders ({quote_some(sorted(classes))}) are parts of them."
             " data.source.class_level=2 makes each sub-folder a class."
         ]
     return top, []

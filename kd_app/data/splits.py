@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from kd_app.config import RequestError
+from kd_app.config.errors import list_some
 from kd_app.data.duplicates import Groups
 from kd_app.data.source import SPLITS, Listing
 from kd_app.stages import write_atomically
@@ -391,9 +392,7 @@ def _check(
             for number in range(len(listing.classes))
             if number not in present[part]
         ]
-        some = ", ".join(missing[:8]) + (
-            f" and {len(missing) - 8} more" if len(missing) > 8 else ""
-        )
+        some = list_some(missing)
         if not present[part]:
             grouped = f" in {num_groups} group(s)" if num_groups < len(names) else ""
             raise RequestError(

@@ -1,9 +1,10 @@
 """Columns of a table that nothing reads: what they may have meant."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from kd_app.config import RequestError
+from kd_app.config.errors import list_some
 from kd_app.data.layout import SPLIT_WORDS
 from kd_app.data.table import ImageTable, Role
 
@@ -55,7 +56,7 @@ def check_unread(
                 f" would be trained on. Set data.source.columns.split='{name}' to use these splits,"
                 " or data.source.columns.split=null to draw new ones."
             )
-    notes = [f"Columns of {table.file.name} that are not read: {_list_names(list(unread))}."]
+    notes = [f"Columns of {table.file.name} that are not read: {list_some(list(unread), _SHOWN)}."]
     splits = [name for name in may_be_split if _has_word(name, _SPLIT_NAMES)]
     if splits:
         notes.append(
@@ -81,11 +82,6 @@ def check_unread(
 def _list_values(table: ImageTable, place: int) -> set[str]:
     cells = (row.cells[place] for row in table.rows if place < len(row.cells))
     return {cell.lower() for cell in cells if cell}
-
-
-def _list_names(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
 
 
 def _has_word(name: str, words: frozenset[str]) -> bool:
