@@ -4,7 +4,9 @@ A kernel entry that meets nothing but padding, as 8 of the 9 entries of a 3x3 ke
 on an image of 1x1, has the gradient 0. On CPUs with AVX-512 bf16 they are left
 unwritten in bfloat16: they hold whatever the memory held before, NaN at times,
 which changes neither loss nor logits but ruins the weights, the norm of the gradient,
-and weights that are standardized. In float32 they are 0.
+and weights that are standardized. In float32 they are 0. The kernel is cut down to the
+entries that meet the image, which also saves their work. Layers that compute their
+weights on the way, such as standardized ones, are computed in float32 instead.
 
 The gradient of a 1x1 convolution with a stride, of fewer than 16 channels in the format
 channels_last, is written past its memory: the process dies without a message
@@ -15,6 +17,7 @@ fastvit and mobileone. The pixels that the stride skips are left out beforehand 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +31,8 @@ _FEW_CHANNELS = 16
 
 @contextmanager
 def correct_convolutions(settings: TrainerSettings, *roots: nn.Module) -> Iterator[None]:
-    """Compute on a CPU convolutions with an entry that meets nothing but padding in
-    float32, and convolutions of skipped pixels without a stride. Both are cheap.
+    """On a CPU, compute convolutions without the entries that meet nothing but padding,
+    and 1x1 convolutions without a stride. Both cost no time.
     """
     modules = [module for root in roots for module in root.modules()]
     changed: list[nn.Conv2d] = []
@@ -39,7 +42,7 @@ def correct_convolutions(settings: TrainerSettings, *roots: nn.Module) -> Iterat
         if _has_stride_over_few_channels(module):
             compute = _compute_without_stride
         elif "bf16" in settings.precision and _list_padding(module) != (0, 0):
-            compute = _compute_padding_in_float32
+            compute = _compute_without_bare_padding
         else:
             continue
         # not a closure: a copy of the model, as in a moving average, has its own module
@@ -68,7 +71,20 @@ def _compute_without_stride(module: nn.Conv2d, image: Tensor) -> Tensor:
     return functional.conv2d(image, module.weight, module.bias, groups=module.groups)
 
 
-def _compute_padding_in_float32(module: nn.Conv2d, image: Tensor) -> Tensor:
+class _Reach(NamedTuple):
+    """The kernel entries of one axis that meet the image, and what they see of it."""
+
+    entries: slice
+    before: int
+    """Zeros before the image; pixels to leave out if negative."""
+    after: int
+    is_whole: bool
+    """Every entry meets the image."""
+    is_contiguous: bool
+    """Every entry of the slice meets the image."""
+
+
+def _compute_without_bare_padding(module: nn.Conv2d, image: Tensor) -> Tensor:
     forward = type(module).forward
     sides = zip(
         image.shape[-2:],
@@ -78,24 +94,24 @@ def _compute_padding_in_float32(module: nn.Conv2d, image: Tensor) -> Tensor:
         module.dilation,
         strict=True,
     )
-    if not any(_has_entry_on_padding(*side) for side in sides):
+    rows, columns = (_find_reach(*side) for side in sides)
+    if rows.is_whole and columns.is_whole:
         return forward(module, image)
-    if torch.is_autocast_enabled("cpu"):
+    if forward is not nn.Conv2d.forward or not (rows.is_contiguous and columns.is_contiguous):
+        if not torch.is_autocast_enabled("cpu"):
+            return forward(module, image)
         with torch.autocast("cpu", enabled=False):
             return forward(module, image.float()).to(torch.get_autocast_dtype("cpu"))
-    if image.dtype != torch.bfloat16 or forward is not nn.Conv2d.forward:
-        return forward(module, image)
-    weight, bias = module.weight.float(), module.bias
-    bias = None if bias is None else bias.float()
+    zeros = (columns.before, columns.after, rows.before, rows.after)
     return functional.conv2d(
-        image.float(),
-        weight,
-        bias,
+        functional.pad(image, zeros) if any(zeros) else image,
+        module.weight[..., rows.entries, columns.entries],
+        module.bias,
         module.stride,
-        module.padding,
+        0,
         module.dilation,
         module.groups,
-    ).to(image.dtype)
+    )
 
 
 def _list_padding(module: nn.Conv2d) -> tuple[int, ...]:
@@ -111,9 +127,19 @@ def _list_padding(module: nn.Conv2d) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=4096)
-def _has_entry_on_padding(length: int, size: int, stride: int, padding: int, dilation: int) -> bool:
+def _find_reach(length: int, size: int, stride: int, padding: int, dilation: int) -> _Reach:
     outputs = (length + 2 * padding - dilation * (size - 1) - 1) // stride + 1
     starts = [step * stride - padding for step in range(outputs)]
-    return any(
-        not any(0 <= start + entry * dilation < length for start in starts) for entry in range(size)
+    entries = [
+        entry
+        for entry in range(size)
+        if any(0 <= start + entry * dilation < length for start in starts)
+    ]
+    first, last = (entries[0], entries[-1]) if entries else (0, size - 1)
+    return _Reach(
+        slice(first, last + 1),
+        before=padding - first * dilation,
+        after=(outputs - 1) * stride - padding + last * dilation - (length - 1),
+        is_whole=len(entries) == size,
+        is_contiguous=len(entries) == last - first + 1,
     )

@@ -1,6 +1,7 @@
 """Tests of the gradients of convolutions on a CPU."""
 
 from copy import deepcopy
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
@@ -43,6 +44,8 @@ def fill_free_memory_with_nan() -> None:
         ((2, 1), {"kernel_size": 3, "stride": 2, "padding": 1, "groups": 16}),
         ((3, 3), {"kernel_size": 3, "stride": 4, "padding": 1}),
         ((2, 2), {"kernel_size": 3, "padding": 2, "dilation": 2}),
+        ((1, 2), {"kernel_size": (5, 3), "padding": (2, 1), "bias": False}),
+        ((4, 4), {"kernel_size": 2, "stride": 5, "padding": 1}),
     ],
 )
 def test_the_gradient_of_an_entry_that_meets_padding_alone_is_zero(
@@ -85,3 +88,25 @@ def test_a_stride_over_few_channels_neither_crashes_nor_changes_the_result() -> 
     expected = differentiate(deepcopy(model).to(memory_format=torch.contiguous_format), image, FULL)
     actual = differentiate(model, image.to(memory_format=torch.channels_last), FULL)
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-2)
+
+
+def test_the_entries_that_meet_the_image_compute_what_the_whole_kernel_computes() -> None:
+    torch.manual_seed(0)
+    settings = product((1, 2, 5), (1, 2, 3, 5), (1, 2, 3), (0, 1, 2, 3), (1, 2))
+    count = 0
+    for length, size, stride, padding, dilation in settings:
+        if length + 2 * padding < dilation * (size - 1) + 1:
+            continue
+        whole = nn.Conv2d(2, 2, size, stride, padding, dilation).double()
+        image = torch.randn(1, 2, length, length).double().requires_grad_()
+        inputs = [image, whole.weight]
+        expected = whole(image)
+        with correct_convolutions(TRUE, whole):  # type: ignore[arg-type]
+            actual = whole(image)
+        torch.testing.assert_close(actual, expected)
+        torch.testing.assert_close(
+            torch.autograd.grad(actual.square().sum(), inputs),
+            torch.autograd.grad(expected.square().sum(), inputs),
+        )
+        count += 1
+    assert count > 150
