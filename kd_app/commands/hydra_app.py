@@ -3,6 +3,7 @@ remove Hydra's files.
 """
 
 import hashlib
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -30,6 +31,8 @@ from kd_app.config.memory import explain_memory_error
 from kd_app.config.paths import CONF
 
 _SWEEP = {"-m", "--multirun"}
+_CONCERNS_HYDRA = re.compile(r"-|[+~]*hydra\b")
+"""The start of a flag of Hydra, or of an override of its settings."""
 
 
 def run_with_hydra(
@@ -40,10 +43,22 @@ def run_with_hydra(
     """Compose ``conf/<primary>.yaml`` with the command line, run `task` once or once
     for each trial, and return the exit code.
     """
-    codes: list[int] = []
-    configs: list[DictConfig] = []
     # a launcher may run the trials in processes with other arguments
     arguments = sys.argv[1:] = _prepare_overrides(sys.argv[1:])
+    if any(map(_CONCERNS_HYDRA.match, arguments)):
+        return _run_hydra_main(task, primary, after_sweep, arguments)
+    # Hydra's own main composes the configuration twice
+    return run_to_exit_code(lambda: _run_task(task, compose_config(primary, arguments), None))
+
+
+def _run_hydra_main(
+    task: Callable[[dict[str, Any], int | None], None],
+    primary: str,
+    after_sweep: Callable[[dict[str, Any]], None] | None,
+    arguments: list[str],
+) -> int:
+    codes: list[int] = []
+    configs: list[DictConfig] = []
 
     @hydra.main(config_path=str(CONF), config_name=primary, version_base="1.3")
     def main(config: DictConfig) -> None:

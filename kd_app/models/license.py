@@ -12,6 +12,7 @@ legal advice.
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -250,13 +251,19 @@ def _normalize_spelling(text: str) -> str:
 
 def _read(path: Path) -> dict[str, _License]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return {
-            str(name): _License.model_validate(each) for name, each in content["licenses"].items()
-        }
+        return _parse(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, TypeError, KeyError, AttributeError, ValidationError) as error:
         reason = " ".join(str(error).split())[:200]
         raise RequestError(
             f"license.policy={str(path)!r} can't be read as a policy: {reason}. Start from a copy"
             f" of {POLICY}."
         ) from None
+
+
+@cache
+def _parse(policy: str) -> dict[str, _License]:
+    """The entries of a policy; cached, because a command reads the same policy several
+    times.
+    """
+    licenses = yaml.safe_load(policy)["licenses"]
+    return {str(name): _License.model_validate(each) for name, each in licenses.items()}

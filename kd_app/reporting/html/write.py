@@ -67,11 +67,12 @@ def write_report(
             f"The folder out={str(folder)!r} can't be created: {error.strerror or error}. Choose"
             " another folder with out=."
         ) from None
+    runs, overview = _build_run_views(report), build_overview(report)
     contents = (
-        render_html(report),
+        render_html(report, runs, overview),
         report.model_dump_json(indent=1, by_alias=True) + "\n",
         render_csv(report),
-        render_markdown(report),
+        render_markdown(report, runs, overview),
     )
     for name, content in zip(FILES, contents, strict=True):
         write_atomically(folder / name, content)
@@ -94,7 +95,7 @@ def _build_run_views(report: Report) -> list[_RunView]:
     ]
 
 
-def render_html(report: Report) -> str:
+def render_html(report: Report, runs: Sequence[_RunView], overview: Sequence[Section]) -> str:
     """Render one page without scripts and external resources."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -107,7 +108,6 @@ def render_html(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters["label"] = lambda role: label_models([role])[role]
-    runs, overview = _build_run_views(report), build_overview(report)
     outcomes = {row.outcome for row in report.rows}
     return environment.get_template("page.html.jinja").render(
         report=report,
@@ -187,12 +187,12 @@ def _iterate_file_metrics(part: FilePart) -> Iterator[list[object]]:
             yield [part.run, split, about, name, value, None, None]
 
 
-def render_markdown(report: Report) -> str:
+def render_markdown(report: Report, runs: Sequence[_RunView], overview: Sequence[Section]) -> str:
     """Render the page as Markdown, without charts and images."""
     is_single = len(report.rows) == 1
     lines = [f"# {report.question}", "", *_render_answer(report.answer, report.basis)]
-    lines += _render_sections(build_overview(report), "##")
-    for run in _build_run_views(report):
+    lines += _render_sections(overview, "##")
+    for run in runs:
         if not is_single:
             lines += [f"## {_escape(run.name)}: {_escape(run.title)}", ""]
             lines += _render_answer(run.answer, run.basis)
