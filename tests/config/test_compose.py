@@ -1,7 +1,8 @@
 """Every YAML file in conf/ composes, and its parts can be built."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -53,17 +54,44 @@ MANY = {
     for group, chosen in default.items()
     if isinstance(chosen, list)
 }
-NEEDS = {
+ALONE = {
     "teacher/none": ("loss=[cross_entropy]",),
-    "loss/cross_entropy": ("teacher=none",),
     "teacher/several": ("teacher.members.a.name=resnet8", "teacher.members.b.name=resnet14"),
+    "loss/cross_entropy": ("teacher=none",),
+    **dict.fromkeys(("trainer/ddp", "trainer/ddp_sim", "trainer/gpu", "trainer/mps"), ()),
 }
-"""Overrides that a choice needs."""
+"""Choices that do not go with others: the overrides that they need. A machine need not
+have every device.
+"""
 
 
-def chosen(choice: str) -> list[str]:
-    group, _, name = choice.rpartition("/")
-    return [f"{group}=[{name}]" if group in MANY else f"{group}={name}", *NEEDS.get(choice, ())]
+def is_global(choice: str) -> bool:
+    """Whether a choice sets other groups."""
+    text = (CONF / f"{choice}.yaml").read_text(encoding="utf-8")
+    return text.startswith("# @package _global_")
+
+
+def combine_choices() -> list[tuple[str, ...]]:
+    """Every choice in one combination: one of each group and up to four of a list, or
+    alone if it sets other groups.
+    """
+    alone = [choice for choice in CHOICES if choice in ALONE or is_global(choice)]
+    rows: dict[int, list[str]] = {}
+    for group, choices in groupby(
+        sorted(set(CHOICES) - set(alone)), lambda choice: choice.split("/")[0]
+    ):
+        for number, choice in enumerate(choices):
+            rows.setdefault(number // 4 if group in MANY else number, []).append(choice)
+    return [*((choice,) for choice in alone), *map(tuple, rows.values())]
+
+
+def build_overrides(choices: Sequence[str]) -> list[str]:
+    """The overrides that select these choices."""
+    overrides = [override for choice in choices for override in ALONE.get(choice, ())]
+    for group, chosen in groupby(choices, lambda choice: choice.split("/")[0]):
+        names = ",".join(choice.partition("/")[2] for choice in chosen)
+        overrides.append(f"{group}=[{names}]" if group in MANY else f"{group}={names}")
+    return overrides
 
 
 def content(choice: str) -> dict[str, Any]:
@@ -89,13 +117,18 @@ def test_every_primary_configuration_composes_without_hydras_settings(primary: s
     assert "defaults" not in config
 
 
-@pytest.mark.parametrize("choice", CHOICES)
-def test_every_choice_composes_and_its_parts_can_be_built(choice: str) -> None:
-    config = compose_config("distill", chosen(choice))
-    assert contains(content(choice), at(config, choice))
+def test_every_choice_is_in_one_combination() -> None:
+    assert sorted(choice for row in combine_choices() for choice in row) == sorted(CHOICES)
+
+
+@pytest.mark.parametrize("choices", combine_choices(), ids=" ".join)
+def test_every_choice_composes_and_its_parts_can_be_built(choices: tuple[str, ...]) -> None:
+    config = compose_config("distill", build_overrides(choices))
+    for choice in choices:
+        assert contains(content(choice), at(config, choice)), choice
     for node in config["logger"].values():
         make(node, Backend)
-    if choice.startswith("trainer/"):  # a machine need not have every device
+    if choices[0].startswith("trainer/"):  # a machine need not have every device
         assert re.match(r"^$|.*this machine has", refusal(lambda: build_spec(config)))
     else:
         build_spec(config)
@@ -118,11 +151,7 @@ def test_every_comparison_of_compressed_students_composes(name: str) -> None:
 def at(config: dict[str, Any], choice: str) -> dict[str, Any]:
     """The part of a configuration that a choice stands for."""
     group = choice.split("/", maxsplit=1)[0]
-    return (
-        config
-        if (CONF / f"{choice}.yaml").read_text(encoding="utf-8").startswith("# @package _global_")
-        else config[group]
-    )
+    return config if is_global(choice) else config[group]
 
 
 def contains(part: Any, whole: Any) -> bool:
