@@ -22,6 +22,8 @@ from kd_app.models.weights import find_place
 Kind = Literal["random", "hub", "folder", "file", "own"]
 _HUB_TIMEOUT = 5.0
 """Seconds to wait for the first response of a hub."""
+_ENTRIES: dict[tuple[str, str], dict[str, Tensor]] = {}
+"""What `list_entries` returned, by name and arguments."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,16 @@ def _count_classes(
 def list_entries(name: str, kwargs: dict[str, Any]) -> dict[str, Tensor]:
     """Return the state dict of a timm model without allocating weights; nothing if the
     model can't be built so. Raises `TypeError` for arguments that it does not take.
+
+    Cached, because a command specifies the same models several times.
     """
+    key = name, repr(kwargs)
+    if key not in _ENTRIES:
+        _ENTRIES[key] = _build_entries(name, kwargs)
+    return _ENTRIES[key]
+
+
+def _build_entries(name: str, kwargs: dict[str, Any]) -> dict[str, Tensor]:
     try:
         with torch.device("meta"):
             return dict(timm.create_model(name, pretrained=False, **kwargs).state_dict())

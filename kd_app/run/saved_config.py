@@ -1,6 +1,8 @@
 """The configuration that an earlier version of kd_app saved."""
 
 from collections.abc import Mapping
+from copy import deepcopy
+from functools import lru_cache
 from typing import Any, Final
 
 from kd_app.config import RequestError
@@ -21,10 +23,16 @@ def fill_defaults(saved: Any) -> Any:
     if not isinstance(saved, Mapping) or not {"data", "student", "trainer"} <= set(saved):
         return saved
     try:
-        defaults = compose_config("distill", _name_choices(saved))
+        defaults = _compose_defaults(tuple(_name_choices(saved)))
     except RequestError:
         return saved
-    return _merge(saved, defaults)
+    return _merge(saved, deepcopy(defaults))
+
+
+@lru_cache(maxsize=16)
+def _compose_defaults(choices: tuple[str, ...]) -> dict[str, Any]:
+    """Cached, because the runs of a sweep or a search have the same choices."""
+    return compose_config("distill", choices)
 
 
 def _name_choices(saved: Mapping[str, Any]) -> list[str]:

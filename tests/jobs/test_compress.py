@@ -20,7 +20,12 @@ from tests.commands.call import call, done, paragraph, refused
 from tests.jobs.conftest import QUICK
 from tests.tracking.wandb_files import offline_runs
 
-HALF = ("steps=[prune,finetune]", "prune.macs=0.5", "finetune.max_epochs=1")
+HALF = (
+    "steps=[prune,finetune]",
+    "prune.macs=0.5",
+    "finetune.max_epochs=1",
+    "candidates=[{name:resnet8,kwargs:{widths:[8,8,16,32]}},{name:resnet8,kwargs:{stem_stride:2}}]",
+)
 
 
 def compressed(*overrides: str) -> str:
