@@ -148,6 +148,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "test=always",
             "trial_pruning=null",
             "stages=.stages",
+            "examples=12",
             "out=found",
         )
         done(

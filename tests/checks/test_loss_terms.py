@@ -8,12 +8,23 @@ import pytest
 from kd_app.checks.context import CheckContext
 from kd_app.checks.dry_run import DryRun
 from kd_app.checks.loss_terms import check_loss_terms
-from tests.checks.planted import HERE, build_context, fitted, list_names, report
+from tests.checks.planted import HERE, Fitted, build_context, fitted, list_names, report
 
 
 @pytest.fixture(scope="module")
-def context(tmp_path_factory: pytest.TempPathFactory) -> CheckContext:
-    return build_context(tmp_path_factory.mktemp("run"), "teacher.name=resnet8")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose stages hold the prepared data."""
+    return tmp_path_factory.mktemp("run")
+
+
+@pytest.fixture(scope="module")
+def context(folder: Path) -> CheckContext:
+    return build_context(folder, "teacher.name=resnet8")
+
+
+@pytest.fixture(scope="module")
+def teacher(context: CheckContext) -> Fitted:
+    return fitted(context)
 
 
 def plant(fault: str, weight: float = 1.0) -> tuple[str, ...]:
@@ -37,18 +48,18 @@ def plant(fault: str, weight: float = 1.0) -> tuple[str, ...]:
     ids=["zero", "no gradient", "infinite", "infinite in bf16", "weight 0"],
 )
 def test_a_term_that_teaches_nothing_is_refused(
-    overrides: tuple[str, ...], name: str, tmp_path: Path
+    overrides: tuple[str, ...], name: str, folder: Path, teacher: Fitted
 ) -> None:
-    result = report(tmp_path, *overrides, teacher=fitted(build_context(tmp_path)))
+    result = report(folder, *overrides, teacher=teacher)
     assert result.list_names("refusal") == [name]
 
 
-def test_the_same_term_is_fine_in_full_precision(tmp_path: Path) -> None:
-    result = report(tmp_path, *plant("half", weight=1e-6), teacher=fitted(build_context(tmp_path)))
+def test_the_same_term_is_fine_in_full_precision(folder: Path, teacher: Fitted) -> None:
+    result = report(folder, *plant("half", weight=1e-6), teacher=teacher)
     assert result.list_names("refusal") == []
 
 
-def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
+def test_all_faults_are_reported_at_once(folder: Path, teacher: Fitted) -> None:
     second = [
         (
             word.replace("planted", "other")
@@ -57,18 +68,16 @@ def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
         )
         for word in plant("zero")
     ]
-    result = report(
-        tmp_path, *plant("infinite"), *second[1:], teacher=fitted(build_context(tmp_path))
-    )
+    result = report(folder, *plant("infinite"), *second[1:], teacher=teacher)
     assert set(result.list_names("refusal")) == {"term-not-finite", "term-zero"}
 
 
-def test_a_term_with_nearly_all_of_the_gradient_is_a_warning(tmp_path: Path) -> None:
+def test_a_term_with_nearly_all_of_the_gradient_is_a_warning(folder: Path, teacher: Fitted) -> None:
     result = report(
-        tmp_path,
+        folder,
         "loss.soft_target.weight=10000",
         "verdict.margin=0.1",
-        teacher=fitted(build_context(tmp_path)),
+        teacher=teacher,
     )
     assert result.list_names("warning") == ["term-dominates"]
     assert "The loss term soft_target has 100.0%" in next(

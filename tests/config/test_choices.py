@@ -1,6 +1,5 @@
 """Every experiment, recipe and debug choice runs from end to end, on little data."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,18 @@ from optuna.distributions import CategoricalDistribution
 from kd_app.config.compose import compose_config
 from kd_app.config.paths import CONF, list_choices
 from kd_app.data.module import ImageData
+from kd_app.reporting.console import Console
+from kd_app.run.role_jobs import check_pair
 from kd_app.run.spec import build_spec
+from kd_app.run.workspace import Workspace
 from kd_app.search.space import parse_space
+from kd_app.stages import Stages
 from kd_app.training.curve_log import read_curves
-from tests.builders import results, stage
+from tests.builders import build_workspace, results, stage, trained
 from tests.commands.call import call, done
+from tests.commands.conftest import made
+
+__all__ = ["made"]
 
 SMALL = ("teacher.name=resnet8", "logger=[csv]", "out=run", "stages=stages")
 
@@ -37,7 +43,14 @@ def slow_but(*quick: str, group: str) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("name", slow_but("feature", group="experiment"))
+@pytest.mark.parametrize("name", ["feature", "output"])
+def test_the_terms_of_an_experiment_compare_its_teacher_and_student(
+    name: str, tmp_path: Path
+) -> None:
+    check_pair(build_workspace(tmp_path, f"experiment={name}"))
+
+
+@pytest.mark.parametrize("name", slow_but(group="experiment"))
 def test_every_experiment_runs_for_two_batches(name: str) -> None:
     done(f"experiment={name}", "debug=fdr", "logger=[csv]", "out=run", "stages=stages")
     record = results(Path("run"))
@@ -111,32 +124,24 @@ def test_every_debug_choice_runs(name: str) -> None:
     assert results(Path("run"))["status"] == "finished"
 
 
-def test_overfitting_learns_its_two_batches() -> None:
-    done(
-        "debug=overfit", "trainer.max_epochs=15", "teacher=none", "loss=[cross_entropy]", *SMALL[1:]
-    )
-    losses = [
-        point["train/loss"]
-        for point in read_curves(stage(Path("run"), "student") / "curves.jsonl")
-        if "train/loss" in point
-    ]
+def test_overfitting_learns_its_two_batches(tmp_path: Path) -> None:
+    student = trained(None, tmp_path, "debug=overfit", "trainer.max_epochs=15")
+    losses = [point["train/loss"] for point in student.curves if "train/loss" in point]
     assert len(losses) == 30
     assert losses[-1] < 0.7 * losses[0]
 
 
-def test_debug_fdr_limits_every_split_to_two_batches() -> None:
-    done("debug=fdr", *SMALL, "data.batch_size=16")
-    record = results(Path("run"))
-    assert record["validation"]["num_images"] == record["test"]["num_images"] == 32
-    rows = [
-        json.loads(line)
-        for line in (
-            (stage(Path("run"), "student") / "curves.jsonl")
-            .read_text(encoding="utf-8")
-            .splitlines()
-        )
-    ]
-    assert max(row["step"] for row in rows) == 2
+def test_debug_fdr_limits_every_split_to_two_batches(made: Path, tmp_path: Path) -> None:
+    config = compose_config("distill", ["debug=fdr", *SMALL, "data.batch_size=16"])
+    workspace = Workspace(
+        build_spec(config), Stages(tmp_path / "stages"), Console(silent=True), tracker=None
+    )
+    workspace.prepare_data()
+    student = workspace.load_model(workspace.spec.student, seed=0)
+    for split in ("validation", "test"):
+        assert len(workspace.load_predictions(student, split).target) == 32
+    points = read_curves(stage(made / "run", "student") / "curves.jsonl")
+    assert max(point["step"] for point in points) == 2
 
 
 def test_a_slurm_trial_is_one_task_that_is_requeued_at_the_time_limit() -> None:

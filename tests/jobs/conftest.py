@@ -2,9 +2,12 @@
 kd-export writes from that run.
 """
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.commands.call import done
 from tests.commands.conftest import _cwd, made
@@ -27,8 +30,15 @@ def exported(*overrides: str) -> str:
 
 @pytest.fixture(scope="session")
 def both(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Student and teacher of the finished run as ONNX files, and the output."""
-    out = tmp_path_factory.mktemp("both") / "export"
-    return out, exported(
-        f"run={made / 'run'}", f"stages={made / 'stages'}", f"out={out}", "role=both"
-    )
+    """Student and teacher of a copy of the finished run as ONNX files, and the output.
+    The copy and its stages are beside the files; all test processes share them.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "both"
+    run, stages, out, output = (folder / name for name in ("run", "stages", "export", "output"))
+    with FileLock(f"{folder}.lock"):
+        if not output.exists():
+            shutil.copytree(made, folder)
+            text = exported(f"run={run}", f"stages={stages}", f"out={out}", "role=both")
+            output.write_text(text, encoding="utf-8")
+    return out, output.read_text(encoding="utf-8")

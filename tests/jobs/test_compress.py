@@ -36,7 +36,9 @@ def compressed(*overrides: str) -> str:
 def small(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The finished run, compressed, and the output."""
     out = tmp_path_factory.mktemp("small") / "run"
-    return out, compressed(f"run={made / 'run'}", *HALF, f"out={out}", f"stages={made / 'stages'}")
+    tracked = ("logger=[csv,wandb]", "logger.wandb.mode=offline")
+    overrides = (*HALF, *tracked, f"out={out}", f"stages={made / 'stages'}")
+    return out, compressed(f"run={made / 'run'}", *overrides)
 
 
 def test_the_result_is_a_run_with_a_smaller_student_and_the_same_teacher(
@@ -135,23 +137,16 @@ def test_the_alternative_has_the_cost_of_the_student_and_the_recipe_of_the_run(
     }
 
 
-def test_trackers_log_every_training_and_the_metrics_of_the_shipped_student(made: Path) -> None:
-    overrides = (
-        *HALF,
-        "alternative=null",
-        "remake=[finetune]",
-        "logger=[csv,wandb]",
-        "logger.wandb.mode=offline",
-        f"stages={made / 'stages'}",
-    )
-    compressed(f"run={made / 'run'}", *overrides, "out=tracked")
-    runs = {stage: each[-1] for stage, each in offline_runs(Path("tracked")).items()}
-    assert set(runs) == {"finetune", "student"}
+def test_trackers_log_every_training_and_the_metrics_of_the_shipped_student(
+    small: tuple[Path, str],
+) -> None:
+    runs = {stage: each[-1] for stage, each in offline_runs(small[0]).items()}
+    assert set(runs) == {"finetune", "alternative", "student"}
     assert {run.exit_code for run in runs.values()} == {0}
-    assert any("train/loss" in row for row in runs["finetune"].history)
+    for stage in ("finetune", "alternative"):
+        assert any("train/loss" in row for row in runs[stage].history)
     assert (
-        runs["student"].summary["test.student.top1"]
-        == results(Path("tracked"))["test"]["student"]["top1"]
+        runs["student"].summary["test.student.top1"] == results(small[0])["test"]["student"]["top1"]
     )
 
 

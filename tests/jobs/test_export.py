@@ -24,8 +24,14 @@ def manifest(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
 
 
-def test_each_file_has_its_own_metrics_speed_and_cost(made: Path, both: tuple[Path, str]) -> None:
-    record, run = manifest(both[0]), results(made / "run")
+@pytest.fixture
+def source(both: tuple[Path, str]) -> Path:
+    """The folder with the run and the stages from which the files were exported."""
+    return both[0].parent
+
+
+def test_each_file_has_its_own_metrics_speed_and_cost(source: Path, both: tuple[Path, str]) -> None:
+    record, run = manifest(both[0]), results(source / "run")
     assert list(record["files"]) == [
         "model.onnx",
         "model_int8.onnx",
@@ -67,9 +73,9 @@ def test_a_float_file_has_the_predictions_of_the_model_in_torch(both: tuple[Path
         assert file["largest_difference"] < 1e-3
 
 
-def test_the_metrics_are_those_of_the_file(made: Path, both: tuple[Path, str]) -> None:
+def test_the_metrics_are_those_of_the_file(source: Path, both: tuple[Path, str]) -> None:
     """The stored predictions of the file have the accuracy in the manifest."""
-    stage = next((made / "stages").glob("answers-model_int8.onnx-test-*"))
+    stage = next((source / "stages").glob("answers-model_int8.onnx-test-*"))
     entry, stored = manifest(both[0])["files"]["model_int8.onnx"], Predictions.load(stage)
     assert entry["test"]["num_images"] == len(stored.target)
     assert entry["test"]["top1"] == float((stored.logits.argmax(axis=1) == stored.target).mean())
@@ -102,18 +108,18 @@ def test_a_report_reads_the_manifest(both: tuple[Path, str], tmp_path: Path) -> 
 
 
 def test_a_second_command_reuses_files_and_predictions_and_reads_no_test_with_never(
-    made: Path, both: tuple[Path, str], tmp_path: Path
+    source: Path, both: tuple[Path, str], tmp_path: Path
 ) -> None:
-    before = {path.name for path in (made / "stages").iterdir()}
+    before = {path.name for path in (source / "stages").iterdir()}
     with patch("kd_app.run.exported_benchmark.measure_cold_start", lambda *_: {}):
         exported(
-            f"run={made / 'run'}",
-            f"stages={made / 'stages'}",
+            f"run={source / 'run'}",
+            f"stages={source / 'stages'}",
             f"out={tmp_path / 'again'}",
             "formats=[onnx]",
             "test=never",
         )
-    assert {path.name for path in (made / "stages").iterdir()} == before
+    assert {path.name for path in (source / "stages").iterdir()} == before
     record = manifest(tmp_path / "again")["files"]["model.onnx"]
     assert "test" not in record
     assert record["sha256"] == manifest(both[0])["files"]["model.onnx"]["sha256"]
@@ -138,17 +144,17 @@ def test_a_torch_program_is_never_reused(made: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_another_run_with_the_same_teacher_reuses_the_teachers_files(
-    made: Path, both: tuple[Path, str], tmp_path: Path
+    source: Path, both: tuple[Path, str], tmp_path: Path
 ) -> None:
-    stages = f"stages={made / 'stages'}"
+    stages = f"stages={source / 'stages'}"
     done(*TINY, "seed=1", f"out={tmp_path / 'other'}", stages)
-    before = {path.name for path in (made / "stages").iterdir()}
+    before = {path.name for path in (source / "stages").iterdir()}
     with patch("kd_app.run.exported_benchmark.measure_cold_start", lambda *_: {}):
         exported(f"run={tmp_path / 'other'}", stages, f"out={tmp_path / 'export'}", "role=teacher")
-    assert {path.name for path in (made / "stages").iterdir()} == before
+    assert {path.name for path in (source / "stages").iterdir()} == before
     assert (
         results(tmp_path / "other")["models"]["student"]["sha256"]
-        != results(made / "run")["models"]["student"]["sha256"]
+        != results(source / "run")["models"]["student"]["sha256"]
     )
     for name in ("teacher.onnx", "teacher_int8.onnx"):
         entry, other = (

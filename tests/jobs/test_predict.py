@@ -60,12 +60,10 @@ def test_every_image_has_its_most_probable_classes_sorted_by_file_name(
 
 
 def test_a_run_its_student_and_its_float_file_predict_the_same_in_csv_and_parquet(
-    made: Path, both: tuple[Path, str], photos: Path
+    both: tuple[Path, str], photos: Path
 ) -> None:
-    tables = []
-    for number, model in enumerate(
-        (made / "run", made / "run" / "student", both[0] / "model.onnx")
-    ):
+    tables, run = [], both[0].parent / "run"
+    for number, model in enumerate((run, run / "student", both[0] / "model.onnx")):
         out = f"labels{number}.{'csv' if number else 'parquet'}"
         done(f"model={model}", f"images={photos}", f"out={out}", command="kd-predict")
         tables.append(pd.read_csv(out) if number else pd.read_parquet(out))

@@ -342,6 +342,7 @@ def test_a_run_whose_loss_does_not_exist_any_more_is_evaluated(run: Path) -> Non
     assert results(Path("again"))["config"]["loss"] == {"gone": GONE}
 
 
+@pytest.mark.slow
 def test_a_run_whose_loss_does_not_exist_any_more_is_exported(run: Path) -> None:
     change_config(run, loss={"gone": GONE}, optimizer={"_target_": "kd_app.training.gone.Gone"})
     overrides = [f"run={run}", "out=files", "license.accept=[none]", "formats=[onnx]", *QUICK]

@@ -36,9 +36,11 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of stages that many tests share."""
-    return tmp_path_factory.mktemp("stored")
+def place(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of stages that many tests share, with the logits of two views."""
+    folder = tmp_path_factory.mktemp("stored")
+    trained(teacher, folder, *STORED)
+    return folder
 
 
 def weights(run: Trained) -> str:
@@ -91,10 +93,9 @@ def test_cached_logits_train_the_same_student_as_the_teacher(
 def test_other_seeds_and_label_fractions_read_the_same_cache(
     teacher: Path, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained(teacher, place, *STORED)
     counter = BatchCounter(monkeypatch)
     runs = [
-        trained(teacher, place, *STORED, *more)
+        trained(teacher, place, *STORED, "trainer.max_epochs=1", *more)
         for more in (["seed=1"], ["data.label_fraction=0.1"], ["data.label_fraction=0.1", "seed=1"])
     ]
     assert len({weights(each) for each in runs}) == 3
@@ -109,18 +110,18 @@ def test_logits_of_other_views_are_never_read(
     teacher: Path, place: Path, tmp_path: Path, other: str
 ) -> None:
     """Fault 6 of other toolkits: cached logits are used for another crop."""
-    trained(teacher, place, *STORED)
     first = np.load(files(place)[0])
-    trained(teacher, tmp_path, *STORED, "trainer.max_epochs=1", other)
+    short = ("trainer.max_epochs=1", "trainer.limit_train_batches=1")
+    trained(teacher, tmp_path, *STORED, *short, other)
     second = np.load(files(tmp_path)[0])
     assert files(tmp_path)[0].parent.name != files(place)[0].parent.name
     assert first.shape != second.shape or not np.allclose(first, second, atol=1e-2)
 
 
 def test_mixed_images_have_a_cache_of_their_own(teacher: Path, place: Path, tmp_path: Path) -> None:
-    trained(teacher, place, *STORED)
     short = (
         "trainer.max_epochs=2",
+        "data.split.validation=0.6",
         "data.augment.operations=1",
         "data.augment.erasing=0.5",
         "data.num_workers=0",
@@ -137,8 +138,7 @@ def test_mixed_images_have_a_cache_of_their_own(teacher: Path, place: Path, tmp_
     }
 
 
-def test_each_view_has_its_own_logits(teacher: Path, place: Path) -> None:
-    trained(teacher, place, *STORED)
+def test_each_view_has_its_own_logits(place: Path) -> None:
     answers = CachedTeacherLogits.load(files(place)[0].parent)
     assert answers.logits.shape == (2, len(answers.index), 10)
     assert answers.logits.dtype == np.float32
@@ -157,8 +157,7 @@ def test_each_view_has_its_own_logits(teacher: Path, place: Path) -> None:
     assert not torch.allclose(one, two, atol=1e-2)
 
 
-def test_a_control_with_partner_images_reads_their_logits(teacher: Path, place: Path) -> None:
-    trained(teacher, place, *STORED)
+def test_a_control_with_partner_images_reads_their_logits(place: Path) -> None:
     answers = CachedTeacherLogits.load(files(place)[0].parent)
     index, other = (torch.from_numpy(answers.index[rows].copy()) for rows in ([0, 1], [8, 9]))
     selected = answers.select(
@@ -170,7 +169,6 @@ def test_a_control_with_partner_images_reads_their_logits(teacher: Path, place: 
 def test_an_interrupted_cache_is_resumed(
     teacher: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained(teacher, place, *STORED)
     monkeypatch.setattr(teacher_cache, "_FLUSH_EVERY", 2)
     counter = BatchCounter(monkeypatch)
     counter.ends_at = 9  # 6 batches are a view: 8 are secured, one was answered after them
