@@ -20,11 +20,11 @@ from kd_app.models.spec import ModelSpec
 
 NETS = {
     "resnet8": 32,
-    "wrn_16_1": 32,
     "test_resnet": 32,
     "test_efficientnet": 32,
 }
 SLOW = {
+    "wrn_16_1": 32,
     "test_convnext": 64,
     "mobilenetv3_small_050": 32,
     "regnetx_002": 64,
@@ -101,7 +101,11 @@ def test_half_of_the_multiply_adds_is_removed_and_the_folder_loads_the_same_mode
 
 @pytest.mark.parametrize(
     "name",
-    ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "naflexvit_base_patch16_gap"],
+    [
+        "vit_tiny_patch16_224",
+        pytest.param("deit_tiny_distilled_patch16_224", marks=pytest.mark.slow),
+        "naflexvit_base_patch16_gap",
+    ],
 )
 def test_the_heads_of_a_transformer_stay_and_become_narrower(name: str) -> None:
     kwargs: dict[str, Any] = {"img_size": 32, "depth": 2, "embed_dim": 64, "num_heads": 2}
