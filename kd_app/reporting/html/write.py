@@ -67,12 +67,12 @@ def write_report(
             f"The folder out={str(folder)!r} can't be created: {error.strerror or error}. Choose"
             " another folder with out=."
         ) from None
-    runs, overview = _build_run_views(report), build_overview(report)
+    views, overview = _build_run_views(report), build_overview(report)
     contents = (
-        render_html(report, runs, overview),
+        render_html(report, views, overview),
         report.model_dump_json(indent=1, by_alias=True) + "\n",
         render_csv(report),
-        render_markdown(report, runs, overview),
+        render_markdown(report, views, overview),
     )
     for name, content in zip(FILES, contents, strict=True):
         write_atomically(folder / name, content)
