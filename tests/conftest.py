@@ -1,4 +1,6 @@
-"""One thread per test process, because the tests run in parallel; slow tests first."""
+"""One thread per test process, because the tests run in parallel; slow tests first; and
+a finished run that many tests look at.
+"""
 
 import os
 
@@ -6,6 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import gc
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,10 +37,24 @@ LONG = (
 
 def pytest_collection_finish() -> None:
     """Leave what is imported by now out of every later garbage collection, which would
-    cost a third of a second each time.
+    cost a third of a second each time, and collect less often.
     """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished run in ``run`` and its stages in ``stages``; nobody
+    writes there.
+    """
+    # not above: jaxtyping has to see kd_app imported after this file
+    from tests.commands.call import TINY, done
+
+    folder = tmp_path_factory.mktemp("made")
+    done(*TINY, f"out={folder / 'run'}", f"stages={folder / 'stages'}")
+    return folder
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -18,7 +18,7 @@ from unittest.mock import patch
 
 from tests.builders import quick_latency, quick_speed
 
-TINY = ("debug=fdr", "logger=[csv]", "teacher.name=resnet8")
+TINY = ("debug=fdr", "logger=[csv]", "teacher.name=resnet8", "examples=12")
 """A whole run in about a second."""
 
 

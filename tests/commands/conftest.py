@@ -1,4 +1,4 @@
-"""A finished run that many tests look at, and a working directory of one's own."""
+"""A working directory of one's own, and a copy of the finished run."""
 
 import shutil
 from pathlib import Path
@@ -6,23 +6,12 @@ from pathlib import Path
 import pytest
 
 from tests.builders import image_folder
-from tests.commands.call import TINY, done
 
 
 @pytest.fixture(autouse=True)
 def _cwd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-
-
-@pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a finished run in ``run`` and its stages in ``stages``; nobody
-    writes there.
-    """
-    folder = tmp_path_factory.mktemp("made")
-    done(*TINY, f"out={folder / 'run'}", f"stages={folder / 'stages'}")
-    return folder
 
 
 @pytest.fixture

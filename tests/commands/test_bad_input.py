@@ -17,7 +17,14 @@ import torch
 from tests.builders import results, teacher_folder
 from tests.commands.call import TINY, call, done, paragraph, refused, snapshot
 
-SMALL = (*TINY, "student.name=resnet8", "data=folder", "data.image_size=16", "out=run")
+SMALL = (
+    *TINY,
+    "student.name=resnet8",
+    "controls=[]",
+    "data=folder",
+    "data.image_size=16",
+    "out=run",
+)
 
 
 def png(width: int, height: int) -> bytes:
@@ -205,6 +212,7 @@ def test_a_teacher_of_other_classes_is_fine_tuned_and_that_is_recorded(
     assert weights["unexpected"] == []
 
 
+@pytest.mark.slow
 def test_a_student_that_is_larger_than_its_teacher_is_allowed_and_that_is_said() -> None:
     assert "Note: the student is larger than its teacher" in done(
         *TINY, "student.name=resnet14", "out=run"

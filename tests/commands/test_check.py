@@ -10,7 +10,7 @@ import pytest
 from tests.checks.planted import colored
 from tests.commands.call import call, done, paragraph, snapshot
 
-QUICK = ("teacher.name=resnet8", "logger=[]", "check.seconds=0.1")
+QUICK = ("teacher.name=resnet8", "logger=[]", "check.seconds=0.02")
 
 
 def test_a_sound_run_is_told_what_it_costs_and_nothing_is_left_behind() -> None:

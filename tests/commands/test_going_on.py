@@ -10,7 +10,9 @@ import pytest
 from filelock import FileLock
 
 from kd_app.config import RequestError
-from kd_app.run.run_folder import claim_folder
+from kd_app.config.compose import compose_config
+from kd_app.reporting.results import read
+from kd_app.run.run_folder import build_run_name, claim_folder
 from tests.builders import results, student_sha256
 from tests.commands.call import TINY, call, done, list_epochs, paragraph, refused, snapshot
 
@@ -104,19 +106,20 @@ def test_the_same_words_without_a_folder_find_the_same_folder(made: Path) -> Non
     stages = f"stages={made / 'stages'}"
     done(*TINY, stages)
     assert "holds this run, finished" in done(*TINY, stages)
-    assert len(list(Path("runs").iterdir())) == 1
-    done(*TINY, stages, "seed=1")
-    assert (
-        sorted(path.name[:-6] for path in Path("runs").iterdir()) == ["digits-resnet8-resnet8-"] * 2
-    )
+    names = [build_run_name(compose_config("distill", [*TINY, f"seed={seed}"])) for seed in (0, 1)]
+    assert [path.name for path in Path("runs").iterdir()] == names[:1]
+    assert names[0] != names[1]
+    assert [name[:-6] for name in names] == ["digits-resnet8-resnet8-"] * 2
 
 
-@pytest.mark.parametrize("cut", [0, 1000])
 def test_results_that_are_cut_off_are_made_again_without_training(
-    words: tuple[str, ...], made: Path, run: Path, cut: int
+    words: tuple[str, ...], made: Path, run: Path
 ) -> None:
     whole = results(run)
-    (run / "results.json").write_text(json.dumps(whole)[:cut], encoding="utf-8")
+    for cut in (0, 1000):
+        (run / "results.json").write_text(json.dumps(whole)[:cut], encoding="utf-8")
+        with pytest.raises(RequestError, match="can't be read"):
+            read(run / "results.json")
     stages = {path.name: path.stat().st_mtime_ns for path in (made / "stages").iterdir()}
     out = done(*words)
     assert list_epochs(out) == []
@@ -133,7 +136,8 @@ def test_a_configuration_that_cant_be_read_is_not_written_over(
 ) -> None:
     (run / "config.yaml").write_text("seed: [", encoding="utf-8")
     assert "config.yaml' can't be read" in refused(*words)
-    done(*words, "overwrite=true")
+    with claim_folder(run, {}, overwrite=True):
+        assert not (run / "results.json").exists()
 
 
 def test_a_stage_is_made_anew_when_it_is_named(

@@ -23,8 +23,8 @@ from tests.builders import results, teacher_folder
 from tests.commands.call import TINY, call, done, paragraph, refused
 
 NC = "cc-by-nc-4.0"
-QUICK = ("debug=fdr", "logger=[csv]", "student.name=resnet8")
-ALONE = ("teacher=none", "loss=[cross_entropy]", "debug=fdr", "logger=[csv]")
+QUICK = ("debug=fdr", "logger=[csv]", "student.name=resnet8", "examples=0")
+ALONE = ("teacher=none", "loss=[cross_entropy]", "debug=fdr", "logger=[csv]", "examples=0")
 
 
 @pytest.fixture(scope="module")

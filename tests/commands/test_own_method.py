@@ -50,6 +50,7 @@ def test_kd_distill_trains_with_it_by_name_and_its_settings_are_checked_like_our
         f"hydra.searchpath=[file://{mine / 'conf'}]",
         "loss=[cross_entropy,logit_gap]",
         *TINY,
+        "controls=[]",
         "out=run",
     ]
     ended = call(*found, "allow=[mine]", "loss.logit_gap.power=1")

@@ -49,15 +49,13 @@ def test_help_and_version_are_there_at_once(word: str, home: Path) -> None:
     assert min(times) < 0.25, times
 
 
-@pytest.mark.parametrize(
-    "module", ["torch", "lightning", "timm", "wandb", "pandas", "sklearn", "matplotlib", "scipy"]
-)
-def test_nothing_heavy_is_imported_before_there_is_work(module: str) -> None:
+def test_nothing_heavy_is_imported_before_there_is_work() -> None:
+    heavy = {"torch", "lightning", "timm", "wandb", "pandas", "sklearn", "matplotlib", "scipy"}
     program = (
         "import sys, kd_app, kd_app.commands.distill, kd_app.commands.evaluate;"
-        f" sys.exit({module!r} in sys.modules)"
+        f" print({heavy!r} & set(sys.modules))"
     )
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+    assert subprocess.check_output([sys.executable, "-c", program], text=True) == "set()\n"
 
 
 def test_the_configuration_is_printed_and_nothing_is_done(home: Path) -> None:
@@ -76,9 +74,9 @@ def test_tab_completion_can_be_installed(home: Path, command: str) -> None:
 
 
 def test_a_wrong_request_is_one_line_on_stderr_and_exit_code_2(home: Path) -> None:
-    ended = process("loss.soft_target.temperature=-2", cwd=home)
+    ended = process("loss.soft_target.temprature=2", cwd=home)
     assert (ended.code, ended.out) == (2, "")
-    assert "temperature=-2 does not fit" in paragraph(ended.err)
+    assert "Did you mean 'loss.soft_target.temperature'?" in paragraph(ended.err)
     assert list(home.iterdir()) == []
 
 

@@ -14,7 +14,7 @@ import kd_app
 from tests.builders import results
 from tests.commands.call import TINY, Ended, call, done, list_epochs, paragraph, refused, snapshot
 
-SWEEP = ("-m", "loss.soft_target.temperature=1,2", "seed=0,1")
+SWEEP = ("-m", "loss.soft_target.temperature=1,2", "seed=0,1", "examples=0")
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +123,7 @@ def test_a_trial_that_is_refused_does_not_end_the_sweep_and_shows_in_the_exit_co
         *TINY,
         "-m",
         "loss.soft_target.temperature=-1,1",
+        "examples=0",
         "out=sweep",
         f"stages={swept[0] / 'stages'}",
     )

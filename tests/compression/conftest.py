@@ -1,5 +1,5 @@
-"""The finished run and the working directory of the commands' tests, and a tiny teacher
-and student on the digits.
+"""The working directory of the commands' tests, and a tiny teacher and student on the
+digits.
 """
 
 import pytest
@@ -7,10 +7,10 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from tests.commands.conftest import _cwd, made
+from tests.commands.conftest import _cwd
 from tests.compression.tiny import Digits, build_tiny, train_model
 
-__all__ = ["_cwd", "made"]
+__all__ = ["_cwd"]
 
 
 @pytest.fixture(scope="session")

@@ -108,23 +108,34 @@ def trained(
     return model
 
 
+SLOW_VIEW = ResizedCrop(scale=(0.3, 1.0), ratio=(0.7, 1.4), flip=True, jitter=0.0)
+"""Slow enough for workers."""
+
+
+@pytest.fixture(scope="module")
+def whole() -> list[tuple[int, int, int, list[int], float]]:
+    """The batches of a run that was not stopped."""
+    records = trained(Recorder(Path("unused") / "c.ckpt"), digits(view=SLOW_VIEW)).records
+    assert len(records) == 15
+    return records
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(("saved_at", "killed_at"), [(2, 3), (7, 7), (8, 9), (5, 6)])
 def test_a_resumed_run_continues_with_the_next_batch(
-    tmp_path: Path, workers: int, saved_at: int, killed_at: int
+    whole: list[tuple[int, int, int, list[int], float]],
+    tmp_path: Path,
+    workers: int,
+    saved_at: int,
+    killed_at: int,
 ) -> None:
-    view = ResizedCrop(
-        scale=(0.3, 1.0), ratio=(0.7, 1.4), flip=True, jitter=0.0
-    )  # slow enough for workers
-    whole = trained(Recorder(tmp_path / "c.ckpt"), digits(view=view)).records
-    assert len(whole) == 15
     first = trained(
         Recorder(tmp_path / "c.ckpt", saved_at=saved_at, killed_at=killed_at),
-        digits(view=view, num_workers=workers),
+        digits(view=SLOW_VIEW, num_workers=workers),
     ).records
     assert first == whole[:killed_at]
     second = trained(
-        Recorder(tmp_path / "c.ckpt"), digits(view=view, num_workers=workers), resumed=True
+        Recorder(tmp_path / "c.ckpt"), digits(view=SLOW_VIEW, num_workers=workers), resumed=True
     ).records
     assert second == whole[saved_at:]
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import pytest
 
 from tests.commands.call import done
-from tests.commands.conftest import _cwd, made, photos, run  # noqa: F401
+from tests.commands.conftest import _cwd, photos, run  # noqa: F401
 from tests.faults.disk import Disk
 from tests.faults.whole_run import WORDS, places
 

@@ -1,5 +1,5 @@
-"""The finished run and the working directory of the commands' tests, and the files that
-kd-export writes from that run.
+"""The working directory of the commands' tests, and the files that kd-export writes
+from the finished run.
 """
 
 import os
@@ -10,9 +10,9 @@ import pytest
 from filelock import FileLock
 
 from tests.commands.call import done
-from tests.commands.conftest import _cwd, made
+from tests.commands.conftest import _cwd
 
-__all__ = ["_cwd", "made"]
+__all__ = ["_cwd"]
 
 QUICK = (
     "benchmark.seconds=0.02",

@@ -1,13 +1,13 @@
-"""A mark that no payload may leave, and the commands' finished run."""
+"""A mark that no payload may leave, and a copy of the finished run."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.commands.conftest import _cwd, made, run
+from tests.commands.conftest import _cwd, run
 
-__all__ = ["_cwd", "made", "run"]
+__all__ = ["_cwd", "run"]
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 slip in one is still refused.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import yaml
 
 from kd_app.config.compose import compose_config
+from kd_app.run.run_folder import build_run_name
 from tests.builders import results
 from tests.commands.call import TINY, done, refused
 from tests.security.payloads import touching
@@ -100,6 +102,13 @@ def test_a_control_is_called_by_a_word(name: str, tmp_path: Path) -> None:
     assert refused(*words, *TINY, "out=run").startswith("controls has the name")
 
 
+def test_the_name_of_a_run_is_a_word_whatever_its_data_are_called(tmp_path: Path) -> None:
+    words = experiment(tmp_path / "conf", {"data": {"name": "../../evil\n/x"}})
+    config = compose_config("distill", [f"hydra.searchpath=[file://{tmp_path / 'conf'}]", words[1]])
+    assert re.fullmatch(r"[\w-][\w.-]+", build_run_name(config))
+
+
+@pytest.mark.slow
 def test_a_run_that_names_no_folder_stays_in_runs_whatever_its_data_are_called(
     tmp_path: Path,
 ) -> None:

@@ -117,7 +117,7 @@ def test_a_teacher_is_loaded_as_described_or_refused(name: str, theirs: Path) ->
 @pytest.mark.usefixtures("mark", "asked")
 def test_a_command_with_such_a_teacher_is_done_or_refused_in_one_line(theirs: Path) -> None:
     said_by(theirs, "custom of a file")
-    words = ("debug=fdr", "logger=[csv]", "controls=[]", "out=run", "stages=stages")
+    words = ("debug=fdr", "logger=[csv]", "controls=[]", "examples=0", "out=run", "stages=stages")
     ended = call(*words, f"teacher.checkpoint={theirs}")
     assert ended.code in (0, 2), ended.err
     assert len(ended.err.splitlines()) == (1 if ended.code else 0)

@@ -24,9 +24,7 @@ def test_no_secret_gets_into_what_a_run_leaves_and_says(
     )
     monkeypatch.setenv("HOME", str(tmp_path))
     loggers = ("logger=[csv,wandb,tensorboard,mlflow]", "logger.wandb.mode=offline")
-    ended = call(
-        "debug=fdr", "teacher.name=resnet8", *TINY[2:], *loggers, *words, "out=run", "stages=stages"
-    )
+    ended = call(*TINY, *loggers, *words, "out=run", "stages=stages")
     assert ended.code == code, ended.err
     files = [path for path in Path().rglob("*") if path.is_file()]
     assert any(path.suffix == ".wandb" for path in files)
