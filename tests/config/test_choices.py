@@ -21,9 +21,6 @@ from kd_app.stages import Stages
 from kd_app.training.curve_log import read_curves
 from tests.builders import build_workspace, results, stage, trained
 from tests.commands.call import call, done
-from tests.commands.conftest import made
-
-__all__ = ["made"]
 
 SMALL = ("teacher.name=resnet8", "logger=[csv]", "out=run", "stages=stages")
 
