@@ -38,6 +38,7 @@ def words(teacher: Path, folder: Path, *more: str) -> list[str]:
         f"out={folder / 'out'}",
         f"stages={folder / 'stages'}",
         "controls=[]",
+        "checks=off",
         "logger=[]",
     ]
     return [*fixed, "trainer.precision=32-true", *more]
