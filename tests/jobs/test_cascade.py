@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -101,11 +102,11 @@ def weak_and_good(tmp_path: Path) -> tuple[Path, Path]:
         torch.manual_seed(0)
         wide = [
             layer
-            for width in (1, 64, 64, 64)
-            for layer in (nn.Conv2d(width, 64, 3, padding=1), nn.ReLU())
+            for width, channels in pairwise((1, 64, 256, 256, 64))
+            for layer in (nn.Conv2d(width, channels, 3, padding=1), nn.ReLU())
         ]
         good = fitted(nn.Sequential(*wide, nn.MaxPool2d(2), nn.Flatten()), images, target)
-    nets = {"weak": fitted(nn.Flatten(), images[:80], target[:80]), "good": good}
+    nets = {"weak": fitted(nn.Flatten(), images[:40], target[:40]), "good": good}
     input_spec = InputSpec(1, 8, 8, (0.0,), (1.0,))
     some = (images[:8] * 255).round().to(torch.uint8).numpy()
     settings: dict[str, Any] = {
@@ -130,7 +131,7 @@ def test_a_cascade_that_pays_is_a_file_that_runs_without_torch_and_predicts_like
     made: Path, weak_and_good: tuple[Path, Path], tmp_path: Path
 ) -> None:
     stages, out = f"stages={made / 'stages'}", tmp_path / "cascade"
-    done(*TINY, "verdict.margin=0.1", stages, f"out={tmp_path / 'run'}")
+    done(*TINY, "verdict.margin=0.15", stages, f"out={tmp_path / 'run'}")
     overrides = (
         f"cascade=[{','.join(map(str, weak_and_good))}]",
         f"run={tmp_path / 'run'}",
@@ -141,7 +142,8 @@ def test_a_cascade_that_pays_is_a_file_that_runs_without_torch_and_predicts_like
     cascade = results(out)["cascade"]
     assert cascade["answer"] == "cascade"
     weak, good = (stage["test"]["value"] for stage in cascade["stages"])
-    assert good - weak > 0.1 > good - cascade["test"]["accuracy"]
+    assert weak < good - 0.15
+    assert weak < cascade["test"]["accuracy"] < good
     (tmp_path / "photos").mkdir()
     images = (load_digits().images[-40:] * 255 / 16).round().astype(np.uint8)
     for number, image in enumerate(images):
