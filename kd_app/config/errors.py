@@ -71,7 +71,7 @@ def take_first_line(error: BaseException) -> str:
 
 def list_some(names: Sequence[str], limit: int = 8) -> str:
     """The first names, and how many more there are."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
 
 

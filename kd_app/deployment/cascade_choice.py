@@ -4,6 +4,7 @@ the temperature of each stage.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -14,7 +15,9 @@ from pydantic import Field, PositiveInt
 from kd_app.config import Decoding, Typed
 from kd_app.deployment.cascade import ImageStage, ModelCascade
 from kd_app.deployment.confidence import compute_log_probabilities, fit_temperature
+from kd_app.deployment.logits import LogitsBuffer
 from kd_app.deployment.routing import RoutingChoice, choose_threshold, compute_routing_curve
+from kd_app.metrics.blocks import slice_rows
 from kd_app.metrics.record import Predictions
 from kd_app.metrics.verdict import VerdictRule
 
@@ -112,15 +115,21 @@ def choose_cascade(
 
 
 def combine_predictions(
-    predictions: Sequence[Predictions], choice: CascadeChoice
+    predictions: Sequence[Predictions], choice: CascadeChoice, spool: Path | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Log-probabilities of the selected cascade (of the first stage if there is none),
     and the last stage of each image.
+
+    spool: folder for a temporary file of the log-probabilities, see `LogitsBuffer`.
     """
     logits = [each.logits for each in predictions]
-    if not choice.uses_cascade:
-        log_p = compute_log_probabilities(logits[0], choice.temperatures[0])
-        return log_p.astype(np.float32), np.zeros(len(log_p), dtype=np.int64)
+    buffer, stages = LogitsBuffer(spool), np.zeros(len(logits[0]), dtype=np.int64)
     cascade = choice.build_cascade([_RecordedModel(each) for each in logits])
-    log_p, stage = cascade.infer(np.arange(len(logits[0])))  # type: ignore[arg-type]
-    return log_p.astype(np.float32), stage
+    images = np.arange(len(logits[0]))
+    for rows in slice_rows(logits[0]):
+        if choice.uses_cascade:
+            log_p, stages[rows] = cascade.infer(images[rows])  # type: ignore[arg-type]
+        else:
+            log_p = compute_log_probabilities(logits[0][rows], choice.temperatures[0])
+        buffer.append(log_p.astype(np.float32))
+    return buffer.read(), stages

@@ -7,6 +7,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from kd_app.metrics.blocks import slice_rows
+
 Floats = NDArray[np.float64]
 
 
@@ -71,7 +73,9 @@ def compute_confidence(logits: NDArray[np.floating], measure: str, temperature: 
         raise ValueError(
             f"Confidence needs at least two classes, got logits of shape {logits.shape}."
         )
-    return MEASURES[measure](logits, temperature)
+    compute = MEASURES[measure]
+    blocks = [compute(logits[rows], temperature) for rows in slice_rows(logits)]
+    return np.concatenate(blocks) if blocks else compute(logits, temperature)
 
 
 def fit_temperature(logits: NDArray[np.floating], target: NDArray[np.integer]) -> float:
@@ -81,11 +85,15 @@ def fit_temperature(logits: NDArray[np.floating], target: NDArray[np.integer]) -
     1/T and therefore unimodal in log T, so golden-section search finds the minimum. C.
     Guo et al., ICML 2017, arXiv 1706.04599.
     """
-    rows, golden = np.arange(len(target)), (math.sqrt(5) - 1) / 2
+    golden = (math.sqrt(5) - 1) / 2
 
     def compute_loss(log_temperature: float) -> float:
-        logs = compute_log_probabilities(logits, math.exp(log_temperature))
-        return -float(logs[rows, target].mean())
+        temperature = math.exp(log_temperature)
+        parts = []
+        for rows in slice_rows(logits):
+            logs = compute_log_probabilities(logits[rows], temperature)
+            parts.append(logs[np.arange(len(logs)), target[rows]])
+        return -float(np.concatenate(parts).mean())
 
     low, high = math.log(0.01), math.log(100.0)
     for _ in range(50):

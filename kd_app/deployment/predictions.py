@@ -16,7 +16,7 @@ from kd_app.config import InputSpec, RequestError
 from kd_app.data.batch import Batch
 from kd_app.data.normalize import normalize
 from kd_app.deployment.cascade import LogitsModel
-from kd_app.deployment.logits import number_images
+from kd_app.deployment.logits import LogitsBuffer, number_images
 from kd_app.deployment.timing import time_interleaved
 from kd_app.metrics.record import Predictions
 from kd_app.models.taps import Taps
@@ -55,7 +55,7 @@ def predict(
     model = _place_model(model, device)
     taps = Taps(model, frozenset({"logits"}))
     rows: list[tuple[np.ndarray, np.ndarray]] = []
-    logits = _LogitsBuffer(spool)
+    logits = LogitsBuffer(spool)
     embedding_rows: list[tuple[np.ndarray, np.ndarray]] = []
     count = step = 0
     with torch.inference_mode():
@@ -89,36 +89,6 @@ def predict(
     return Predictions(index, target, logits.read(), *kept)
 
 
-class _LogitsBuffer:
-    """Logits of many batches, in memory or in a temporary file in `folder`."""
-
-    def __init__(self, folder: Path | None) -> None:
-        self._blocks: list[np.ndarray] = []
-        self._path = None if folder is None else folder / ".logits.partial"
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)  # of an interrupted attempt
-
-    def append(self, logits: np.ndarray) -> None:
-        """Add the logits of a batch."""
-        if self._path is None:
-            self._blocks.append(logits)
-            return
-        with self._path.open("ab") as file:
-            np.ascontiguousarray(logits).tofile(file)
-        self._blocks = [logits[:0]]  # for dtype and number of classes
-
-    def read(self) -> np.ndarray:
-        """Return all logits ``[N, K]``; those in a file stay there until the array is
-        deleted.
-        """
-        if self._path is None or not self._path.is_file() or not self._path.stat().st_size:
-            return np.concatenate(self._blocks)
-        (empty,) = self._blocks
-        logits = np.memmap(self._path, empty.dtype, "c").reshape(-1, *empty.shape[1:])
-        self._path.unlink()
-        return logits
-
-
 def predict_with_artifact(
     model: UInt8Classifier,
     batches: Iterable[Batch],
@@ -131,7 +101,7 @@ def predict_with_artifact(
     spool: as for `predict`. Raises `RequestError` as `to_uint8_input` and
     `Artifact.infer_logits`.
     """
-    rows, logits = [], _LogitsBuffer(spool)
+    rows, logits = [], LogitsBuffer(spool)
     for batch in limit_batches(batches, limit):
         numbers = batch.index.numpy()
         with number_images(numbers):

@@ -181,7 +181,7 @@ def _measure_split(
 ) -> CascadeSplit:
     """Compare the selected cascade with its last stage, and write their predictions."""
     rule = builder.rule
-    logits, stage = combine_predictions(predictions, choice)
+    logits, stage = combine_predictions(predictions, choice, spool=builder.out)
     candidate, reference = replace(predictions[0], logits=logits), predictions[-1]
     pair = dict(zip(CASCADE, (candidate, reference), strict=True))
     groups = list_groups(workspace, candidate)
@@ -202,7 +202,10 @@ def _load_predictions(
         workspace.console.print_transient(f"  stage {number}: {split} images ...")
         loader = workspace.data.build_evaluation_loader(split, input_spec)
         with name_images(workspace.data.files):
-            predict_with_artifact(stage.model, loader, limit=workspace.limit).save(folder)
+            predictions = predict_with_artifact(
+                stage.model, loader, limit=workspace.limit, spool=folder
+            )
+            predictions.save(folder)
 
     config = {
         "file": stage.file.name,

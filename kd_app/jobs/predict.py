@@ -17,6 +17,7 @@ from PIL import Image
 from pydantic import Field, PositiveInt, StrictBool
 
 from kd_app.config import Decoding, RequestError, Typed
+from kd_app.config.errors import list_some
 from kd_app.data.image_list import ImageList, read_image_list
 from kd_app.data.image_tree import write_reasons
 from kd_app.data.images import BadImageError, open_image
@@ -238,7 +239,8 @@ def _add_batch(
     predictions: _LabeledImages, rows: list[int], outputs: StageOutputs, top: int
 ) -> None:
     log_p, stage = outputs
-    best = np.argsort(-log_p, axis=1, kind="stable")[:, :top]
+    # A slice would keep the order of all classes in memory.
+    best = np.argsort(-log_p, axis=1, kind="stable")[:, :top].copy()
     predictions.rows += rows
     predictions.labels.append(best)
     predictions.probabilities.append(np.exp(np.take_along_axis(log_p, best, axis=1)))
@@ -261,9 +263,9 @@ def _check_bad(bad: dict[str, BadImageError], total: int, settings: Prediction) 
         write_reasons(path, [(name, error.reason) for name, error in bad.items()])
         table = f" All are listed in {str(path)!r}."
     raise RequestError(
-        f"{len(bad):,} of {total:,} images can't be read: {_list_bad(bad)}. The first:"
-        f" {first.reason}.{table} Nothing was written to {str(settings.out)!r}. Replace or remove"
-        f" the files{fix}."
+        f"{len(bad):,} of {total:,} images can't be read: {list_some([*bad], _MAX_NAMES)}. The"
+        f" first: {first.reason}.{table} Nothing was written to {str(settings.out)!r}. Replace"
+        f" or remove the files{fix}."
     )
 
 
@@ -280,11 +282,6 @@ def _write_left_out(
         return None
     write_reasons(path, sorted(rows))
     return path
-
-
-def _list_bad(bad: dict[str, BadImageError]) -> str:
-    more = f" and {len(bad) - _MAX_NAMES:,} more" if len(bad) > _MAX_NAMES else ""
-    return f"{', '.join(list(bad)[:_MAX_NAMES])}{more}"
 
 
 def _build_table(predictions: _LabeledImages, labeler: _Labeler, images: ImageList) -> Any:
@@ -318,7 +315,11 @@ def _summarize(predictions: _LabeledImages, labeler: _Labeler, settings: Predict
     stage.
     """
     bad = predictions.bad
-    skipped = f"; {len(bad):,} unreadable images are left out: {_list_bad(bad)}" if bad else ""
+    skipped = (
+        f"; {len(bad):,} unreadable images are left out: {list_some([*bad], _MAX_NAMES)}"
+        if bad
+        else ""
+    )
     summary = (
         f"{len(predictions.rows):,} images labeled in {len(labeler.classes)} classes:"
         f" {settings.out}{skipped}"

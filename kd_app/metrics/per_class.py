@@ -1,7 +1,12 @@
 """Metrics of each class."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from jaxtyping import Bool, Float, Int64
+
+if TYPE_CHECKING:
+    from scipy.sparse import csc_matrix
 
 Target = Int64[np.ndarray, " images"]
 Hits = Bool[np.ndarray, " images"]
@@ -40,10 +45,12 @@ def compute_f1_by_class(
     return np.where(images > 0, f1, np.nan)
 
 
-def count_confusions(
-    predicted: Target, target: Target, num_classes: int
-) -> Int64[np.ndarray, "classes classes"]:
-    """Confusion matrix: a row for each label, a column for each predicted class."""
-    pairs = np.bincount(num_classes * target + predicted, minlength=num_classes**2)
-    counts: np.ndarray = pairs.reshape(num_classes, num_classes)
-    return counts
+def count_confusions(predicted: Target, target: Target, num_classes: int) -> "csc_matrix":
+    """Confusion matrix: a row for each label, a column for each predicted class.
+
+    Only pairs that occur are stored.
+    """
+    from scipy.sparse import csc_matrix
+
+    ones = np.ones(len(target), dtype=np.int64)
+    return csc_matrix((ones, (target, predicted)), shape=(num_classes, num_classes))

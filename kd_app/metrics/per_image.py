@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from kd_app.metrics.blocks import slice_rows
 from kd_app.metrics.classification import BINS, assign_calibration_bins, build_model_metrics
 from kd_app.metrics.pair import build_pair_metrics
 from kd_app.metrics.per_class import compute_f1_by_class
@@ -27,9 +28,8 @@ def iterate_blocks(*arrays: np.ndarray) -> Iterator[tuple[Tensor, ...]]:
 
     The arrays may be memory-mapped or read-only.
     """
-    rows = max(1, _VALUES // max(1, arrays[0][:1].size))
-    for start in range(0, len(arrays[0]), rows):
-        yield tuple(torch.from_numpy(np.array(array[start : start + rows])) for array in arrays)
+    for rows in slice_rows(arrays[0], _VALUES):
+        yield tuple(torch.from_numpy(np.array(array[rows])) for array in arrays)
 
 
 def score_images(

@@ -3,13 +3,11 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 from jaxtyping import Float, Int64
 
-_VALUES: Final = 2**22
-"""Logits whose softmax is in memory at a time."""
+from kd_app.metrics.blocks import slice_rows
 
 
 def write_predictions(
@@ -48,9 +46,7 @@ def _build_columns(
 ) -> dict[str, np.ndarray]:
     top1 = logits.argmax(axis=1)
     of_top1, of_target = np.empty(len(top1), np.float32), np.empty(len(top1), np.float32)
-    block = max(1, _VALUES // max(1, logits.shape[1]))
-    for start in range(0, len(top1), block):
-        rows = slice(start, start + block)
+    for rows in slice_rows(logits):
         z = logits[rows].astype(np.float32)
         p = np.exp(z - z.max(axis=1, keepdims=True))
         p /= p.sum(axis=1, keepdims=True)

@@ -55,7 +55,7 @@ class Run:
 
     def read_confusion(self, model: str = "student") -> "DataFrame":
         """The confusion matrix of `model`: number of images by label (rows) and top-1
-        class (columns).
+        class (columns); sparse, which makes many classes possible.
 
         Raises `RequestError` if the run has no such model.
         """
@@ -64,17 +64,17 @@ class Run:
         from kd_app.metrics.per_class import count_confusions
 
         column, classes = f"{model}_top1", self.results.data.classes if self.results.data else []
-        table = self.predictions
-        if column not in table:
-            columns = [str(name) for name in table if str(name).endswith("_top1")]
+        images = self.predictions
+        if column not in images:
+            columns = [str(name) for name in images if str(name).endswith("_top1")]
             models = [name.removesuffix("_top1") for name in columns]
             raise build_unknown_error("model of this run", model, models)
-        predicted, target = (table[name].to_numpy(np.int64) for name in (column, "target"))
-        return pd.DataFrame(
-            count_confusions(predicted, target, len(classes)),
-            index=pd.Index(classes, name="label"),
-            columns=pd.Index(classes, name=column),
+        predicted, target = (images[name].to_numpy(np.int64) for name in (column, "target"))
+        confusions = count_confusions(predicted, target, len(classes))
+        table: DataFrame = pd.DataFrame.sparse.from_spmatrix(  # type: ignore[attr-defined]
+            confusions, pd.Index(classes, name="label"), pd.Index(classes, name=column)
         )
+        return table
 
     @cached_property
     def examples(self) -> "DataFrame":

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 
 from kd_app.data.corruptions import SETTINGS, Corruption
+from kd_app.metrics.blocks import slice_rows
 from kd_app.reporting.results import CorruptionMetrics
 from kd_app.run.workspace import RunModel, Workspace
 
@@ -75,13 +76,21 @@ def _predict_corrupted(
             workspace.console.print_transient(
                 f"  {model.role}: corrupted {split} images, {number} of {len(corruptions)} ..."
             )
-            logits = workspace.predict(model, split, corruption=corruption).logits
-            is_nan = np.isnan(logits).any(axis=1)
-            _save(path, np.where(is_nan, UNDECIDED, logits.argmax(axis=1)))
+            predictions = workspace.predict(model, split, corruption=corruption, spool=folder)
+            _save(path, find_top1(predictions.logits))
 
     settings = {_name_file(each): SETTINGS[each.kind][each.severity - 1] for each in corruptions}
     stage = workspace.cache_outputs(model, split, "corrupted", {"corruptions": settings}, build)
     return {each: np.load(stage.path / _name_file(each)) for each in corruptions}
+
+
+def find_top1(logits: Float[np.ndarray, "images classes"]) -> Int64[np.ndarray, " images"]:
+    """Return the top-1 class of each image, `UNDECIDED` for NaN; a block at a time."""
+    top1 = np.full(len(logits), UNDECIDED)
+    for rows in slice_rows(logits):
+        block = logits[rows]
+        top1[rows] = np.where(np.isnan(block).any(axis=1), UNDECIDED, block.argmax(axis=1))
+    return top1
 
 
 def _name_file(corruption: Corruption) -> str:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from kd_app.config import Decoding
 from kd_app.deployment.cascade import ModelCascade
+from kd_app.deployment.cascade_choice import Routing, choose_cascade, combine_predictions
 from kd_app.deployment.confidence import (
     MEASURES,
     compute_confidence,
@@ -21,6 +22,8 @@ from kd_app.deployment.confidence import (
     fit_temperature,
 )
 from kd_app.deployment.routing import RoutingChoice, choose_threshold, compute_routing_curve
+from kd_app.metrics.record import Predictions
+from kd_app.metrics.verdict import VerdictRule
 
 COSTS = (1.0, 10.0)
 
@@ -206,3 +209,42 @@ def test_prediction_needs_numpy_only() -> None:
         ).stdout.strip()
         == "[]"
     )
+
+
+def test_a_cascade_of_many_classes_is_chosen_and_combined_a_block_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = np.random.default_rng(0)
+    target = generator.integers(0, 20, 60)
+    stages = [
+        Predictions(
+            np.arange(60),
+            target,
+            (skill * np.eye(20)[target] + generator.normal(size=(60, 20))).astype(np.float32),
+        )
+        for skill in (2, 4)
+    ]
+    routing = Routing(measures=["maximum", "energy"], steps=5, images=1)
+    rule = VerdictRule(metric="top1", margin=0.3, confidence=0.8)
+    whole = choose_cascade(routing, rule, stages, (1.0, 4.0))
+    assert whole.uses_cascade
+    expected, last = combine_predictions(stages, whole)
+
+    rows: list[int] = []
+    compute = compute_log_probabilities
+
+    def count_rows(logits: NDArray[np.floating], temperature: float) -> NDArray[np.float64]:
+        rows.append(len(logits))
+        return compute(logits, temperature)
+
+    for module in ("cascade", "confidence", "cascade_choice"):
+        monkeypatch.setattr(f"kd_app.deployment.{module}.compute_log_probabilities", count_rows)
+    monkeypatch.setattr("kd_app.metrics.blocks.VALUES", 150)
+    choice = choose_cascade(routing, rule, stages, (1.0, 4.0))
+    log_p, stage = combine_predictions(stages, choice, tmp_path)
+    assert max(rows) == 7
+    assert choice == whole
+    assert isinstance(log_p, np.memmap)
+    assert np.array_equal(log_p, expected)
+    assert np.array_equal(stage, last)
+    assert {0, 1} == set(stage.tolist())

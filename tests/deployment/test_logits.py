@@ -13,7 +13,7 @@ from kd_app.config import InputSpec, RequestError
 from kd_app.config.compose import compose_config
 from kd_app.deployment.artifact import open_artifact
 from kd_app.deployment.cascade import ModelCascade
-from kd_app.deployment.logits import NonFiniteLogitsError
+from kd_app.deployment.logits import LogitsBuffer, NonFiniteLogitsError, check_finite
 from kd_app.jobs.predict import predict
 from tests.deployment.graphs import draw_weights, write_linear
 
@@ -118,3 +118,25 @@ def test_kd_predict_names_the_image_and_writes_nothing(tmp_path: Path) -> None:
     ):
         predict(compose_config("predict", settings))
     assert not out.exists()
+
+
+def test_many_logits_are_checked_a_block_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kd_app.metrics.blocks.VALUES", 25)
+    logits = np.zeros((9, 10))
+    check_finite(logits, "model")
+    logits[[3, 8], 5] = np.nan, np.inf
+    with pytest.raises(NonFiniteLogitsError) as raised:
+        check_finite(logits, "model", range(100, 109))
+    assert raised.value.images == [103, 108]
+
+
+def test_logits_in_a_file_are_mapped_and_the_file_is_removed(tmp_path: Path) -> None:
+    blocks = [np.full((2, 3), number, np.float32) for number in range(4)]
+    buffers = LogitsBuffer(tmp_path), LogitsBuffer(None)
+    for buffer in buffers:
+        for block in blocks:
+            buffer.append(block)
+    mapped, held = (buffer.read() for buffer in buffers)
+    assert isinstance(mapped, np.memmap)
+    assert np.array_equal(mapped, held)
+    assert list(tmp_path.iterdir()) == []

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from kd_app.deployment.artifact import open_artifact
+from kd_app.jobs.predict import _add_batch, _LabeledImages
 from tests.commands.call import call, done, refused
 
 
@@ -129,3 +130,14 @@ def test_an_existing_table_is_only_overwritten_on_request(
     assert Path("labels.csv").read_text() == "mine"
     assert call(*overrides, "overwrite=true", command="kd-predict").code == 0
     assert Path("labels.csv").read_text().startswith("file,label,probability")
+
+
+def test_only_the_top_classes_of_an_image_stay_in_memory() -> None:
+    predictions = _LabeledImages()
+    log_p = np.log(np.random.default_rng(0).dirichlet(np.ones(500), size=4))
+    _add_batch(predictions, [0, 1, 2, 3], (log_p, None), top=2)
+    (labels,), (probabilities,) = predictions.labels, predictions.probabilities
+    assert labels.tolist() == np.argsort(-log_p, axis=1)[:, :2].tolist()
+    for kept in (labels, probabilities):
+        assert kept.base is None
+        assert kept.nbytes == 4 * 2 * 8

@@ -114,7 +114,7 @@ def test_confusions_equal_sklearns_and_their_diagonal_gives_the_recall(
 ) -> None:
     record, _ = make_records(seed, num_images, 5, absent=1)
     predicted, target = record.logits.argmax(1), record.target
-    result = count_confusions(predicted, target, 5)
+    result = count_confusions(predicted, target, 5).toarray()
     np.testing.assert_array_equal(result, confusion_matrix(target, predicted, labels=range(5)))
     there = np.unique(target)
     recall = recall_score(target, predicted, labels=there, average=None, zero_division=0)
@@ -150,3 +150,11 @@ def test_nan_logits_are_never_right() -> None:
     lost = make_record(np.full((10, 5), np.nan), np.arange(5).repeat(2))
     assert compute_share_by_class(lost.hits, lost.target, 5).tolist() == [0] * 5
     assert np.isnan(lost.totals.brier)
+
+
+def test_confusions_of_50_000_classes_take_as_much_memory_as_the_images() -> None:
+    target = np.arange(50_000)
+    confusions = count_confusions((target + 1) % 50_000, target, 50_000)
+    parts = (confusions.data, confusions.indices, confusions.indptr)
+    assert sum(part.nbytes for part in parts) < 1e6
+    assert (confusions[7, 8], confusions[7, 7], confusions[49_999, 0]) == (1, 0, 1)

@@ -10,7 +10,7 @@ import pytest
 
 from kd_app.data.corruptions import Corruption
 from kd_app.reporting.console import Console
-from kd_app.run.robustness import UNDECIDED, measure_robustness
+from kd_app.run.robustness import UNDECIDED, find_top1, measure_robustness
 
 TARGET = np.array([0, 1, 1, 0])
 NOISE, BLUR = Corruption("gaussian_noise", 1), Corruption("gaussian_blur", 3)
@@ -25,7 +25,8 @@ class FakeWorkspace:
         self.calls: list[tuple[str, Corruption]] = []
         self._folder = folder
 
-    def predict(self, model: Any, split: str, *, corruption: Corruption) -> Any:
+    def predict(self, model: Any, split: str, *, corruption: Corruption, spool: Path) -> Any:
+        assert spool.is_dir()  # logits stay on disk
         self.calls.append((model.role, corruption))
         logits = np.eye(2)[TARGET]
         if model.role == "student":
@@ -74,3 +75,12 @@ def test_without_corruptions_nothing_is_measured(roles: tuple[str, ...], tmp_pat
     workspace = FakeWorkspace(tmp_path)
     assert measure(workspace, *roles) == []
     assert workspace.calls == []
+
+
+def test_the_top1_class_is_found_a_block_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = np.random.default_rng(0).normal(size=(10, 6))
+    logits[4, 2] = np.nan
+    monkeypatch.setattr("kd_app.metrics.blocks.VALUES", 13)
+    top1 = find_top1(logits)
+    assert top1[4] == UNDECIDED
+    assert np.delete(top1, 4).tolist() == np.delete(logits, 4, axis=0).argmax(axis=1).tolist()
