@@ -15,9 +15,10 @@ from kd_app.config import InputSpec, RequestError, Typed
 from kd_app.data.augment import Augment
 from kd_app.data.base import Capability, Lack, ScanJob, ViewReplay, exclude_capabilities
 from kd_app.data.corruptions import Corruption
+from kd_app.data.division import SplitRatios
 from kd_app.data.duplicates import PictureContents
 from kd_app.data.evaluation import Evaluation
-from kd_app.data.index import ImageIndex, SplitRatios
+from kd_app.data.index import ImageIndex
 from kd_app.data.loader import SINGLE, EvaluationLoader, Rank, TrainingLoader
 from kd_app.data.loaders import ImageLoaders
 from kd_app.data.mix import MixSettings
@@ -184,14 +185,7 @@ class ImageData(LightningDataModule, Typed):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        images = len(self.index.training_rows) if self.index.is_loaded else self.batch_size
-        if not 0 < images < self.batch_size:
-            return self.index.notes
-        note = (
-            f"data.batch_size={self.batch_size} is more than the {images:,} images to train on, so"
-            " that an epoch is a single step with all of them. Smaller batches train more steps."
-        )
-        return (*self.index.notes, note)
+        return self.index.notes
 
     @property
     def channels(self) -> int:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_app.config import RequestError
+from kd_app.config.errors import list_some
 from kd_app.models.checkpoint import Checkpoint
 
 HEAD_DEVIATION = 0.01
@@ -247,7 +248,7 @@ def _explain_mismatches(
     source: str,
 ) -> str:
     listed = ", ".join(
-        f"{len(keys)} {kind} ({_list_some(keys)})" for kind, keys in mismatches.items()
+        f"{len(keys)} {kind} ({list_some(keys, _SHOWN)})" for kind, keys in mismatches.items()
     )
     tensors, prefix = checkpoint.tensors, place.prefix
     reshaped = mismatches.get("of another shape", ())
@@ -258,7 +259,8 @@ def _explain_mismatches(
         if prefix + key in tensors
     )
     if not any(prefix + key in tensors for key in own):
-        where = f" None of the model's names was found: the file has {_list_some(list(tensors))}."
+        names = list_some(list(tensors), _SHOWN)
+        where = f" None of the model's names was found: the file has {names}."
     else:
         where = f" The entries were looked for behind the prefix {prefix!r}." if prefix else ""
     return (
@@ -267,10 +269,6 @@ def _explain_mismatches(
         " the saved model (teacher.name=, teacher.kwargs.*, or the same settings of the"
         " student)."
     )
-
-
-def _list_some(keys: Sequence[str]) -> str:
-    return f"{', '.join(keys[:_SHOWN])}{' ...' if len(keys) > _SHOWN else ''}"
 
 
 def _format_shape(tensor: Tensor) -> str:
@@ -337,8 +335,8 @@ def _check_finite(state: Mapping[str, Tensor], own: Mapping[str, Tensor], source
     if broken:
         raise RequestError(
             f"The weights from {source} are not finite: {len(broken)} of {len(own)} entries"
-            f" contain NaN or infinity ({_list_some(broken)}), so the model would predict the same"
-            " class for every image. The training that wrote them diverged; use an earlier"
+            f" contain NaN or infinity ({list_some(broken, _SHOWN)}), so the model would predict"
+            " the same class for every image. The training that wrote them diverged; use an earlier"
             " checkpoint."
         )
 
@@ -363,11 +361,11 @@ def _describe_report(
         key = next((key for key in sorted(head_keys) if own[key].dim() > 1), min(head_keys))
         theirs = f"{len(state[key]):,} classes" if key in state else "no classifier"
         yield (
-            f"gets a new classifier ({_list_some(report.missing)}): the weights from"
+            f"gets a new classifier ({list_some(report.missing, _SHOWN)}): the weights from"
             f" {report.source} have {theirs}"
         )
     if report.unexpected:
         yield (
             f"leaves out {len(report.unexpected)} other entries of {report.source}"
-            f" ({_list_some(report.unexpected)})"
+            f" ({list_some(report.unexpected, _SHOWN)})"
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from kd_app.config import RequestError
+from kd_app.config.errors import list_some
 from kd_app.data.base import RunData
 from kd_app.data.fingerprint import DigestBook, use_digests
 from kd_app.data.source import Listing
@@ -201,7 +202,7 @@ def describe_image_changes(
         "class removed|classes removed": sorted(old_classes - set(listing.classes)),
     }
     phrases = [
-        f"{len(names):,} {one_and_many.split('|')[len(names) > 1]} ({_list_some(names)})"
+        f"{len(names):,} {one_and_many.split('|')[len(names) > 1]} ({list_some(names, _SHOWN)})"
         for one_and_many, names in groups.items()
         if names
     ]
@@ -218,9 +219,6 @@ def _describe_files(old: Mapping[str, str], new: Mapping[str, str]) -> str:
         "added": [name for name in new if name not in old],
         "removed": [name for name in old if name not in new],
     }
-    return ", ".join(f"{_list_some(names)} {verb}" for verb, names in groups.items() if names)
-
-
-def _list_some(names: list[str]) -> str:
-    more = ", ..." if len(names) > _SHOWN else ""
-    return f"{', '.join(names[:_SHOWN])}{more}"
+    return ", ".join(
+        f"{list_some(names, _SHOWN)} {verb}" for verb, names in groups.items() if names
+    )

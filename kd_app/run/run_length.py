@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterator
 
 from kd_app.config.length import LengthNeed, TrainingLength, describe_shortage
+from kd_app.data.base import RunData
+from kd_app.data.unlabeled import UNLABELED
 from kd_app.models.composite import EmaTeacher
 from kd_app.run.workspace import Workspace
 from kd_app.training.callback_rules import list_callback_needs
@@ -28,7 +30,18 @@ def list_length_notes(workspace: Workspace) -> list[str]:
             sentence = describe_shortage(need, length)
             if sentence is not None:
                 roles.setdefault(sentence, []).append(role)
-    return [f"{', '.join(names)}: {sentence}" for sentence, names in roles.items()]
+    notes = [f"{', '.join(names)}: {sentence}" for sentence, names in roles.items()]
+    return notes + _note_large_batch(workspace.data)
+
+
+def _note_large_batch(data: RunData) -> list[str]:
+    images = sum(data.sizes.get(name, 0) for name in ("train", UNLABELED))
+    if data.name is not None or images >= data.batch_size:
+        return []
+    return [
+        f"data.batch_size={data.batch_size} is more than the {images:,} images to train on, so"
+        " that an epoch is a single step with all of them. Smaller batches train more steps."
+    ]
 
 
 def measure_length(workspace: Workspace, recipe: Recipe) -> TrainingLength:
@@ -53,7 +66,6 @@ def list_recipe_needs(recipe: Recipe) -> Iterator[LengthNeed]:
 
 def list_run_needs(workspace: Workspace) -> Iterator[LengthNeed]:
     """The lengths that the trainer, the views and the teacher need."""
-    # the data themselves report a batch that is larger than they are
     spec, trainer = workspace.spec, workspace.spec.trainer
     yield LengthNeed(
         f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}",

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from kd_app.data.division import SplitRatios
 from kd_app.data.duplicates import (
     MAX_COMPARED,
     PictureContents,
@@ -17,7 +18,7 @@ from kd_app.data.duplicates import (
     make_thumbnail,
 )
 from kd_app.data.folder import Folder
-from kd_app.data.index import ImageIndex, SplitRatios
+from kd_app.data.index import ImageIndex
 
 
 def draw(*shape: int, seed: int = 0) -> np.ndarray:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from kd_app.config import RequestError
+from kd_app.data.division import SplitRatios
 from kd_app.data.folder import Folder
-from kd_app.data.index import ImageIndex, SplitRatios
+from kd_app.data.index import ImageIndex
 from kd_app.data.scan import note_aspect_ratio
 from kd_app.data.source import build_source
 from tests.data.test_module import Arrays, Files, subfolder

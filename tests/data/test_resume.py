@@ -9,7 +9,7 @@ from torch import Tensor
 from kd_app.config import InputSpec
 from kd_app.data.batch import Batch
 from kd_app.data.digits import Digits
-from kd_app.data.index import SplitRatios
+from kd_app.data.division import SplitRatios
 from kd_app.data.module import ImageData
 from kd_app.data.views import CropFlip, ResizedCrop, View
 

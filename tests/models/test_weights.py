@@ -113,7 +113,7 @@ def test_a_new_head_is_new_as_a_whole() -> None:
         ),
         (
             lambda state: [state.pop(name) for name in list(state)[:5]],
-            r"5 missing \(0.weight, 0.bias, 1.weight ...\)",
+            r"5 missing \(0.weight, 0.bias, 1.weight and 2 more\)",
         ),
         (lambda state: state.pop("2.bias"), r"1 missing \(2.bias\)"),
     ],

@@ -87,7 +87,7 @@ def test_unchanged_inputs_are_accepted_also_with_new_times(root: Path) -> None:
         ),
         (
             lambda root: shutil.copytree(root / "photos/class0", root / "photos/tri"),
-            "6 images added (tri/000.png, tri/001.png, tri/002.png, ...), 1 new class (tri)",
+            "6 images added (tri/000.png, tri/001.png, tri/002.png and 3 more), 1 new class (tri)",
         ),
         (
             lambda root: (root / "photos/class0/000.png").unlink(),

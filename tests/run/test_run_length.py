@@ -35,6 +35,7 @@ def test_every_part_that_needs_a_longer_run_is_reported_with_its_key(tmp_path: P
         "labels_only, student: trainer.accumulate_grad_batches=4 needs at least 4 batches",
         "labels_only, student: data.views=8 needs at least 8 epochs",
         "student: loss.soft_target.schedule.begin=0.99 needs at least 50 steps",
+        "data.batch_size=5000 is more than the 1,295 images to train on",
     ]
     assert len(notes) == len(starts)
     for start, note in zip(starts, notes, strict=True):

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from kd_app.config.errors import list_some
 from kd_app.config.redact import redact
 from kd_app.reporting.html.schema import ClassPart, Provenance
 from kd_app.reporting.results import Measurement, Results
@@ -154,10 +155,9 @@ def _describe_classes(classes: list[ClassPart]) -> Iterator[str]:
         yield f"Weak classes: accuracy dropped most for {names}."
     few = [row.name for row in classes if row.support < _FEW_IMAGES]
     if few:
-        names = ", ".join(few[:5]) + (f" and {len(few) - 5} more" if len(few) > 5 else "")
         yield (
             f"Single classes: fewer than {_FEW_IMAGES} images are too few to judge one class"
-            f" ({names})."
+            f" ({list_some(few, 5)})."
         )
 
 
