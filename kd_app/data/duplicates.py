@@ -86,17 +86,49 @@ def group_similar(thumbnails: Float[Tensor, "images 1 32 32"], groups: Groups) -
 
 def _find_similar(thumbnails: Tensor) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the pairs of nearly identical images, block by block."""
-    coarse = _normalize_contrast(adaptive_avg_pool2d(thumbnails, _COARSE))
-    fine = _normalize_contrast(thumbnails)
-    for start in range(0, len(fine), _BLOCK):
-        # Later columns only: every pair is compared once.
-        near = is_candidate(coarse[start : start + _BLOCK] @ coarse[start:].T).triu(diagonal=1)
-        rows, columns = (start + near.any(dim=dim).nonzero()[:, 0] for dim in (1, 0))
-        if not len(rows):
-            continue
-        near = near[rows - start][:, columns - start] & (1 - fine[rows] @ fine[columns].T < NEAR)
-        i, j = near.nonzero(as_tuple=True)
-        yield rows[i].numpy(), columns[j].numpy()
+    features = _ThumbnailFeatures.compute(thumbnails)
+    for start in range(0, len(thumbnails), _BLOCK):
+        # Later columns only: every pair is compared once, or twice within a block.
+        block, others = features.select(start, start + _BLOCK), features.select(start, None)
+        rows, columns = block.match(others)
+        later = rows < columns
+        yield start + rows[later], start + columns[later]
+
+
+def match_similar(
+    first: Float[Tensor, "images 1 32 32"], second: Float[Tensor, "others 1 32 32"]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the rows of nearly identical images in `first` and in `second`, block by
+    block.
+    """
+    features, others = _ThumbnailFeatures.compute(first), _ThumbnailFeatures.compute(second)
+    for start in range(0, len(first), _BLOCK):
+        rows, columns = features.select(start, start + _BLOCK).match(others)
+        yield start + rows, columns
+
+
+class _ThumbnailFeatures(NamedTuple):
+    """Thumbnails of mean 0 and length 1, at the coarse and at the fine size."""
+
+    coarse: Float[Tensor, "images 64"]
+    fine: Float[Tensor, "images 1024"]
+
+    @classmethod
+    def compute(cls, thumbnails: Tensor) -> "_ThumbnailFeatures":
+        coarse = adaptive_avg_pool2d(thumbnails, _COARSE)
+        return cls(_normalize_contrast(coarse), _normalize_contrast(thumbnails))
+
+    def select(self, start: int, end: int | None) -> "_ThumbnailFeatures":
+        """Return some of the images."""
+        return _ThumbnailFeatures(self.coarse[start:end], self.fine[start:end])
+
+    def match(self, others: "_ThumbnailFeatures") -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows of nearly identical images here and in `others`."""
+        near = is_candidate(self.coarse @ others.coarse.T)
+        rows, columns = (near.any(dim=dim).nonzero()[:, 0] for dim in (1, 0))
+        is_near = 1 - self.fine[rows] @ others.fine[columns].T < NEAR
+        i, j = (near[rows][:, columns] & is_near).nonzero(as_tuple=True)
+        return rows[i].numpy(), columns[j].numpy()
 
 
 def _join(groups: Groups, first: np.ndarray, second: np.ndarray) -> Groups:

@@ -1,5 +1,5 @@
-"""Scan of a source: decodes every image once, and stores sizes, errors, pixels, hashes
-and groups of similar images.
+"""Scan of a source: decodes every image once, and stores sizes, errors, pixels, hashes,
+thumbnails and groups of similar images.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from kd_app.data.duplicates import (
@@ -28,7 +28,7 @@ from kd_app.data.source import Source
 from kd_app.stages import write_atomically
 
 PIXELS, SIZES, SHAPES, RECORD = "pixels.bin", "sizes.npy", "shapes.npy", "scan.json"
-HASHES, SIMILAR = "hashes.npy", "similar.npy"
+HASHES, SIMILAR, THUMBNAILS = "hashes.npy", "similar.npy", "thumbnails.npy"
 
 _FAR_FROM_SQUARE = 1.6
 """Ratio of the sides from which a crop to a square is noted; 3:2 photos are below."""
@@ -124,6 +124,7 @@ def scan(
     contents = PictureContents.compare(hashes, thumbnails)
     np.save(folder / HASHES, contents.hashes)
     np.save(folder / SIMILAR, contents.similar)
+    np.save(folder / THUMBNAILS, thumbnails.half().numpy())
     summary = Summary(decode_size, bad, kept, size_bytes)
     write_atomically(folder / RECORD, json.dumps(asdict(summary), indent=1))
 
@@ -136,6 +137,17 @@ def read_scan(folder: Path) -> Scan:
         np.load(folder / SHAPES),
         PictureContents(np.load(folder / HASHES), np.load(folder / SIMILAR)),
     )
+
+
+def read_thumbnails(folder: Path, images: int) -> Float[Tensor, "images 1 32 32"] | None:
+    """Read the thumbnails that `scan` wrote; None if there are other than `images`, as
+    for more than `MAX_COMPARED`, or if they can't be read.
+    """
+    try:
+        thumbnails = torch.from_numpy(np.load(folder / THUMBNAILS)).float()
+    except (OSError, ValueError):
+        return None
+    return thumbnails if thumbnails.shape == (images, 1, FINE, FINE) else None
 
 
 def choose_typical_size(sizes: Int64[np.ndarray, "images 2"]) -> int:

@@ -12,6 +12,7 @@ from kd_app.reporting.tables import build_summary
 from kd_app.run.known_images import KnownImages, leave_out_used
 from kd_app.run.measurement import measure_models, start_results
 from kd_app.run.open_run import SavedRun, load_models, open_run, read_run
+from kd_app.run.recorded_pixels import describe_normalization
 from kd_app.run.schema import EvaluationSettings
 from kd_app.run.spec import Config
 
@@ -27,7 +28,8 @@ def evaluate(config: Config, *, console: Console | None = None, trial: int | Non
     console = console or Console()
     out = Path(config["out"]) / ("" if trial is None else str(trial))
     saved, split = read_run(Path(config["run"]), config, "measure"), select_split(config)
-    known, is_own, notes = KnownImages.read(saved.folder), config["data"] is None, list[str]()
+    known = KnownImages.read(saved.folder, saved.results)
+    is_own, notes = config["data"] is None, list[str]()
 
     def prepare(data: RunData) -> None:
         notes.extend(prepare_images(data, saved, known, split, is_own=is_own))
@@ -37,11 +39,14 @@ def evaluate(config: Config, *, console: Console | None = None, trial: int | Non
     ) as run:
         data = run.workspace.data
         if not is_own:
-            measure = config["known_images"] == "measure"
-            notes += leave_out_used(known, data, split, measure=measure)
+            notes += leave_out_used(
+                known, data, split, config["known_images"], run.workspace.data_folder
+            )
         builder = start_results(run.workspace, out, run.verdict, before=run.results)
-        builder.notes += notes
         models = load_models(run)
+        if data.name is None and "student" in models:
+            notes += describe_normalization(saved.pixels, models["student"].loaded.pixels)
+        builder.notes += notes
         measure_models(builder, run.workspace, models, {"test": split}, before=run.results)
         results = builder.write("finished")
         console.show(build_summary(results))

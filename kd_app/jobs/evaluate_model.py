@@ -24,6 +24,7 @@ from kd_app.run.recorded_pixels import (
     RecordedPixels,
     choose_model_decoding,
     describe_conversion,
+    describe_normalization,
     needs_image_stats,
     read_recorded_pixels,
     set_channels,
@@ -75,9 +76,13 @@ def evaluate_model(
         workspace.prepare_data()
         notes = []
         if run is not None:
-            is_measured = config["known_images"] == "measure"
-            known = KnownImages.read(run)
-            notes += leave_out_used(known, workspace.data, split, measure=is_measured)
+            notes += leave_out_used(
+                KnownImages.read(run, read(run / RESULTS)),
+                workspace.data,
+                split,
+                config["known_images"],
+                workspace.data_folder,
+            )
         elif names is None:
             notes.append(
                 "The model has no class names: its classes are read as those of the data, in the"
@@ -90,8 +95,10 @@ def evaluate_model(
                 " whose config.json records them."
             )
         builder = start_results(workspace, out, rule)
-        builder.notes += notes
         student = _load(workspace, model)
+        if workspace.data.name is None:
+            notes += describe_normalization(pixels, student.loaded.pixels)
+        builder.notes += notes
         measure_models(builder, workspace, {"student": student}, {"test": split})
         results = builder.write("finished")
         console.show(build_summary(results))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from kd_app.config import Decoding, RequestError, choose_decoding
+from kd_app.config import Decoding, InputSpec, RequestError, choose_decoding
 from kd_app.config.errors import take_first_line
 from kd_app.deployment.manifest import parse_decoding
 from kd_app.models.composite import ArtifactTeacher, TeacherEnsemble
@@ -34,6 +34,12 @@ class RecordedPixels:
 
     stats: ImageStats | None = None
     decoding: Decoding | None = None
+
+    @property
+    def is_normalization_unknown(self) -> bool:
+        """Whether the images came normalized from a data module of the user's own."""
+        stats = self.stats
+        return stats is not None and not any(stats.mean) and set(stats.std) == {1.0}
 
 
 def read_recorded_pixels(folder: Path, results: Results) -> RecordedPixels:
@@ -104,6 +110,24 @@ def describe_conversion(data: Mapping[str, Any], adapted: Mapping[str, Any]) -> 
         f"Image files are decoded in {kind}, as the model expects, not with"
         f" data.source.channels={data['source']['channels']}.",
     )
+
+
+def describe_normalization(recorded: RecordedPixels, pixels: InputSpec) -> list[str]:
+    """A note about other images for a model whose images came normalized from a data
+    module of the user's own. pixels: what the model gets now.
+    """
+    if not recorded.is_normalization_unknown:
+        return []
+    mean, std = (", ".join(f"{value:.4g}" for value in each) for each in (pixels.mean, pixels.std))
+    is_plain = not any(pixels.mean) and set(pixels.std) == {1.0}
+    why = "no other is recorded" if is_plain else "the model's configuration names it"
+    return [
+        "The run's data module returned normalized images, and how it did that is not recorded."
+        f" These images get the mean [{mean}] and the deviation [{std}] of pixels in 0..1, because"
+        f" {why}. If the module normalized in another way, the metrics here are wrong: measure"
+        " through the module (data._target_=<its factory>, allow=[<its package>]), or through one"
+        " that returns these images."
+    ]
 
 
 def needs_image_stats(spec: ModelSpec) -> bool:

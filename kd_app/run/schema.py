@@ -16,6 +16,7 @@ from kd_app.config.paths import list_choices
 from kd_app.models.license import Policy
 from kd_app.reporting.results import Split
 from kd_app.run.controls import ControlSettings
+from kd_app.run.known_images import KnownImagesRule
 
 Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
 Place = Annotated[str, Field(min_length=1)]
@@ -208,7 +209,7 @@ class EvaluationSettings(Typed, called="kd-evaluate"):
         overwrite: StrictBool,
         root: Place | None,
         split: Literal["auto", "train", "validation", "test", "all"],
-        known_images: Literal["leave_out", "measure"],
+        known_images: KnownImagesRule,
         limit: float | None,
         examples: Annotated[int, Field(ge=0, le=1000, strict=True)],
         allow: list[Place],

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kd_app.config import Decoding, RequestError
+from kd_app.config import Decoding, InputSpec, RequestError
 from kd_app.config.compose import compose_config
 from kd_app.deployment.artifact import open_artifact
 from kd_app.deployment.manifest import describe_decoding
@@ -17,8 +17,10 @@ from kd_app.models.create import resolve_input
 from kd_app.models.spec import ImageStats, ModelSpec
 from kd_app.run.model_specs import build_model_spec, open_artifact_teacher
 from kd_app.run.recorded_pixels import (
+    RecordedPixels,
     choose_model_decoding,
     describe_conversion,
+    describe_normalization,
     describe_stats,
     needs_image_stats,
     parse_stats,
@@ -43,6 +45,17 @@ def build_weights_spec(tmp_path: Path) -> ModelSpec:
 def record_decoding(folder: Path, decoding: Any) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "decoding": decoding}))
+
+
+def test_images_that_came_normalized_are_noted_with_what_other_images_get() -> None:
+    own = RecordedPixels(ImageStats(1, 8, (0.0,), (1.0,)))
+    (note,) = describe_normalization(own, InputSpec(1, 8, 8, (0.0,), (1.0,)))
+    assert "mean [0] and the deviation [1] of pixels in 0..1, because no other is" in note
+    (note,) = describe_normalization(own, InputSpec(1, 8, 8, (0.4854,), (0.25,)))
+    assert "mean [0.4854] and the deviation [0.25]" in note
+    assert "because the model's configuration names it" in note
+    for recorded in (RecordedPixels(STATS), RecordedPixels()):
+        assert describe_normalization(recorded, InputSpec(1, 8, 8, (0.0,), (1.0,))) == []
 
 
 @pytest.mark.parametrize("stats", [STATS, ImageStats(1, 8, (0.3,), (0.4,))])
