@@ -148,6 +148,13 @@ MODEL_METRICS: Final[tuple[MetricSpec[Predictions], ...]] = (
         required=True,
     ),
     MetricSpec("brier", "Brier score", "lower", "plain", measure_brier),
-    MetricSpec("classwise_ece", "classwise ECE", "lower", "percent", measure_classwise_ece),
+    MetricSpec(
+        "classwise_ece",
+        "classwise ECE",
+        "lower",
+        "percent",
+        measure_classwise_ece,
+        has_interval=False,
+    ),
     MetricSpec("f1", "F1, mean over classes", "higher", "percent", measure_f1),
 )

@@ -255,5 +255,6 @@ PAIR_METRICS: Final[tuple[MetricSpec[ModelComparison], ...]] = (
         measure_cka,
         meaning="similarity of the embeddings (linear centered kernel alignment), 1: the same",
         needs=("teacher",),
+        has_interval=False,
     ),
 )

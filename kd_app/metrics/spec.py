@@ -27,7 +27,8 @@ class MetricSpec(Generic[Subject]):
     explanation for tables · hub: the metric type in the model index of the Hugging Face
     hub · needs: other roles that must have been measured · undefined: the reason for a
     missing value, as a clause for a sentence · required: loading fails for a
-    results.json without the metric; if False, the metric is null in older files.
+    results.json without the metric; if False, the metric is null in older files ·
+    has_interval: whether the metric has an interval, unless no resample differs.
     """
 
     name: str
@@ -41,3 +42,4 @@ class MetricSpec(Generic[Subject]):
     needs: tuple[str, ...] = ()
     undefined: str = ""
     required: bool = False
+    has_interval: bool = True

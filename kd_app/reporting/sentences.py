@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any, Final, NamedTuple
 
+from kd_app.config.errors import quote_some
 from kd_app.metrics.model_metrics import MODEL_METRICS
 from kd_app.metrics.pair_metrics import PAIR_METRICS
 from kd_app.metrics.spec import Format, MetricSpec, Place
@@ -205,14 +206,37 @@ def describe_license(license: LicenseRecord | None) -> list[str]:
 
 
 def explain_undefined(split: Split) -> list[str]:
-    """A sentence for each metric of the pair that is undefined, with the reason."""
-    return [
+    """A sentence for each metric of the pair that is undefined, and one for the metrics
+    without an interval, with the reason.
+    """
+    undefined = [
         f"{spec.label.capitalize()} is undefined because {spec.undefined}."
         for spec in PAIR_METRICS
         if spec.undefined
         and split.pair
         and is_applicable(split, spec)
         and split.pair.look_up(spec.name).value is None
+    ]
+    return undefined + _explain_missing_intervals(split)
+
+
+def _explain_missing_intervals(split: Split) -> list[str]:
+    specs: dict[str, Sequence[MetricSpec[Any]]] = {"model": MODEL_METRICS, "pair": PAIR_METRICS}
+    parts = [("model", part) for part in split.by_model.values()]
+    estimates = [
+        (spec.label, part.look_up(spec.name))
+        for kind, part in (*parts, *([("pair", split.pair)] if split.pair else []))
+        for spec in specs[kind]
+        if spec.has_interval and not spec.undefined
+    ]
+    labels = dict.fromkeys(
+        label for label, each in estimates if each.value is not None and each.low is None
+    )
+    if not labels:
+        return []
+    return [
+        f"Where {quote_some([*labels])} has no interval, all resamples of these images have the"
+        " same value, which does not show how much other images would vary."
     ]
 
 

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from kd_app.reporting.results import Results
-from kd_app.reporting.sentences import format_points
+from kd_app.reporting.sentences import explain_undefined, format_points
 from kd_app.reporting.tables import Trial, build_summary, build_sweep_table
 from tests.reporting.run_folders import THREE, build_results
 
@@ -68,6 +68,20 @@ def test_an_undefined_metric_is_explained() -> None:
     assert "undefined" not in render_flat(build_summary(build_results()))
     hopeless = render_flat(build_summary(build_results({"teacher": -50.0, "student": 1.5})))
     assert "Retention is undefined because the teacher is right on none of these" in hopeless
+
+
+def test_a_metric_without_an_interval_is_explained_wherever_undefined_ones_are() -> None:
+    results = build_results()
+    assert results.test is not None
+    assert "has no interval" not in " ".join(explain_undefined(results.test))
+    content = results.model_dump()
+    for name in ("f1", "balanced_accuracy"):
+        content["test"]["student"] |= {f"{name}_low": None, f"{name}_high": None}
+    changed = Results.model_validate(content).test
+    assert changed is not None
+    (sentence,) = explain_undefined(changed)
+    assert sentence.startswith("Where 'balanced accuracy', 'F1, mean over classes' has no interval")
+    assert "how much other images would vary" in sentence
 
 
 def test_further_controls_are_rows_and_weak_spots_are_sentences() -> None:
