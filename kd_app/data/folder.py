@@ -19,8 +19,9 @@ from kd_app.data.image_tree import (
     suggest_conversion,
     walk_images,
 )
-from kd_app.data.layout import LAYOUT, ClassLevel, find_layout
+from kd_app.data.layout import ANNOTATED, LAYOUT, ClassLevel, find_layout, is_plain_name
 from kd_app.data.source import Listing
+from kd_app.data.split_words import is_unlabeled_name
 
 
 class Folder(FileSource):
@@ -71,7 +72,12 @@ class Folder(FileSource):
             _check_classes(names, layout.parts, rows, left_out)
         _find_beside(root, layout.parts, left_out)
         files, labels, splits = zip(*sorted(rows), strict=True)
-        notes = (*layout.notes, *_note_case(names), *left_out.describe(root))
+        notes = (
+            *layout.notes,
+            *_note_case(names),
+            *_note_unlabeled(names),
+            *left_out.describe(root),
+        )
         return self.build_listing(names, files, labels, splits, ("",) * len(files), notes=notes)
 
     def _list_class_images(self, folders: Sequence[Path], left_out: LeftOut) -> list[str]:
@@ -152,6 +158,15 @@ def _note_case(names: Sequence[str]) -> list[str]:
     return [f"The classes {quote_some(same)} differ only in case."] if same else []
 
 
+def _note_unlabeled(names: Sequence[str]) -> list[str]:
+    return [
+        f"The folder {name!r} is read as a class. If its images have no label, move it out of"
+        " data.root; data.unlabeled= then trains on them."
+        for name in names
+        if is_unlabeled_name(name)
+    ]
+
+
 def _describe_files(folders: Sequence[Path], left_out: LeftOut) -> str:
     inside = tuple(os.path.join(folder, "") for folder in folders)
     files = [file for file in left_out.files if file.startswith(inside)]
@@ -180,7 +195,8 @@ def _explain_single_class(
             f"{start} If the folders in it ({quote_some(below)}) are the classes, set"
             f" data.root={folder}. Else add the images of another class."
         )
-    return f"{start} Add the images of another class."
+    hint = f" {ANNOTATED}" if is_plain_name(name) else ""
+    return f"{start}{hint} Add the images of another class."
 
 
 def _find_beside(

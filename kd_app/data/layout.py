@@ -4,19 +4,21 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
 from kd_app.config import RequestError
 from kd_app.config.errors import quote_some
 from kd_app.data.image_tree import holds_image, is_folder, is_image, list_folders, list_visible
 from kd_app.data.source import SPLITS
-
-SPLIT_WORDS: Final[Mapping[str, str]] = {
-    "train": "train", "training": "train",
-    "val": "validation", "valid": "validation", "validation": "validation", "dev": "validation",
-    "test": "test", "testing": "test",
-}  # fmt: skip
-"""Accepted folder name -> split."""
+from kd_app.data.split_words import (
+    EITHER,
+    FILLER,
+    SPLIT_WORDS,
+    SplitMatch,
+    is_unlabeled_name,
+    match_split,
+    match_splits,
+)
 
 LAYOUT = (
     "Expected: <root>/<class>/<image>, or <root>/train/<class>/<image> with test/ and val/ (or"
@@ -24,10 +26,15 @@ LAYOUT = (
 )
 ClassLevel = Literal[1, 2]
 
-_WORD = "|".join(sorted(SPLIT_WORDS, key=len, reverse=True))
-_FILLER = "sets?|images?|imgs?|pics?|pictures?|photos?|data|dataset|seg|split|folder|dir|files?"
-_COMPOUND = re.compile(f"(?:{_FILLER})*({_WORD})(?:{_FILLER})*")
-_PLAIN = re.compile(rf"(?:{_FILLER}|archive|jpe?gs?|pngs?|classes)+")
+_PLAIN = re.compile(rf"(?:{FILLER}|archive|jpe?gs?|pngs?|classes)+")
+_ANNOTATIONS = re.compile(
+    r"(annotations?|labels?|masks?|trimaps?|segmentations?|bbox(es)?|groundtruth|gt)\d*",
+    re.IGNORECASE,
+)
+ANNOTATED = (
+    "Labels in other files (YOLO, COCO, VOC) and masks are not read: a class for each image is"
+    " needed. Put the images of each class into a folder, or list them in a table (data=csv)."
+)
 _SIMILAR = 0.75
 """Mean share of all sub-folder names in each folder, from which folders are alike."""
 
@@ -79,21 +86,9 @@ def find_layout(root: Path, level: ClassLevel | None) -> Layout:
     return Layout(base, classes, (*notes,))
 
 
-def match_split(name: str) -> tuple[str, str] | None:
-    """Return the split that a folder name contains, and the rest of the name.
-
-    Words are separated by case, digits and punctuation: 'seg_train', 'TrainImages',
-    'testset', 'val2017'. None without a split word, or with words of two splits.
-    """
-    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()
-    splits, rest = set(), []
-    for word in re.split(r"[\W_\d]+", spaced):
-        match = _COMPOUND.fullmatch(word)
-        if match:
-            splits.add(SPLIT_WORDS[match[1]])
-        elif word and not re.fullmatch(_FILLER, word):
-            rest.append(word)
-    return (splits.pop(), " ".join(rest)) if len(splits) == 1 else None
+def is_plain_name(name: str) -> bool:
+    """Return whether a name says no more than that there are images: 'images'."""
+    return _PLAIN.fullmatch(name.lower()) is not None
 
 
 def _holds_images(folder: Path) -> bool:
@@ -127,7 +122,7 @@ def _enter_image_folders(parts: dict[str, Path]) -> dict[str, Path]:
     inner = {}
     for split, part in parts.items():
         names = list_folders(part)
-        if not split or len(names) != 1 or not _PLAIN.fullmatch(names[0].lower()):
+        if not split or len(names) != 1 or not is_plain_name(names[0]):
             return parts
         if not list_folders(part / names[0]) or _holds_images(part):
             return parts
@@ -141,42 +136,65 @@ def find_splits(folder: Path) -> tuple[dict[str, Path], list[str]]:
     Empty without splits. Raises `RequestError` if the folders may be splits or classes.
     """
     names = list_folders(folder)
-    matches = {name: match for name in names if (match := match_split(name))}
+    matches = match_splits(names)
     matched, others = _select_split_folders(folder, names, matches)
     if not matched:
         return {}, []
-    splits = {name: matches[name][0] for name in matched}
+    splits = {name: matches[name].split for name in matched}
+    splits = dict(sorted(splits.items(), key=lambda item: SPLITS.index(item[1])))
     place = f"{str(folder)!r} holds {quote_some(matched)}"
     if others:
         raise RequestError(
-            f"{place} and also {quote_some(others)}: predefined splits or classes? {LAYOUT} Move"
-            " the other folders away."
+            f"{place} and also {quote_some(others)}: predefined splits or classes? If"
+            f" {others[0]!r} is a split, rename it to val or test, or merge it into train. If its"
+            f" images have no labels, rename it to unlabeled; data.unlabeled={folder / 'unlabeled'}"
+            f" then trains on them. Else move it away. {LAYOUT}"
         )
-    if len(set(splits.values())) < len(splits):
-        raise RequestError(f"{place}: two folders for the same split. {LAYOUT} Merge the folders.")
+    _check_distinct(splits, place)
     if "train" not in splits.values():
         raise RequestError(f"{place} but no train folder. {LAYOUT}")
-    left_out = [name for name in names if name not in matched]
-    notes = (
-        []
-        if all(name.lower() in SPLIT_WORDS for name in matched)
-        else [f"{place}: read as predefined splits."]
-    )
-    if left_out:
-        notes.append(f"In {str(folder)!r}, {quote_some(left_out)} beside the splits: left out.")
-    return {s: folder / name for s in SPLITS for name in splits if splits[name] == s}, notes
+    notes = _note_left_out(folder, [name for name in names if name not in matched])
+    if not all(name.lower() in SPLIT_WORDS and name.lower() not in EITHER for name in matched):
+        meanings = ", ".join(f"{name!r} is {split}" for name, split in splits.items())
+        notes.insert(0, f"{place}: read as predefined splits ({meanings}).")
+    return {split: folder / name for name, split in splits.items()}, notes
+
+
+def _check_distinct(splits: Mapping[str, str], place: str) -> None:
+    """Raise `RequestError` if two folders are the same split."""
+    for split in splits.values():
+        same = [name for name in splits if splits[name] == split]
+        if len(same) > 1:
+            raise RequestError(
+                f"{place}: {quote_some(same)} are two folders for the same split, {split}. {LAYOUT}"
+                " Merge the folders, or rename one to the split that is meant."
+            )
+
+
+def _note_left_out(folder: Path, names: Sequence[str]) -> list[str]:
+    """Return notes about the folders beside splits that are left out."""
+    unlabeled = [name for name in names if is_unlabeled_name(name) and holds_image(folder / name)]
+    others = [name for name in names if name not in unlabeled]
+    notes = [
+        f"In {str(folder)!r}, {name!r} beside the splits has images without labels, which are"
+        f" only used with data.unlabeled={folder / name}."
+        for name in unlabeled
+    ]
+    if others:
+        notes.append(f"In {str(folder)!r}, {quote_some(others)} beside the splits: left out.")
+    return notes
 
 
 def _select_split_folders(
-    folder: Path, names: Sequence[str], matches: Mapping[str, tuple[str, str]]
+    folder: Path, names: Sequence[str], matches: Mapping[str, SplitMatch]
 ) -> tuple[list[str], list[str]]:
     """Return the folders of splits, none if all are classes, and others with images.
 
-    matches: the result of `match_split` for the `names` that have a split word.
+    matches: the result of `match_splits` for `names`.
     """
     nested = [name for name in matches if list_folders(folder / name)]
     exact = [name for name in matches if name.lower() in SPLIT_WORDS]
-    splits = {split for split, _ in matches.values()}
+    splits = {match.split for match in matches.values()}
     surely = _are_exact_splits(exact, nested, names)
     if not surely and not (
         "train" in splits and (len(splits) > 1 or len(names) == len(nested) == 1)
@@ -205,7 +223,7 @@ def _are_exact_splits(exact: Sequence[str], nested: Sequence[str], names: Sequen
 
 def _are_splits(
     folder: Path,
-    matches: Mapping[str, tuple[str, str]],
+    matches: Mapping[str, SplitMatch],
     nested: Sequence[str],
     others: Sequence[str],
 ) -> bool:
@@ -216,7 +234,7 @@ def _are_splits(
     """
     if len(nested) > 1 and _are_alike([list_folders(folder / name) for name in nested]):
         return True
-    return not others and len({rest for _, rest in matches.values()}) == 1
+    return not others and len({match.rest for match in matches.values()}) == 1
 
 
 def _find_splits_in_classes(folder: Path) -> dict[str, dict[str, list[Path]]]:
@@ -231,9 +249,8 @@ def _find_splits_in_classes(folder: Path) -> dict[str, dict[str, list[Path]]]:
         inner = list_folders(folder / name)
         if not inner or not all(map(match_split, inner)) or _holds_images(folder / name):
             return {}
-        for each in inner:
-            if match := match_split(each):
-                parts.setdefault(match[0], {}).setdefault(name, []).append(folder / name / each)
+        for each, match in match_splits(inner).items():
+            parts.setdefault(match.split, {}).setdefault(name, []).append(folder / name / each)
     if len(parts) < 2 or list(parts.get("train", {})) != names:
         return {}
     leaves = [leaf for classes in parts.values() for each in classes.values() for leaf in each]
@@ -266,8 +283,14 @@ def _note_sibling_splits(root: Path) -> list[str]:
 
 
 def _is_ignorable(folder: Path, name: str, splits: Sequence[str]) -> bool:
-    """Whether a folder beside splits has no image, or is a copy of the splits."""
-    return set(splits) <= set(list_folders(folder / name)) or not holds_image(folder / name)
+    """Whether a folder beside splits has no image, images without labels, or a copy of
+    the splits.
+    """
+    return (
+        is_unlabeled_name(name)
+        or set(splits) <= set(list_folders(folder / name))
+        or not holds_image(folder / name)
+    )
 
 
 def _are_alike(names: Sequence[Iterable[str]]) -> bool:
@@ -284,6 +307,14 @@ def _find_classes(part: Path, level: ClassLevel | None) -> tuple[dict[str, list[
     have the same names.
     """
     names = _list_class_names(part)
+    annotated = [name for name in names if _ANNOTATIONS.fullmatch(name)]
+    is_annotated = annotated and all(is_plain_name(each) or each in annotated for each in names)
+    if level is None and is_annotated:
+        raise RequestError(
+            f"The folders in {str(part)!r} ({quote_some(names)}) seem to be images and their"
+            f" annotations. {ANNOTATED} If the folders are the classes, set"
+            " data.source.class_level=1."
+        )
     top = {name: [part / name] for name in names}
     if level == 1 or (level is None and any(_is_leaf(part / name) for name in names)):
         return top, []
@@ -338,6 +369,6 @@ def _list_class_names(part: Path) -> list[str]:
         content = "nothing"
     raise RequestError(
         f"{str(part)!r} holds {content}. {LAYOUT} Put the images of each class into a separate"
-        " folder. If the images have no labels, move the folder out of data.root; kd-predict"
-        " labels them, and data.unlabeled= trains on them."
+        " folder, or list them in a table (data=csv). If the images have no labels, move the"
+        " folder out of data.root; kd-predict labels them, and data.unlabeled= trains on them."
     )

@@ -1,6 +1,7 @@
 """Unlabeled images from a second folder, in addition to the labeled ones."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -43,18 +44,12 @@ class WithUnlabeled(Source):
     def _listing(self) -> Listing:
         """List the labeled, then the unlabeled images.
 
-        Raises `RequestError`: `folder` is missing, has no image, or lies inside the
-        folder of the labeled images.
+        Raises `RequestError`: `folder` is missing, has no image, or holds labeled
+        images.
         """
         first = self.labeled.list_images()
-        if isinstance(self.labeled, Folder) and self.labeled.base.resolve() in (
-            self.folder.resolve(),
-            *self.folder.resolve().parents,
-        ):
-            raise RequestError(
-                f"data.unlabeled={str(self.folder)!r} lies in data.root={str(self.labeled.base)!r},"
-                " where every folder is a class. Move the unlabeled images out of data.root."
-            )
+        if isinstance(self.labeled, Folder):
+            self._check_apart(self.labeled.base.resolve(), first.files)
         if not self._files:
             images = list_images_below(self.folder, self._left_out) if self.folder.is_dir() else ()
             self._files = tuple(sorted(images))
@@ -80,6 +75,17 @@ class WithUnlabeled(Source):
             digests=(*first.digests, *contents),
             whole=first.whole,
         )
+
+    def _check_apart(self, base: Path, files: Sequence[str]) -> None:
+        """Raise `RequestError` if `files`, relative to `base`, lie in the folder."""
+        folder = self.folder.resolve()
+        inner = f"{folder.relative_to(base).as_posix()}/" if base in folder.parents else ""
+        if base == folder or (inner and any(file.startswith(inner) for file in files)):
+            raise RequestError(
+                f"data.unlabeled={str(self.folder)!r} holds images of data.root={str(base)!r} that"
+                " have labels. Move the unlabeled images out of data.root, or, beside folders of"
+                " splits (train, test), into a folder named unlabeled."
+            )
 
     def read(self, index: int, *, shorter_side: int | None = None) -> Image.Image:
         first = len(self.labeled.list_images().files)

@@ -6,7 +6,7 @@ import pytest
 
 from kd_app.config import RequestError
 from kd_app.data.folder import Folder
-from kd_app.data.layout import ClassLevel, Layout, find_layout, match_split
+from kd_app.data.layout import ClassLevel, Layout, find_layout
 from tests.data.test_folder import put
 
 
@@ -26,33 +26,6 @@ def refused(root: Path, names: list[str]) -> str:
 
 def fill(*folders: str, inner: tuple[str, ...] = ("cat", "dog")) -> list[str]:
     return [f"{folder}/{name}/1.png" for folder in folders for name in inner]
-
-
-@pytest.mark.parametrize(
-    ("name", "split"),
-    [
-        ("training_set", "train"),
-        ("test_set", "test"),
-        ("seg_train", "train"),
-        ("TrainImages", "train"),
-        ("TRAIN-IMGS", "train"),
-        ("imgs val", "validation"),
-        ("valset", "validation"),
-        ("dev.data", "validation"),
-        ("val2017", "validation"),
-        ("testimages", "test"),
-        ("Testing Data", "test"),
-        ("trains", None),
-        ("contest", None),
-        ("invalid", None),
-        ("train_test", None),
-        ("devices", None),
-        ("cat", None),
-    ],
-)
-def test_a_split_word_is_found_inside_a_name(name: str, split: str | None) -> None:
-    match = match_split(name)
-    assert (match and match[0]) == split
 
 
 @pytest.mark.parametrize(
@@ -99,7 +72,11 @@ def test_split_words_in_names_of_classes_are_no_splits(tmp_path: Path, names: li
         (["train_images/1.png", "test_images/1.png"], "1 image(s) and no class folder"),
         (["train/1.png", "test/1.png", "extra/1.png"], "predefined splits or classes?"),
         ([*fill("training_set", "test_set"), "extra/1.png"], "predefined splits or classes?"),
-        (fill("train_a", "train_b", "test"), "two folders for the same split"),
+        (["images/1.png", "annotations/trimaps/1.png"], "images and their annotations. Labels in"),
+        (fill("train", "val", inner=("images", "labels")), "images and their annotations"),
+        (fill("train_a", "train_b", "test"), "'train_a', 'train_b' are two folders for the same"),
+        (fill("train", "test", "svhn_extra"), "rename it to val or test, or merge it into train"),
+        ([*fill("train", "test"), "extra/1.png"], "rename it to unlabeled; data.unlabeled="),
         (fill("seg_val", "seg_test"), "all hold sub-folders of the same names"),
         (fill("site1", "site2", "site3"), "all hold sub-folders of the same names ('cat', 'dog')"),
         (fill("train/a", "train/b", "test/a", "test/b"), "data.source.class_level=2"),
@@ -218,3 +195,55 @@ def test_splits_beside_the_root_are_noted(tmp_path: Path) -> None:
     (note,) = find_layout(tmp_path / "train", None).notes
     assert "not read: 'test'" in note
     assert f"data.root={tmp_path} reads them" in note
+
+
+@pytest.mark.parametrize(
+    ("folders", "splits"),
+    [
+        (("train", "eval"), {"train": "train", "test": "eval"}),
+        (("training", "evaluation"), {"train": "training", "test": "evaluation"}),
+        (("train", "val", "eval"), {"train": "train", "validation": "val", "test": "eval"}),
+        (("train", "eval", "test"), {"train": "train", "validation": "eval", "test": "test"}),
+        (("train", "dev", "holdout"), {"train": "train", "validation": "dev", "test": "holdout"}),
+        (("train", "hold-out"), {"train": "train", "test": "hold-out"}),
+        (("trainval", "test"), {"train": "trainval", "test": "test"}),
+    ],
+)
+def test_other_names_of_splits_are_read_by_what_is_beside_them(
+    tmp_path: Path, folders: tuple[str, ...], splits: dict[str, str]
+) -> None:
+    parts = layout(tmp_path, fill(*folders)).parts
+    assert {split: part["cat"][0].parent.name for split, part in parts.items()} == splits
+
+
+def test_a_folder_that_may_be_either_split_is_noted(tmp_path: Path) -> None:
+    assert "('train' is train, 'eval' is test)" in layout(tmp_path, fill("train", "eval")).notes[0]
+
+
+@pytest.mark.parametrize(
+    "name", ["unlabeled", "Unlabelled", "unsup", "train_unlabeled", "no_label"]
+)
+def test_images_without_labels_beside_splits_are_left_out_with_the_way_to_use_them(
+    tmp_path: Path, name: str
+) -> None:
+    listing = layout(tmp_path, [*fill("train", "test"), f"{name}/1.png"])
+    assert list(listing.parts) == ["train", "test"]
+    assert listing.notes == (
+        f"In {str(tmp_path)!r}, {name!r} beside the splits has images without labels, which are"
+        f" only used with data.unlabeled={tmp_path / name}.",
+    )
+
+
+def test_images_without_labels_beside_classes_are_noted(tmp_path: Path) -> None:
+    put(tmp_path, ["cat/1.png", "dog/1.png", "unlabeled/1.png"])
+    (note,) = Folder(root=tmp_path, channels=1, class_level=None).list_images().notes
+    assert "'unlabeled' is read as a class" in note
+
+
+def test_folders_named_like_annotations_are_classes_if_the_level_says_so(tmp_path: Path) -> None:
+    names = ["images/1.png", "masks/1.png"]
+    assert classes(tmp_path, names, level=1) == {"": ["images", "masks"]}
+    with pytest.raises(RequestError, match=r"single class, 'images'.* Labels in other files"):
+        Folder(
+            root=put(tmp_path / "yolo", ["images/1.png"]), channels=1, class_level=None
+        ).list_images()

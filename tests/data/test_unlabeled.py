@@ -123,7 +123,7 @@ def test_images_and_names_change_the_fingerprint(photos: Path, tmp_path: Path) -
     [
         ("nowhere", "Set data.unlabeled to that folder"),
         ("empty", "holds no image"),
-        ("labeled/class0", "where every folder is a class"),
+        ("labeled/class0", "holds images of data.root"),
     ],
 )
 def test_an_unusable_folder_is_refused(
