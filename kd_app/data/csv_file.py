@@ -2,6 +2,7 @@
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,15 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
-from kd_app.config import RequestError, suggest_closest
+from kd_app.config import RequestError
+from kd_app.config.errors import quote_some
+from kd_app.config.table import TABLES, CsvTable, read_table
 from kd_app.data.files import FileSource, require_two_classes, resolve_root
-from kd_app.data.layout import SPLIT_WORDS
+from kd_app.data.images import is_image_name
+from kd_app.data.label_cells import check_single_labels, note_spellings
 from kd_app.data.source import Listing
-from kd_app.data.table import TABLES, ImageTable, Role, read_table
-from kd_app.data.unread_columns import check_unread
+from kd_app.data.split_column import SplitColumn, SplitName, normalize_cell
+from kd_app.data.unread_columns import Role, check_unread
 
 _NAME = "labels.csv"
 _EXPECTED = (
@@ -39,14 +43,16 @@ class _Row(NamedTuple):
 class CsvFile(FileSource):
     """The images of a table with the columns ``path`` and ``label``.
 
-    Optional columns are ``split`` (train, val, test or empty) and ``group``. `columns`:
-    the names of these columns in the table; null: there is no such column. `root`: the
-    table, or the folder with ``labels.csv``. Paths are relative to the folder `images`,
-    which is relative to the folder of the table (null: that folder). `suffix`: the
-    ending of the files, for paths without one. Absolute paths and paths that lead out
-    of the folder are accepted; names are then relative to the folder that contains all
-    images. Images keep the order of the rows. Classes are sorted by code point, or
-    numerically if all labels are whole numbers.
+    Optional columns are ``split`` (see `SplitColumn`) and ``group``. `columns`: the
+    names of these columns in the table; null: there is no such column. `splits`: value
+    in the column of the split -> split. `whole_labels`: a label such as 'hot dog' is
+    one class, even if 'hot' and 'dog' are classes. `root`: the table, or the folder
+    with ``labels.csv``. Paths are relative to the folder `images`, which is relative to
+    the folder of the table (null: that folder). `suffix`: the ending of the files, for
+    paths without one. Absolute paths and paths that lead out of the folder are
+    accepted; names are then relative to the folder that contains all images. Images
+    keep the order of the rows. Classes are sorted by code point, or numerically if all
+    labels are whole numbers.
     """
 
     def __init__(
@@ -55,6 +61,8 @@ class CsvFile(FileSource):
         root: Path | None,
         channels: Literal[1, 3],
         columns: dict[Role, Annotated[str, Field(min_length=1)] | None],
+        splits: dict[str | int | float | bool, SplitName] | None,
+        whole_labels: bool,
         images: Path | None,
         suffix: Annotated[str, Field(pattern=r"^\.?\w+$")] | None,
     ) -> None:
@@ -67,6 +75,8 @@ class CsvFile(FileSource):
             "group": "group",
             **columns,
         }
+        self.splits = splits or {}
+        self.whole_labels = whole_labels
         self.images = images
         self.suffix = "" if suffix is None else f".{suffix.removeprefix('.')}"
 
@@ -80,7 +90,8 @@ class CsvFile(FileSource):
         names = [name for name in self.columns.values() if name is not None]
         table = read_table(file, names[:2])
         places = self._find_columns(table)
-        reader = _RowReader(table, places, self._find_images(file), self.suffix)
+        split = self._read_split_column(table, places)
+        reader = _RowReader(table, places, split, self._find_images(file), self.suffix)
         rows = list(reader.read_rows())
         if not rows:
             raise RequestError(
@@ -88,9 +99,13 @@ class CsvFile(FileSource):
                 " and label. Add the rows."
             )
         notes = check_unread(table, self.columns, places)
+        notes += split.describe() if split else []
+        labels = [row.label for row in rows]
+        notes += note_spellings(labels)
+        if not self.whole_labels:
+            notes += check_single_labels(file, labels, [row.number for row in rows])
         _check_files(reader, rows)
         self.base = _find_base(reader, rows)
-        labels = [row.label for row in rows]
         whole_numbers = all(label.isdecimal() for label in labels)
         classes = sorted(set(labels), key=lambda label: (int(label) if whole_numbers else 0, label))
         if not self.is_only_measured:
@@ -104,6 +119,17 @@ class CsvFile(FileSource):
             notes=notes,
         )
 
+    def _read_split_column(self, table: CsvTable, places: Mapping[Role, int]) -> SplitColumn | None:
+        if "split" in places:
+            return SplitColumn(table, places["split"], self.splits)
+        if self.splits:
+            raise RequestError(
+                f"data.source.splits has no effect: no column of {str(table.file)!r} is read as the"
+                " split. Set data.source.columns.split to the name of the column, or remove"
+                " data.source.splits."
+            )
+        return None
+
     def _find_images(self, file: Path) -> Path:
         """Return the folder that paths are relative to."""
         folder = file.parent / (self.images or "")
@@ -115,7 +141,7 @@ class CsvFile(FileSource):
             " the paths in the table are relative to."
         )
 
-    def _find_columns(self, table: ImageTable) -> dict[Role, int]:
+    def _find_columns(self, table: CsvTable) -> dict[Role, int]:
         """Return role -> position. Raises `RequestError` for a missing column."""
         places: dict[Role, int] = {}
         for role, name in self.columns.items():
@@ -128,10 +154,33 @@ class CsvFile(FileSource):
                     )
                 continue
             if is_required or name != role:
-                places[role] = table.require_column(name, _EXPECTED.format(role=role))
+                places[role] = table.require_column(
+                    name, _EXPECTED.format(role=role), hint=_suggest_column(table, role)
+                )
             elif (place := table.find_column(name)) is not None:
                 places[role] = place
         return places
+
+
+def _suggest_column(table: CsvTable, role: Role) -> str:
+    """Return how to name the column that seems to have a role; '' if none does."""
+    cells = {name: table.list_cells(place) for place, name in enumerate(table.columns) if name}
+    if role == "path":
+        names = [name for name in cells if cells[name] and is_image_name(cells[name][0])]
+        if names:
+            return (
+                f"The column {names[0]!r} holds names of images: set"
+                f" data.source.columns.path='{names[0]}'. "
+            )
+    flags = [name for name in cells if set(map(normalize_cell, cells[name])) == {"0", "1"}]
+    if role == "label" and len(flags) > 1:
+        return (
+            f"The columns {quote_some(flags)} hold 0 and 1, as if each were a class. Expected: one"
+            " column with the name of the class. With pandas:"
+            f" table['label'] = table[{flags[:2]!r}].idxmax(axis=1), with the columns of all"
+            " classes; an image of several classes has no single label. "
+        )
+    return ""
 
 
 def _find_table(root: Path | None) -> Path:
@@ -141,6 +190,8 @@ def _find_table(root: Path | None) -> Path:
     if (path / _NAME).is_file():
         return path / _NAME
     tables = sorted(name for name in os.listdir(path) if name.lower().endswith(TABLES))
+    # A form for predictions is no table of labels.
+    tables.sort(key=lambda name: ("submission" in name.lower(), "train" not in name.lower()))
     fix = f"Add a {_NAME} with the columns path and label, or set data.root to a .csv file."
     if tables:
         several = (
@@ -156,13 +207,14 @@ def _find_table(root: Path | None) -> Path:
 class _RowReader:
     """Reads the rows of a table whose paths are relative to the folder `images`."""
 
-    table: ImageTable
+    table: CsvTable
     places: Mapping[Role, int]
+    split: SplitColumn | None
     images: Path
     suffix: str
 
     def read_rows(self) -> Iterator[_Row]:
-        """Yield the rows; raise `RequestError` for an empty cell or unknown split."""
+        """Yield the rows; raise `RequestError` for an empty cell."""
         for number, cells in self.table.rows:
             values: dict[Role, str] = {
                 role: cells[place] if place < len(cells) else ""
@@ -174,21 +226,9 @@ class _RowReader:
                         f"Row {number} of {str(self.table.file)!r} has no {column}. Every row needs"
                         f" a path and a label: fill in the {column}, or remove the row."
                     )
-            split = self._read_split(number, values.get("split", ""))
+            split = self.split.read(cells) if self.split else ""
             path = self.resolve_path(values["path"])
             yield _Row(number, path, values["label"], split, values.get("group", ""))
-
-    def _read_split(self, number: int, cell: str) -> str:
-        word = cell.lower()
-        if not word or word in SPLIT_WORDS:
-            return SPLIT_WORDS.get(word, "")
-        near = suggest_closest(word, SPLIT_WORDS)
-        if word.isdecimal():
-            near = "A number does not tell whether a fold is for training or for testing. "
-        raise RequestError(
-            f"Row {number} of {str(self.table.file)!r} has the split {cell!r}. {near}Expected:"
-            f" {', '.join(SPLIT_WORDS)}, or an empty cell."
-        )
 
     def resolve_path(self, cell: str) -> str:
         """Return the absolute path of the file that a cell names."""
@@ -197,7 +237,12 @@ class _RowReader:
             path = path.replace("\\", "/")
         if not path.lower().endswith(self.suffix.lower()):
             path += self.suffix
-        return os.path.abspath(os.path.join(self.images, os.path.expanduser(path)))
+        path = os.path.abspath(os.path.join(self.images, os.path.expanduser(path)))
+        if not path.isascii() and not os.path.exists(path):
+            # macOS writes a letter and its accent as two characters.
+            forms = (unicodedata.normalize(form, path) for form in ("NFC", "NFD"))
+            path = next(filter(os.path.exists, forms), path)
+        return path
 
     def read_path(self, row: _Row) -> str:
         """Return the path of a row as it is in the table."""
@@ -256,10 +301,19 @@ def _check_files(reader: _RowReader, rows: Sequence[_Row]) -> None:
 
 def _suggest_place(reader: _RowReader, row: _Row) -> str:
     """Return the settings with which the file of a row is found; '' if none is."""
-    cell = reader.read_path(row)
+    cell, base = reader.read_path(row), reader.images
+    parts = re.split(r"[/\\]", cell)
+    ends = ("/".join(parts[start:]) for start in range(1, len(parts)))
+    inner = next((end for end in ends if end and (base / end).is_file()), None)
+    if inner is not None:
+        return f"There is {str(base / inner)!r}: the paths should be like {inner!r}. "
     if _WINDOWS_DRIVE.match(cell) or "://" in cell:
         return "Only paths on this machine are read. "
-    base = reader.images
+    place = Path(row.path)
+    siblings = os.listdir(place.parent) if place.parent.is_dir() else []
+    same = next((name for name in siblings if name.lower() == place.name.lower()), None)
+    if same is not None:
+        return f"There is {same!r}, which differs in case. "
     folders = (path for path in _list_folders(base) if path != base)
     for folder in (base, *folders):
         for ending in ("", *_LIKELY_ENDINGS):

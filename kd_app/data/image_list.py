@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kd_app.config import RequestError, suggest_closest
+from kd_app.config.table import TABLES, read_table
 from kd_app.data.folder import list_images_below
 from kd_app.data.image_tree import LeftOut, describe_others, is_image, suggest_conversion
-from kd_app.data.table import TABLES, read_table
 
 _COLUMN = "path"
 
@@ -67,7 +67,7 @@ def _list_paths(file: Path) -> tuple[str, ...]:
         _COLUMN,
         f"Expected: one column {_COLUMN!r}, with paths relative to the folder of the table.",
     )
-    names = tuple(cells[column] if len(cells) > column else "" for _, cells in table.rows)
+    names = tuple(table.list_cells(column))
     if not names:
         raise RequestError(
             f"The table {str(file)!r} lists no images. Expected: one row per image, with its path."

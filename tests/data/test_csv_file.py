@@ -1,7 +1,9 @@
 """Tests of CSV files of images: content and errors."""
 
 import shutil
+import unicodedata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +11,8 @@ from PIL import Image
 
 from kd_app.config import RequestError
 from kd_app.data.csv_file import CsvFile
-from kd_app.data.table import Role
+from kd_app.data.split_column import SplitName
+from kd_app.data.unread_columns import Role
 
 
 def table(folder: Path, text: str, name: str = "labels.csv") -> Path:
@@ -28,12 +31,21 @@ def source(
     *,
     images: str | None = None,
     suffix: str | None = None,
+    splits: dict[str | int | float | bool, SplitName] | None = None,
+    whole_labels: bool = False,
 ) -> CsvFile:
-    folder = None if images is None else Path(images)
-    return CsvFile(root=path, channels=1, columns=columns or {}, images=folder, suffix=suffix)
+    return CsvFile(
+        root=path,
+        channels=1,
+        columns=columns or {},
+        splits=splits,
+        whole_labels=whole_labels,
+        images=None if images is None else Path(images),
+        suffix=suffix,
+    )
 
 
-def refused(path: Path, columns: dict[Role, str | None] | None = None, **settings: str) -> str:
+def refused(path: Path, columns: dict[Role, str | None] | None = None, **settings: Any) -> str:
     with pytest.raises(RequestError) as raised:
         source(path, columns, **settings).list_images()
     assert "\n" not in str(raised.value)
@@ -125,8 +137,13 @@ def test_whole_numbers_are_sorted_numerically(tmp_path: Path) -> None:
         ("path,label\na.png,x\n/etc/passwd,y\n", "Row 3 .* outside.*only folder.* '/'"),
         ("path,label\na.png,x\n.,y\n", "Row 3 .* no file"),
         ("path,label\na.png,x\nsub,y\n", "Row 3 .* no file"),
-        ("path,label\na.png,x\nC:\\d\\b.png,y\n", "Row 3 .*Only paths on this machine"),
-        ("path,label\na.png,x\nhttps://a.org/b.png,y\n", "Row 3 .*Only paths on this machine"),
+        ("path,label\na.png,x\nC:\\d\\e.png,y\n", "Row 3 .*Only paths on this machine"),
+        ("path,label\nC:\\me\\sub\\c.png,y\n", "There is .*like 'sub/c.png'"),
+        ("path,label\n/content/drive/a.png,y\n", "There is .*like 'a.png'"),
+        ("path,label\nA.PNG,y\n", "There is 'a.png', which differs in case"),
+        ("filename,cat\na.png,1\n", "no column 'path'.* cat. The column 'filename' holds names"),
+        ("path,cat,dog\na.png,0,1\nb.png,1,0\n", "'cat', 'dog' hold 0 and 1, as if each were a"),
+        ("path,label\na.png,x\nhttps://a.org/e.png,y\n", "Row 3 .*Only paths on this machine"),
         ("path,label\na.png,x\nb.png,y,z\n", "Row 3 .* has 3 cells, the header has 2: b.png, y"),
         ("path,label\na,x\n", "Row 2 .*Did you mean data.source.suffix=.png"),
         ("path,label\nc.png,x\n", "Row 2 .*Did you mean data.source.images=sub"),
@@ -168,11 +185,11 @@ def test_columns_endings_and_folders_of_other_tables_are_set(tmp_path: Path) -> 
 
 
 def test_unread_columns_are_noted_with_what_they_may_be(tmp_path: Path) -> None:
-    text = "path,label,fold,patient_id,PatientAge,\na.png,x,0,7,30,\nb.png,y,1,7,30,\n"
+    text = "path,label,phase,patient_id,PatientAge,\na.png,x,0,7,30,\nb.png,y,1,7,30,\n"
     path = table(tmp_path, text)
-    unread, fold, patient = source(path).list_images().notes
-    assert unread.endswith("not read: fold, patient_id, PatientAge.")
-    assert "without the column 'fold'" in fold
+    unread, phase, patient = source(path).list_images().notes
+    assert unread.endswith("not read: phase, patient_id, PatientAge.")
+    assert "set data.source.columns.split='phase' and 'data.source.splits={0: test}'" in phase
     assert "data.source.columns.group='patient_id'" in patient
     distinct = table(tmp_path, "path,label,patient_id\na.png,x,1\nb.png,y,2\n", "distinct.csv")
     assert len(source(distinct).list_images().notes) == 1
@@ -190,6 +207,87 @@ def test_a_column_of_splits_may_be_read_or_ruled_out(tmp_path: Path) -> None:
     assert source(path).list_images().split == ("train", "test")
 
 
+@pytest.mark.parametrize(
+    ("column", "cells", "splits"),
+    [
+        ("is_valid", "FALSE,True,False,0", ["train", "validation", "train", "train"]),
+        ("valid", "no,yes,,no", ["train", "validation", "", "train"]),
+        ("is_train", "1,0,1,1", ["train", "test", "train", "train"]),
+        ("is_training_img", "1.0,0.0,1.0,1.0", ["train", "test", "train", "train"]),
+        ("HoldOut", "f,t,f,f", ["train", "test", "train", "train"]),
+        ("Usage", "Training,PublicTest,PrivateTest,Training", ["train", "test", "test", "train"]),
+        ("set", "train,eval,test,train_set", ["train", "validation", "test", "train"]),
+    ],
+)
+def test_a_column_that_states_the_split_is_refused_unread_and_read_when_named(
+    tmp_path: Path, column: str, cells: str, splits: list[str]
+) -> None:
+    names = ("a.png", "b.png", "sub/c.png", "sub/d e.png")
+    rows = zip(names, cells.split(","), "xyxy", strict=True)
+    path = table(tmp_path, f"path,{column},label\n" + "".join(f"{','.join(r)}\n" for r in rows))
+    message = refused(path)
+    assert f"Set data.source.columns.split='{column}' to use it (" in message
+    assert "data.source.columns.split=null" in message
+    listing = source(path, {"split": column}).list_images()
+    assert list(listing.split) == splits
+    assert f"The column '{column}' is read as the split: train is " in listing.notes[0]
+    assert set(source(path, {"split": None}).list_images().split) == {""}
+
+
+def test_numbers_of_folds_are_refused_unread_and_read_with_the_one_to_test_on(
+    tmp_path: Path,
+) -> None:
+    path = table(tmp_path, "path,label,fold\na.png,x,0\nb.png,y,1\nsub/c.png,x,2\n")
+    message = refused(path)
+    assert "Set data.source.columns.split='fold' and 'data.source.splits={0: test}'" in message
+    assert "'data.source.splits={0: test}'" in refused(path, {"split": "fold"})
+    listing = source(path, {"split": "fold"}, splits={1: "test", "2": "val"}).list_images()
+    assert listing.split == ("train", "test", "validation")
+    assert listing.notes == (
+        "The column 'fold' is read as the split: train is 0 (1 rows); validation is 2 (1 rows);"
+        " test is 1 (1 rows).",
+    )
+    assert "the value '7', which no row has" in refused(path, {"split": "fold"}, splits={7: "val"})
+    assert "splits has no effect" in refused(path, {"split": None}, splits={0: "test"})
+
+
+def test_a_column_that_only_looks_like_a_split_is_no_refusal(tmp_path: Path) -> None:
+    for head, cells in (("valid", "1,1"), ("phase", "arterial,venous"), ("score", "0,1")):
+        first, second = cells.split(",")
+        path = table(tmp_path, f"path,label,{head}\na.png,x,{first}\nb.png,y,{second}\n")
+        assert set(source(path).list_images().split) == {""}
+
+
+def test_labels_that_differ_in_spelling_or_mean_none_are_noted(tmp_path: Path) -> None:
+    path = table(tmp_path, "path,label\na.png,Cat\nb.png,cat\nsub/c.png,NaN\n")
+    case, missing = source(path).list_images().notes
+    assert case == "The classes 'Cat', 'cat' differ only in case, or as numbers in '.0'."
+    assert "The label 'NaN' is read as a class. If it means that the label is missing" in missing
+
+
+def test_names_are_found_in_the_other_form_of_their_accents(tmp_path: Path) -> None:
+    path = table(tmp_path, "path,label\na.png,x\nb.png,y\n")
+    (tmp_path / "a.png").rename(tmp_path / unicodedata.normalize("NFD", "größe.png"))
+    path.write_text(unicodedata.normalize("NFC", "path,label\ngröße.png,x\nb.png,y\n"))
+    assert source(path).list_images().files == (unicodedata.normalize("NFD", "größe.png"), "b.png")
+
+
+def test_a_form_for_predictions_is_not_suggested_as_the_table(tmp_path: Path) -> None:
+    for name in ("sample_submission.csv", "train.csv"):
+        table(tmp_path, "path,label\n", name)
+    assert f"data.root={tmp_path / 'train.csv'}" in refused(tmp_path)
+
+
+def test_several_labels_in_a_cell_are_refused_unless_they_are_one_class(tmp_path: Path) -> None:
+    path = table(tmp_path, "path;label\na.png;cat\nb.png;dog\nsub/c.png;cat,dog\n")
+    message = refused(path)
+    assert "Row 4" in message
+    assert "'cat,dog', which seems to be the labels 'cat', 'dog'; 1 of 3 rows" in message
+    listing = source(path, whole_labels=True).list_images()
+    assert listing.classes == ("cat", "cat,dog", "dog")
+    assert listing.notes == ()
+
+
 def test_paths_of_windows_and_paths_out_of_the_folder_are_read(tmp_path: Path) -> None:
     names = source(table(tmp_path / "d", "path,label\na.png,x\nsub\\c.png,y\n")).list_images()
     assert names.files == ("a.png", "sub/c.png")
@@ -205,7 +303,7 @@ def test_paths_of_windows_and_paths_out_of_the_folder_are_read(tmp_path: Path) -
 def test_a_folder_of_several_tables_lists_them(tmp_path: Path) -> None:
     table(tmp_path, "path,label\n", "train.csv")
     table(tmp_path, "path,label\n", "test.tsv")
-    assert "holds test.tsv, train.csv" in refused(tmp_path)
+    assert "holds train.csv, test.tsv" in refused(tmp_path)
 
 
 def test_an_absolute_path_inside_is_made_relative(tmp_path: Path) -> None:

@@ -188,8 +188,8 @@ def test_a_row_names_a_class_or_its_number(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (["cat,animl", "car,thing"], "line 2: .*Did you mean 'animal'"),
-        (["caat,animal", "car,thing"], "line 2: .*Did you mean 'cat'"),
+        (["cat,animl", "car,thing"], "row 2: .*Did you mean 'animal'"),
+        (["caat,animal", "car,thing"], "row 2: .*Did you mean 'cat'"),
         (["9,animal", "car,thing"], "teacher='9' is none of the teacher's 3 classes.*from 0 to 2"),
         (["cat,animal"], "no row for 1 of the data's 2 classes .'thing'"),
     ],
@@ -203,9 +203,42 @@ def test_a_row_that_names_nothing_is_refused_with_its_line(
         )
 
 
-def test_a_file_of_other_columns_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="has the columns from, to and 1 rows"):
-        write_class_map(tmp_path, "a,b", head="from,to")
+@pytest.mark.parametrize(
+    ("head", "rows"),
+    [
+        ("\ufeffteacher;class", ["cat;animal", "car;thing"]),
+        ("Class\tnote\tTeacher", ["animal\t,\tcat", "thing\t,\tcar"]),
+        ("imagenet|mine", ["cat|animal", "2|thing"]),
+        ("to,from", ["animal,cat", "thing,car"]),
+    ],
+)
+def test_a_class_map_of_a_spreadsheet_is_read(head: str, rows: list[str], tmp_path: Path) -> None:
+    table = write_class_map(tmp_path, *rows, head=head)
+    teacher = ModelClasses(3, ("cat", "dog", "car"))
+    assert table.map_rows(["animal", "thing"], teacher) == [[0], [2]]
+
+
+@pytest.mark.parametrize(
+    ("head", "rows", "message"),
+    [
+        ("from,to", ["a,b"], "has the columns from, to and 1 rows. Expected a CSV file with the"),
+        ("from,to,note", ["cat,animal,x"], "has the columns from, to, note and 1 rows"),
+        ("class", ["animal"], "has the columns class and 1 rows"),
+        ("teacher,class", [], "and 0 rows"),
+        ("cat,animal", ["car,thing"], "has no header: its first row is cat, animal"),
+    ],
+)
+def test_a_file_of_other_columns_is_refused(
+    head: str, rows: list[str], message: str, tmp_path: Path
+) -> None:
+    teacher = ModelClasses(3, ("cat", "dog", "car"))
+    with pytest.raises(RequestError, match=message):
+        write_class_map(tmp_path, *rows, head=head).map_rows(["animal", "thing"], teacher)
+
+
+def test_a_class_map_that_is_no_table_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"The class map .* can't be read: No such file"):
+        ClassMap(tmp_path / "none.csv")
 
 
 def test_imagenet_s_classes_are_known_by_their_wordnet_numbers() -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from kd_app.config import RequestError
+from kd_app.config.table import read_table
 from kd_app.data.image_list import read_image_list
-from kd_app.data.table import read_table
 
 
 def write(folder: Path, content: bytes, name: str = "t.csv") -> Path:

@@ -1,4 +1,4 @@
-"""Tables of images: CSV files as spreadsheets, pandas and Kaggle write them."""
+"""Tables that users bring: CSV files as spreadsheets, pandas and Kaggle write them."""
 
 import codecs
 import csv
@@ -7,13 +7,10 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from kd_app.config import RequestError, suggest_closest
-from kd_app.data.images import is_image_name
+from kd_app.config.errors import RequestError, list_some, suggest_closest
 
-Role = Literal["path", "label", "split", "group"]
-"""What a column is read as."""
 TABLES = (".csv", ".tsv")
 """Endings of the files that are tables."""
 _DELIMITERS = ",;\t|"
@@ -26,6 +23,7 @@ _BINARY = {
     b"\x1f\x8b": "a compressed file (.gz)",
 }
 _ENDINGS = {".xlsx", ".xls", ".ods", ".json", ".jsonl", ".parquet"}
+_IS_FILE = re.compile(r"[^\s.]\.(jpe?g|png|bmp|gif|tiff?|webp)$", re.IGNORECASE)
 _SHOWN = 12
 
 
@@ -37,7 +35,7 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ImageTable:
+class CsvTable:
     """A table with a header; names and cells are stripped of spaces."""
 
     file: Path
@@ -60,28 +58,33 @@ class ImageTable:
             )
         return places[0] if places else None
 
-    def require_column(self, name: str, fix: str) -> int:
+    def list_cells(self, place: int) -> list[str]:
+        """Return the cells of a column, '' for rows that end before it."""
+        return [row.cells[place] if place < len(row.cells) else "" for row in self.rows]
+
+    def require_column(self, name: str, fix: str, *, hint: str = "") -> int:
         """Return the position of a column; raise `RequestError` without it.
 
-        fix: the last sentence of the message.
+        fix: the last sentence of the message. hint: what was probably meant, instead of
+        the most similar name.
         """
         place = self.find_column(name)
         if place is not None:
             return place
         known = self.columns
-        some = ", ".join(known[:_SHOWN]) + (", ..." if len(known) > _SHOWN else "")
-        if any(map(is_image_name, known)):
+        some = list_some(known, _SHOWN)
+        if any(map(_IS_FILE.search, known)):
             raise RequestError(
                 f"{str(self.file)!r} has no header: its first row is {some}. Add a first row with"
                 f" the names of the columns. {fix}"
             )
         raise RequestError(
             f"{str(self.file)!r} has no column {name!r}; its header has: {some or 'nothing'}."
-            f" {suggest_closest(name, known)}{fix}"
+            f" {hint or suggest_closest(name, known)}{fix}"
         )
 
 
-def read_table(file: Path, names: Sequence[str]) -> ImageTable:
+def read_table(file: Path, names: Sequence[str]) -> CsvTable:
     """Read a table in UTF-8 (or UTF-16 with a byte order mark), separated by comma,
     semicolon, tab or pipe.
 
@@ -107,7 +110,7 @@ def read_table(file: Path, names: Sequence[str]) -> ImageTable:
             f"{str(file)!r} can't be read: {error}, in line {reader.line_num + start - 1}. Expected"
             " a CSV file; a cell with a quote in it is itself quoted. Correct that line."
         ) from None
-    return ImageTable(file, tuple(name.strip() for name in header), rows)
+    return CsvTable(file, tuple(name.strip() for name in header), rows)
 
 
 def _read_rows(
