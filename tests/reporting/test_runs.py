@@ -81,7 +81,7 @@ def test_predictions_do_not_depend_on_the_block_size(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = load_run(folder).predictions
-    monkeypatch.setattr("kd_app.reporting.predictions._VALUES", 70)
+    monkeypatch.setattr("kd_app.metrics.blocks.VALUES", 70)
     logits, target = draw_logits(THREE)
     write_predictions(
         folder / "predictions.parquet",
