@@ -124,10 +124,12 @@ def combine_predictions(
     """
     logits = [each.logits for each in predictions]
     buffer, stages = LogitsBuffer(spool), np.zeros(len(logits[0]), dtype=np.int64)
-    cascade = choice.build_cascade([_RecordedModel(each) for each in logits])
+    cascade = None
+    if choice.uses_cascade:  # else the thresholds may be infinite
+        cascade = choice.build_cascade([_RecordedModel(each) for each in logits])
     images = np.arange(len(logits[0]))
     for rows in slice_rows(logits[0]):
-        if choice.uses_cascade:
+        if cascade:
             log_p, stages[rows] = cascade.infer(images[rows])  # type: ignore[arg-type]
         else:
             log_p = compute_log_probabilities(logits[0][rows], choice.temperatures[0])

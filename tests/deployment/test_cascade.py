@@ -3,6 +3,7 @@
 import itertools
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -248,3 +249,9 @@ def test_a_cascade_of_many_classes_is_chosen_and_combined_a_block_at_a_time(
     assert np.array_equal(log_p, expected)
     assert np.array_equal(stage, last)
     assert {0, 1} == set(stage.tolist())
+    last_alone = replace(choice.routing, answer="last", rung=choice.routing.curve[0])
+    log_p, stage = combine_predictions(stages, replace(choice, routing=last_alone))
+    assert not stage.any()
+    assert np.array_equal(
+        log_p, compute(stages[0].logits, choice.temperatures[0]).astype(np.float32)
+    )
