@@ -12,9 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 from filelock import FileLock, Timeout
+from typing_extensions import TypedDict
+
+from kd_app.config import RequestError
+from kd_app.config.records import parse_record, read_record
 
 FORMAT = 3
 """Part of every key; a change that invalidates older stages must increase the number.
@@ -208,6 +212,13 @@ class Stages:
                 shutil.rmtree(removed)
 
 
+class _Record(TypedDict):
+    """What is read of a stage's record."""
+
+    seconds: float
+    files: NotRequired[dict[str, str]]
+
+
 def _read_seconds(folder: Path) -> float:
     return float(_read_record(folder).get("seconds", 0.0))
 
@@ -235,10 +246,12 @@ def _write_record(folder: Path, record: dict[str, Any]) -> None:
 def _read_record(folder: Path) -> dict[str, Any]:
     """The record of a stage; empty if the record is missing or damaged."""
     try:
-        record = dict(json.loads((folder / RECORD).read_text(encoding="utf-8")))
-        return record if record.pop(_SELF, "") == hash_value(record) else {}
-    except (OSError, ValueError, TypeError, RecursionError):
+        record = read_record(folder / RECORD, dict[str, Any], expected="")
+        is_whole = record.pop(_SELF, "") == hash_value(record)
+        parse_record(folder / RECORD, record, _Record, expected="")
+    except RequestError:
         return {}
+    return record if is_whole else {}
 
 
 def _list_files(folder: Path) -> list[str]:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 
 from kd_app.checks.context import CheckContext
 from kd_app.checks.finding import Finding, note, refuse, warn
 from kd_app.config import RequestError
+from kd_app.config.records import MAX_BYTES, parse_values, parse_with
+from kd_app.config.regular_file import read_regular
 from kd_app.data.normalize import normalize
 from kd_app.models.spec import LoadedModel, ModelSpec
 from kd_app.models.teacher import FrozenTeacher
@@ -194,18 +195,21 @@ def _read_card_accuracy(path: Path) -> float | None:
     """The first accuracy in a model card's metadata, in Hugging Face's format; values
     above 1 are percent.
     """
-    head = path.read_text(encoding="utf-8", errors="replace").split("---")
-    try:
-        index = yaml.safe_load(head[1])["model-index"] if len(head) > 2 else []
-        metrics = [
-            metric for model in index for result in model["results"] for metric in result["metrics"]
-        ]
-        values = [
+
+    def parse() -> list[float]:
+        head = read_regular(path, MAX_BYTES).decode("utf-8", errors="replace").split("---")
+        metadata = parse_values(head[1], is_yaml=True) if len(head) > 2 else {}
+        return [
             float(metric["value"])
-            for metric in metrics
+            for model in metadata.get("model-index", [])
+            for result in model["results"]
+            for metric in result["metrics"]
             if str(metric["type"]).lower() in ("accuracy", "top1", "top-1", "top_1_accuracy")
         ]
-    except (yaml.YAMLError, KeyError, TypeError, ValueError):
+
+    try:
+        values = parse_with(path, parse, expected="")
+    except (OSError, RequestError):
         return None
     if not values:
         return None

@@ -15,6 +15,7 @@ from kd_app.compression.latency import measure_latency_share
 from kd_app.compression.step import Step
 from kd_app.config import InputSpec, RequestError
 from kd_app.config.errors import take_first_line
+from kd_app.config.records import read_record
 from kd_app.models.attention_heads import find_head_projections, fit_heads
 from kd_app.models.cost import count_macs, count_params
 from kd_app.models.layer_widths import find_changes, read_layer_sizes
@@ -153,8 +154,11 @@ class Prune(Step):
     def describe(self, model: RunModel) -> dict[str, Any]:
         """Load the target, and the share that is left."""
         assert model.folder is not None
-        record: dict[str, Any] = json.loads((model.folder / RECORD).read_text(encoding="utf-8"))
-        return record
+        return read_record(
+            model.folder / RECORD,
+            dict[str, Any],
+            expected="Set remake=[prune] to rebuild the stage.",
+        )
 
     def _build(
         self, folder: Path, workspace: Workspace, student: RunModel, teacher: RunModel | None

@@ -24,6 +24,7 @@ from kd_app.compression.graph import (
 )
 from kd_app.compression.step import Step
 from kd_app.config import InputSpec, RequestError, build_unknown_error
+from kd_app.config.records import read_record
 from kd_app.data.normalize import normalize
 from kd_app.deployment.formats.base import UInt8Model
 from kd_app.deployment.xnnpack import lower
@@ -118,8 +119,11 @@ class Quantize(Step):
     def describe(self, model: RunModel) -> dict[str, Any]:
         """Load the settings, the units in float, and the sensitivity of each unit."""
         assert model.folder is not None
-        record: dict[str, Any] = json.loads((model.folder / RECORD).read_text(encoding="utf-8"))
-        return record
+        return read_record(
+            model.folder / RECORD,
+            dict[str, Any],
+            expected="Set remake=[quantize] to rebuild the stage.",
+        )
 
     def _build_recipe(self, workspace: Workspace) -> Recipe | None:
         """How the graph is trained; None for quantization after training."""

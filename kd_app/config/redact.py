@@ -8,7 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
+from kd_app.config.plain_yaml import dump_yaml
+from kd_app.config.records import load_record
 
 _SECRET = re.compile(
     r"(?:^|[_.-])(?:api_?key|access_?key|token|secret|passw(?:or)?d|credentials?)$", re.IGNORECASE
@@ -59,16 +60,12 @@ def copy_redacted(path: Path, copy: Path) -> Path:
 
 
 def _redact_text_file(path: Path, copy: Path) -> Path:
-    text = path.read_text(encoding="utf-8")
-    content = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
+    content = load_record(path, expected="Expected a file that kd_app wrote.")
     clean = redact(content)
     if clean == content:
         return path
     copy.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".yaml":
-        text = yaml.safe_dump(clean, sort_keys=False, allow_unicode=True)
-    else:
-        text = json.dumps(clean, indent=1)
+    text = dump_yaml(clean) if path.suffix == ".yaml" else json.dumps(clean, indent=1)
     copy.write_text(text, encoding="utf-8")
     return copy
 

@@ -9,13 +9,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
+from pydantic import Field
 from torch import Tensor
 
+from kd_app.config.errors import quote_some
+from kd_app.config.records import parse_with, read_record
 from kd_app.data.duplicates import (
     FINE,
     MAX_COMPARED,
@@ -30,6 +33,7 @@ from kd_app.stages import write_atomically
 PIXELS, SIZES, SHAPES, RECORD = "pixels.bin", "sizes.npy", "shapes.npy", "scan.json"
 HASHES, SIMILAR, THUMBNAILS = "hashes.npy", "similar.npy", "thumbnails.npy"
 
+_EXPECTED = "Remove that folder to read the images again."
 _FAR_FROM_SQUARE = 1.6
 """Ratio of the sides from which a crop to a square is noted; 3:2 photos are below."""
 _LARGEST, _STEP = 224, 32
@@ -47,10 +51,10 @@ class Summary:
     ``pixels.bin``. size_bytes: size of all pixels.
     """
 
-    decode_size: int
+    decode_size: Annotated[int, Field(ge=0, le=2**15)]
     bad: dict[str, str]
     kept: bool
-    size_bytes: int
+    size_bytes: Annotated[int, Field(ge=0)]
 
 
 class Scan(NamedTuple):
@@ -131,12 +135,22 @@ def scan(
 
 def read_scan(folder: Path) -> Scan:
     """Read the output of `scan`."""
-    return Scan(
-        Summary(**json.loads((folder / RECORD).read_text(encoding="utf-8"))),
-        np.load(folder / SIZES),
-        np.load(folder / SHAPES),
-        PictureContents(np.load(folder / HASHES), np.load(folder / SIMILAR)),
+    summary = read_record(folder / RECORD, Summary, expected=_EXPECTED)
+    return parse_with(folder, lambda: _load_scan(folder, summary), expected=_EXPECTED)
+
+
+def _load_scan(folder: Path, summary: Summary) -> Scan:
+    sizes, shapes, hashes, similar = (
+        np.load(folder / name) for name in (SIZES, SHAPES, HASHES, SIMILAR)
     )
+    images = len(sizes)
+    if sizes.shape != (images, 2) or shapes.shape != (images, 2) or len(hashes) != images:
+        raise ValueError(
+            f"its arrays have the shapes {sizes.shape}, {shapes.shape}, {hashes.shape}"
+        )
+    if wrong := [key for key in summary.bad if not key.isdecimal() or int(key) >= images]:
+        raise ValueError(f"bad: {quote_some(wrong)} are not the numbers of {images:,} images")
+    return Scan(summary, sizes, shapes, PictureContents(hashes, similar))
 
 
 def read_thumbnails(folder: Path, images: int) -> Float[Tensor, "images 1 32 32"] | None:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kd_app.config.pixels import Decoding
+from kd_app.config.records import load_record, parse_with
 from kd_app.deployment.confidence import MEASURES, compute_confidence, compute_log_probabilities
 from kd_app.deployment.logits import number_images
 from kd_app.deployment.manifest import describe_decoding, hash_file, parse_decoding
@@ -182,20 +183,22 @@ def prepare_batch(
 
 def _read(path: Path) -> dict[str, Any]:
     """Read a cascade.json and check its structure."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+    expected = (
+        "Expected a cascade.json from kd-evaluate with stages, thresholds, temperatures and a known"
+        " measure. Write it again with kd-evaluate."
+    )
+    record = load_record(path, expected=expected)
+
+    def parse() -> dict[str, Any]:
         for each in record["stages"]:
-            _ = str(each["file"]), str(each["sha256"])
+            if not isinstance(each["file"], str) or not isinstance(each["sha256"], str):
+                raise ValueError(f"a stage of {each!r}")
         numbers = [float(number) for number in (*record["thresholds"], *record["temperatures"])]
         if record["measure"] not in MEASURES or not np.isfinite(numbers).all():
             raise ValueError(
                 f"measure {record['measure']!r}, thresholds and temperatures {numbers}"
             )
         decoding = parse_decoding(record["decoding"]) if "decoding" in record else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{str(path)!r} is not a valid cascade ({type(error).__name__}: {error}). Expected a"
-            " cascade.json from kd-evaluate with stages, thresholds, temperatures and a known"
-            " measure. Write it again with kd-evaluate."
-        ) from None
-    return {**record, "decoding": decoding}
+        return {**record, "decoding": decoding}
+
+    return parse_with(path, parse, expected=expected)

@@ -1,10 +1,9 @@
 """Reading ``manifest.json``, which describes each exported file of a folder.
 
-This module needs the standard library only.
+This module imports nothing outside of the standard library.
 """
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,11 +11,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from kd_app.config.pixels import Decoding, InputSpec, choose_decoding
+from kd_app.config.records import load_record, parse_with
 from kd_app.run_files import MANIFEST
 
 VERSION: Final = 1
 _ALWAYS: Final = {"orientation": "exif", "transparency": "white", "bits": 8}
 """How every run decodes image files: upright, on white ground, in 8 bits a channel."""
+_EXPECTED: Final = (
+    f"kd-export writes a {MANIFEST} next to its files, which describes their input and detects"
+    " damage. No file is opened without it. Export the run again, or copy its whole export folder."
+)
 _FIX: Final = "Export the run again (kd-export), or copy its whole export folder."
 
 
@@ -57,15 +61,12 @@ def read_entry(path: Path) -> ManifestEntry:
             f" from elsewhere are not opened. {_FIX}"
         )
     record = files[path.name]
-    try:
-        entry = _parse_entry(path, record)
-        expected = str(record["sha256"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"The {MANIFEST} of {str(path)!r} does not describe the file completely"
-            f" ({type(error).__name__}: {error}). Expected format, input, classes, license and"
-            f" sha256. {_FIX}"
-        ) from None
+    entry = parse_with(
+        path.parent / MANIFEST,
+        lambda: _parse_entry(path, record),
+        expected=(f"It does not describe the file completely. Expected for {path.name}: format, input, classes, license and sha256. {_FIX}"),
+    )
+    expected = str(record["sha256"])
     if (sha256 := hash_file(path)) != expected:
         raise ValueError(
             f"{str(path)!r} is not the file that was exported: its sha256 is {sha256[:16]}..., but"
@@ -82,19 +83,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         ValueError: the manifest is missing, truncated, or has another schema.
     """
     path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(
-            f"There is no {MANIFEST} in {str(folder)!r}. kd-export writes it next to the files; it"
-            " describes their input and detects damage. No file is opened without it."
-            f" {_FIX}"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{str(path)!r} can't be read ({type(error).__name__}: {error}). Expected JSON that"
-            f" kd-export wrote. {_FIX}"
-        ) from None
+    manifest = load_record(path, expected=_EXPECTED)
     version = manifest.get("schema_version") if isinstance(manifest, dict) else None
     if version != VERSION:
         raise ValueError(
@@ -147,17 +136,24 @@ def _parse_entry(path: Path, record: Mapping[str, Any]) -> ManifestEntry:
     crop = float(node["crop"])
     if len(mean) != channels or len(std) != channels or not (math.isfinite(crop) and 0 < crop <= 1):
         raise ValueError(f"input={node!r}")
-    classes = tuple(str(name) for name in record["classes"])
+    classes = tuple(map(_check_text, record["classes"]))
     if len(classes) < 2:
         raise ValueError(f"classes={record['classes']!r}")
     input_spec = InputSpec(channels, height, width, mean, std, crop, str(node["interpolation"]))
     decoding = (
         parse_decoding(record["decoding"]) if "decoding" in record else choose_decoding(input_spec)
     )
-    license = str(record["license"])
+    license = _check_text(record["license"])
+    _check_text(record["sha256"])
     return ManifestEntry(
-        path, str(record["format"]), classes, input_spec, decoding, license, record
+        path, _check_text(record["format"]), classes, input_spec, decoding, license, record
     )
+
+
+def _check_text(text: Any) -> str:
+    if not isinstance(text, str):
+        raise ValueError(f"{text!r} is not a text")
+    return text
 
 
 def _check_size(size: Any) -> int:

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from kd_app.config import RunError
+from kd_app.config import RequestError, RunError
+from kd_app.config.records import read_record
 from kd_app.jobs import distill as job
 from kd_app.reporting.comparison import compare
 from kd_app.reporting.console import Console
@@ -130,10 +129,8 @@ def _format_overrides(config: Mapping[str, Any], keys: Sequence[str]) -> tuple[s
 
 def _read_config(folder: Path) -> dict[str, Any]:
     try:
-        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
-        return {}
-    if not isinstance(config, dict):
+        config = read_record(folder / CONFIG, dict[str, Any], expected="")
+    except RequestError:
         return {}
     return {key: value for key, value in config.items() if key != "own"}
 

@@ -12,6 +12,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int64
 
+from kd_app.config.errors import take_first_line
+from kd_app.config.records import parse_with
+
 # The name is part of the stage format: a new name would invalidate finished stages.
 _FILE = "answers.safetensors"
 
@@ -135,21 +138,9 @@ class Predictions:
         The logits are mapped copy-on-write: torch accepts them, and the file never
         changes.
         """
-        from safetensors import safe_open
-
         path = folder / _FILE
-        with safe_open(path, framework="numpy") as file:
-            names = set(file.keys()) - {"logits"}
-            columns = {name: file.get_tensor(name) for name in names}
-        with path.open("rb") as stream:
-            size = int.from_bytes(stream.read(8), "little")
-            entry = json.loads(stream.read(size))["logits"]
-        dtype, start = entry["dtype"].lower(), 8 + size + entry["data_offsets"][0]
-        width = np.dtype(f"{dtype[0]}{int(dtype[1:]) // 8}")
-        if 0 in entry["shape"]:  # an empty file part can't be mapped
-            return Predictions(logits=np.empty(entry["shape"], width), **columns)
-        logits = np.memmap(path, width, "c", start, tuple(entry["shape"]))
-        return Predictions(logits=logits, **columns)
+        expected = "Remove that stage to compute the outputs again."
+        return parse_with(path, lambda: _load(path), expected=expected)
 
     def take(self, rows: Int[np.ndarray, " rows"]) -> "Predictions":
         """Return these rows, in this order, with the embeddings that exist for them."""
@@ -192,6 +183,41 @@ class Predictions:
         """Whether the label has the largest logit; False for NaN logits."""
         right: np.ndarray = self.scores.rank == 0
         return right
+
+
+def _load(path: Path) -> Predictions:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            names = set(file.keys()) - {"logits"}
+            columns = {name: file.get_tensor(name) for name in names}
+    except SafetensorError as error:
+        raise ValueError(take_first_line(error)) from None
+    with path.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        entry = json.loads(stream.read(size))["logits"]
+    dtype, start = entry["dtype"].lower(), 8 + size + entry["data_offsets"][0]
+    width, shape = np.dtype(f"{dtype[0]}{int(dtype[1:]) // 8}"), tuple(entry["shape"])
+    # an empty file part can't be mapped
+    logits = np.empty(shape, width) if 0 in shape else np.memmap(path, width, "c", start, shape)
+    predictions = Predictions(logits=logits, **columns)
+    _check_columns(predictions)
+    return predictions
+
+
+def _check_columns(record: Predictions) -> None:
+    """Raise `ValueError` for columns of other shapes, and labels that are no class."""
+    images, classes = record.logits.shape
+    kept = 0 if record.kept is None else len(record.kept)
+    if record.index.shape != (images,) or record.target.shape != (images,):
+        raise ValueError(f"it has {len(record.index)} images and {images} rows of logits")
+    if images and not -1 <= record.target.min() <= record.target.max() < classes:
+        raise ValueError(f"a label is not one of {classes} classes")
+    if (record.embedding is None) != (record.kept is None) or (
+        record.embedding is not None and len(record.embedding) != kept
+    ):
+        raise ValueError(f"it has no embedding for each of {kept} images")
 
 
 def sort_by_class(record: Record) -> Int64[np.ndarray, " images"]:

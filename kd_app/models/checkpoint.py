@@ -2,7 +2,6 @@
 what the checkpoint records about its classes and its input.
 """
 
-import json
 import pickle
 import re
 import sys
@@ -17,9 +16,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from kd_app.config import RequestError
 from kd_app.config.errors import take_first_line
+from kd_app.config.records import parse_values, read_record
 from kd_app.models.class_names import find_names
 from kd_app.models.weights_metadata import read_metadata
 
@@ -135,22 +136,26 @@ def _read_header(path: Path) -> dict[str, Any]:
     header: dict[str, Any] = {}
     for key, text in read_metadata(path).items():
         try:
-            header[key] = json.loads(text)
-        except ValueError:
+            header[key] = parse_values(text)
+        except RequestError:
             header[key] = text
     if find_names(header) or not path.name.startswith("model"):
         return header
     try:
-        return dict(json.loads((path.parent / "config.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError):
+        return read_record(path.parent / "config.json", dict[str, Any], expected="")
+    except RequestError:
         return header
+
+
+class _Index(TypedDict):
+    weight_map: dict[str, str]
 
 
 def _read_parts(index: Path) -> dict[str, Tensor]:
     """Read all files that an index lists; they lie beside the index."""
-    files = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+    record = read_record(index, _Index, expected="Expected the index of .safetensors files.")
     state: dict[str, Tensor] = {}
-    for name in sorted(set(files)):
+    for name in sorted(set(record["weight_map"].values())):
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise ValueError(f"the part {name!r} is not a .safetensors file in the same folder.")
         state |= load_file(index.parent / name)

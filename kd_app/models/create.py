@@ -2,7 +2,6 @@
 
 import hashlib
 import inspect
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ from kd_app.models.checkpoint import Checkpoint, read_checkpoint
 from kd_app.models.class_names import ClassMatch
 from kd_app.models.finite import describe_nonfinite, find_nonfinite
 from kd_app.models.layer_widths import WIDTHS, resize
-from kd_app.models.save import CONFIG, WEIGHTS
+from kd_app.models.model_config import read_model_config
+from kd_app.models.save import WEIGHTS
 from kd_app.models.simkd_student import REUSED, build_simkd_student
 from kd_app.models.spec import CompositeTeacher, ImageStats, LoadedModel, ModelSpec
 from kd_app.models.weights import WeightsReport, hash_state, load_weights
@@ -166,7 +166,7 @@ def _read_folder_config(origin: WeightsSource) -> dict[str, Any]:
     """Return the config.json of a model folder, or nothing for other weights."""
     if origin.kind != "folder" or not origin.path:
         return {}
-    config: dict[str, Any] = json.loads((origin.path / CONFIG).read_text(encoding="utf-8"))
+    config = read_model_config(origin.path).raw
     # Widths that are no dict become widths of an unknown module: `resize` rejects them.
     return config if isinstance(config.get(WIDTHS, {}), dict) else {WIDTHS: {WIDTHS: {}}}
 

@@ -16,10 +16,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
+from typing_extensions import TypedDict
 
 from kd_app.config import RequestError, build_unknown_error
+from kd_app.config.records import parse_record, parse_text, read_text
 
 POLICY = Path(__file__).with_name("licenses.yaml")
 UNKNOWN, NONE = "unknown", "none"
@@ -249,21 +250,21 @@ def _normalize_spelling(text: str) -> str:
     return re.sub(r"-licen[sc]e$", "", re.sub(r"[\s_-]+", "-", text.lower()))
 
 
+class _Licenses(TypedDict):
+    licenses: dict[str, _License]
+
+
 def _read(path: Path) -> dict[str, _License]:
-    try:
-        return _parse(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, TypeError, KeyError, AttributeError, ValidationError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise RequestError(
-            f"license.policy={str(path)!r} can't be read as a policy: {reason}. Start from a copy"
-            f" of {POLICY}."
-        ) from None
+    return _parse(path, read_text(path, expected=_EXPECTED))
 
 
 @cache
-def _parse(policy: str) -> dict[str, _License]:
+def _parse(path: Path, text: str) -> dict[str, _License]:
     """The entries of a policy; cached, because a command reads the same policy several
     times.
     """
-    licenses = yaml.safe_load(policy)["licenses"]
-    return {str(name): _License.model_validate(each) for name, each in licenses.items()}
+    content = parse_text(path, text, expected=_EXPECTED)
+    return parse_record(path, content, _Licenses, expected=_EXPECTED)["licenses"]
+
+
+_EXPECTED = f"Expected a policy of license.policy=: start from a copy of {POLICY}."

@@ -14,10 +14,11 @@ from torch import nn
 from kd_app.config import InputSpec, RunError
 from kd_app.models.finite import describe_nonfinite, find_nonfinite
 from kd_app.models.layer_widths import WIDTHS
+from kd_app.models.model_config import CONFIG, read_model_config
 from kd_app.models.simkd_student import REUSED, SimKDStudent
 from kd_app.models.weights_metadata import write_with_metadata
 
-WEIGHTS, CONFIG, PROGRAM = "model.safetensors", "config.json", "model.pt2"
+WEIGHTS, PROGRAM = "model.safetensors", "model.pt2"
 DECODING = "decoding"
 """Entry of a student's config.json: how the run decoded image files."""
 CONVERTED, INT8, INT8_OF_BYTES = "quantized.pt2", "quantized.pte", "quantized_uint8.pte"
@@ -116,7 +117,7 @@ def copy_labeled(
     """
     shutil.copytree(source, target, ignore=shutil.ignore_patterns(WEIGHTS, CONFIG))
     write_with_metadata(source / WEIGHTS, target / WEIGHTS, license=license, teacher=teacher)
-    config = json.loads((source / CONFIG).read_text(encoding="utf-8"))
+    config = read_model_config(source).raw
     config |= {
         "license": license,
         "teacher": teacher,

@@ -2,7 +2,6 @@
 or fetched.
 """
 
-import json
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from kd_app.config import InputSpec, RequestError, Typed, build_unknown_error
 from kd_app.models.class_names import ClassMatch, ModelClasses, match_classes
 from kd_app.models.layer_widths import Widths
 from kd_app.models.license import NONE, UNKNOWN
+from kd_app.models.model_config import read_model_config
 from kd_app.models.save import WEIGHTS
 from kd_app.models.weights import WeightsReport
 from kd_app.models.weights_metadata import read_metadata
@@ -270,24 +270,19 @@ def _resolve_student_folder(folder: Path) -> Path:
 
 def _resolve_folder(role: str, folder: Path) -> WeightsSource:
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        cfg = config["pretrained_cfg"]
-        labels = config.get("label_names") or cfg.get("label_names")
-        origin = WeightsSource(
-            "folder",
-            config["architecture"],
-            folder,
-            _parse_license(config),
-            config["num_classes"],
-            parse_labels(labels),
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        config = read_model_config(folder)
+    except RequestError as error:
         raise RequestError(
-            f"{str(folder)!r} is not a model folder for the {role}"
-            f" ({type(error).__name__}: {error})."
-            " Expected a run's folder, or a folder in timm's local-dir layout: config.json"
-            " (architecture, num_classes, pretrained_cfg) and model.safetensors."
+            f"{str(folder)!r} is not a model folder for the {role}. {error}"
         ) from None
+    origin = WeightsSource(
+        "folder",
+        config.architecture,
+        folder,
+        config.recorded_license,
+        config.num_classes,
+        config.class_names,
+    )
     if not timm.is_model(origin.name):
         raise RequestError(
             f"The model in {str(folder)!r} is a {origin.name}, which timm does not know: it was"
@@ -304,16 +299,9 @@ def _read_license(weights: Path) -> str:
     if license := read_metadata(weights).get("license"):
         return license
     try:
-        return _parse_license(
-            json.loads((weights.parent / "config.json").read_text(encoding="utf-8"))
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return read_model_config(weights.parent).recorded_license
+    except RequestError:
         return UNKNOWN
-
-
-def _parse_license(config: dict[str, Any]) -> str:
-    """Return the license in a config.json: kd_app's entry, else timm's."""
-    return str(config.get("license") or config["pretrained_cfg"].get("license") or UNKNOWN)
 
 
 def _check_arguments(role: str, origin: WeightsSource, kwargs: dict[str, Any]) -> None:

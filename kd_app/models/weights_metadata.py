@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import IO, Any
 
+from kd_app.config.records import parse_values
 from kd_app.stages import hash_file
 
 _METADATA = "__metadata__"
@@ -70,7 +71,7 @@ def _read_header(file: IO[bytes]) -> dict[str, Any]:
     length = int.from_bytes(file.read(8), "little")
     if length > _MAX_HEADER:
         raise ValueError("not a safetensors header")
-    header = json.loads(file.read(length))
+    header = parse_values(file.read(length).decode("utf-8"))
     if not isinstance(header, dict):
         raise ValueError("not a safetensors header")
     return header

@@ -1,12 +1,11 @@
 """The exported files of a run, as ``export/manifest.json`` records them."""
 
-import json
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from kd_app.config import RequestError
+from kd_app.config.records import read_record
 from kd_app.reporting.results import Number, Verdict
 from kd_app.run_files import MANIFEST
 
@@ -133,15 +132,4 @@ def read_exports(run: Path) -> Exports | None:
     path = run / FOLDER / MANIFEST
     if not path.is_file():
         return None
-    remedy = "Export the run again with kd-export."
-    try:
-        return Exports.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise RequestError(
-            f"{str(path)!r} is not a valid manifest: {where}: {first['msg']} (got"
-            f" {str(first['input'])[:60]!r}). {remedy}"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise RequestError(f"{str(path)!r} can't be read: {error}. {remedy}") from None
+    return read_record(path, Exports, expected="Export the run again with kd-export.")

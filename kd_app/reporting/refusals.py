@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from kd_app.config import RequestError
+from kd_app.config.records import read_record
 from kd_app.run_files import CONFIG
 from kd_app.stages import write_atomically
 
@@ -26,6 +27,12 @@ class Refusal:
     """A refused trial: its number, the overrides that only it has, and the reason."""
 
     number: int
+    overrides: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Record:
     overrides: tuple[str, ...]
     reason: str
 
@@ -69,11 +76,10 @@ def read_refusal(trial: Path) -> Refusal | None:
     if (trial / CONFIG).is_file() or not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        overrides, reason = tuple(map(str, content["overrides"])), str(content["reason"])
-    except (OSError, ValueError, KeyError, TypeError):
-        overrides, reason = (), f"The reason in {str(path)!r} can't be read."
-    return Refusal(int(trial.name), overrides, reason)
+        record = read_record(path, _Record, expected="")
+    except RequestError:
+        record = _Record((), f"The reason in {str(path)!r} can't be read.")
+    return Refusal(int(trial.name), record.overrides, record.reason)
 
 
 def _build_path(trial: Path) -> Path:

@@ -1,20 +1,24 @@
 """``results.json``: the schema of a run's results, source of every table and plot."""
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 
 from kd_app.config import RequestError
+from kd_app.config.records import load_record, parse_record
 from kd_app.metrics.model_metrics import MODEL_METRICS
 from kd_app.metrics.pair_metrics import PAIR_METRICS
 from kd_app.metrics.spec import MetricSpec
 from kd_app.stages import write_atomically
 
 VERSION: Final = 1
+_EXPECTED: Final = (
+    f"Expected the results of a run, version {VERSION}, in the folder of the run. Run the same"
+    " command again to rewrite the file; finished stages are kept."
+)
 Number = Annotated[
     float | None,
     AfterValidator(lambda value: value if value is None or math.isfinite(value) else None),
@@ -543,17 +547,7 @@ def read(path: Path) -> Results:
     Raises `RequestError` if the file is missing, truncated, of another schema version,
     or does not fit the schema.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise RequestError(
-            f"There is no {str(path)!r}. Expected the folder of a run, which holds a results.json."
-        ) from None
-    except (OSError, ValueError) as error:
-        raise RequestError(
-            f"{str(path)!r} can't be read: {error}. The file is truncated or not JSON. Run the same"
-            " command again to rewrite the file; finished stages are kept."
-        ) from None
+    content = load_record(path, expected=_EXPECTED)
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != VERSION:
         raise RequestError(
@@ -561,12 +555,4 @@ def read(path: Path) -> Results:
             f" {VERSION}. Use the version of kd_app that wrote the file, or run the same command"
             " again to rewrite the file."
         )
-    try:
-        return Results.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise RequestError(
-            f"{str(path)!r} does not fit version {VERSION} of results.json: {where}: {first['msg']}"
-            f" (got {str(first['input'])[:60]!r}). Run the same command again to rewrite the file."
-        ) from None
+    return parse_record(path, content, Results, expected=_EXPECTED)

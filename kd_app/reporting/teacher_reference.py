@@ -1,12 +1,9 @@
 """``teacher/reference.json``: the origin of a run's teacher."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from kd_app.config import RequestError
-from kd_app.config.errors import take_first_line
+from kd_app.config.records import read_record
 from kd_app.run_files import REFERENCE
 
 
@@ -35,18 +32,8 @@ def read_teacher_reference(folder: Path) -> TeacherReference:
 
     Raises `RequestError` if the reference is missing or corrupt.
     """
-    file = folder / REFERENCE
-    try:
-        record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return TeacherReference(
-            name=str(record["name"]),
-            source=str(record["source"]),
-            sha256=str(record["sha256"]),
-            stage=Path(record["stage"]) if record["stage"] else None,
-            path=Path(record["path"]) if record["path"] else None,
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RequestError(
-            f"{str(file)!r} does not record where the teacher is ({type(error).__name__}:"
-            f" {take_first_line(error)}). Expected the folder of a complete run."
-        ) from None
+    return read_record(
+        folder / REFERENCE,
+        TeacherReference,
+        expected="It does not record where the teacher is. Expected the folder of a complete run.",
+    )

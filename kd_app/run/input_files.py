@@ -10,7 +10,8 @@ from typing import Any, Final
 
 from kd_app.config.keys import NON_IDENTITY_KEYS
 from kd_app.data.fingerprint import hash_files
-from kd_app.models.save import CONFIG, WEIGHTS
+from kd_app.models.model_config import CONFIG
+from kd_app.models.save import WEIGHTS
 from kd_app.run_files import RESULTS, STUDENT
 
 _PATH_KEYS: Final = ("root", "unlabeled", "checkpoint", "classes", "policy", "images")

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from kd_app.config import RequestError
 from kd_app.config.errors import list_some
+from kd_app.config.records import parse_record, read_record
 from kd_app.data.base import RunData
 from kd_app.data.fingerprint import DigestBook, use_digests
 from kd_app.data.source import Listing
@@ -56,11 +57,12 @@ class InputRecord:
     def read(folder: Path) -> "InputRecord | None":
         """Read the record of a run; None if it is missing or damaged."""
         try:
-            content = json.loads((folder / INPUTS).read_text(encoding="utf-8"))
-            sha256 = content.pop("sha256")
-            return InputRecord(**content) if sha256 == hash_value(content) else None
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            content = read_record(folder / INPUTS, dict[str, Any], expected="")
+            is_whole = content.pop("sha256", None) == hash_value(content)
+            record = parse_record(folder / INPUTS, content, InputRecord, expected="")
+        except RequestError:
             return None
+        return record if is_whole else None
 
 
 class RunInputs:

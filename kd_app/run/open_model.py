@@ -2,7 +2,6 @@
 folder.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +11,13 @@ import timm
 import torch
 
 from kd_app.config import Decoding, InputSpec, RequestError, choose_decoding, suggest_closest
-from kd_app.config.errors import take_first_line
 from kd_app.deployment.artifact import open_artifact
 from kd_app.deployment.cascade import ImageStage, ModelCascade
 from kd_app.deployment.torch_model import TorchModel
 from kd_app.models.class_names import describe_classes
 from kd_app.models.create import create, resolve_input
-from kd_app.models.save import CONFIG, WEIGHTS
+from kd_app.models.model_config import CONFIG, read_model_config
+from kd_app.models.save import WEIGHTS
 from kd_app.models.spec import ImageStats, ModelSpec
 from kd_app.reporting.teacher_reference import read_teacher_reference
 from kd_app.run.recorded_pixels import read_decoding
@@ -203,12 +202,9 @@ def _load_folder(folder: Path, name: str, run: Path | None) -> TorchModel:
     run: the folder of the model's run, whose student has the run's decoding.
     """
     try:
-        architecture = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["architecture"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RequestError(
-            f"{name!r} has no model in {str(folder)!r} ({type(error).__name__}:"
-            f" {take_first_line(error)}). {_EXPECTED}."
-        ) from None
+        architecture = read_model_config(folder).architecture
+    except RequestError as error:
+        raise RequestError(f"{name!r} has no model in {str(folder)!r}. {error}") from None
     if not timm.is_model(architecture):
         raise RequestError(
             f"The model of {name!r} is a {architecture}, which is not a timm model. It was built by"

@@ -12,15 +12,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
+from typing_extensions import TypedDict
 
 from kd_app.config import RequestError
-from kd_app.config.errors import take_first_line
+from kd_app.config.records import parse_record, parse_with, read_record
 from kd_app.config.targets import check_targets
-from kd_app.config.values import check_values
 from kd_app.data.base import RunData
 from kd_app.metrics.verdict import VerdictRule
-from kd_app.models.save import CONFIG as MODEL_CONFIG
+from kd_app.models.model_config import CONFIG as MODEL_CONFIG
 from kd_app.models.save import INT8, WEIGHTS
 from kd_app.models.spec import ModelSpec
 from kd_app.reporting.console import Console
@@ -54,6 +53,22 @@ STAGES = "runs/.stages"
 _SHA256_DIGITS = 64
 _BUILT = ("data", "teacher", "student", "trainer", "robustness", "verdict")
 _BUILT_TO_TRAIN = ("loss", "optimizer", "scheduler")
+
+
+class SavedGroups(TypedDict):
+    """What is used of a run's configuration before its parts are built."""
+
+    stages: str
+    data: dict[str, Any]
+    trainer: dict[str, Any]
+    student: dict[str, Any]
+    teacher: dict[str, Any] | None
+    controls: dict[str, dict[str, Any]]
+    verdict: dict[str, Any]
+    robustness: dict[str, Any]
+    loss: dict[str, Any]
+    optimizer: dict[str, Any]
+    scheduler: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -155,24 +170,16 @@ def _describe_omissions(config: Config) -> tuple[str, ...]:
 
 def _read_config(folder: Path, results: Results) -> tuple[Config, Path]:
     """The configuration in a run's folder, and the folder of the run's stages."""
-    try:
-        text = (folder / CONFIG).read_text(encoding="utf-8")
-        config: Config = fill_defaults(yaml.safe_load(text))
-        stages = Path(config["stages"])
-        config["trainer"] = dict(config["trainer"])
-        known = {"teacher", "student", *config["controls"]}
-        config["data"] = dict(config["data"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise RequestError(
-            f"The run's configuration {str(folder / CONFIG)!r} can't be read:"
-            f" {take_first_line(error)}. Name a complete run folder."
-        ) from None
+    path, expected = folder / CONFIG, "Name a complete run folder."
+    saved = read_record(path, dict[str, Any], expected=expected)
+    config: Config = parse_with(path, lambda: fill_defaults(saved), expected=expected)
+    parse_record(path, config, SavedGroups, expected=expected)
+    stages, known = Path(config["stages"]), {"teacher", "student", *config["controls"]}
     if unknown := sorted(set(results.models) - known):
         raise RequestError(
             "The run's results name models that its configuration does not:"
             f" {', '.join(map(repr, unknown[:5]))}. Name an unmodified run folder."
         )
-    check_values(config)
     return {key: value for key, value in config.items() if key not in (OWN, COMPRESSED)}, stages
 
 

@@ -4,22 +4,25 @@ A later measurement reads other images. Their statistics and their channels must
 change what the models see.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from kd_app.config import Decoding, InputSpec, RequestError, choose_decoding
-from kd_app.config.errors import take_first_line
+from kd_app.config import Decoding, InputSpec, choose_decoding
+from kd_app.config.records import parse_with, read_record
 from kd_app.deployment.manifest import parse_decoding
 from kd_app.models.composite import ArtifactTeacher, TeacherEnsemble
 from kd_app.models.create import resolve_input
-from kd_app.models.save import CONFIG, DECODING
+from kd_app.models.model_config import CONFIG
+from kd_app.models.save import DECODING
 from kd_app.models.spec import ImageStats, ModelSpec
 from kd_app.reporting.results import ImageStatistics, Results
 from kd_app.run_files import STUDENT
 
+_EXPECTED: Final = (
+    "Expected the file that kd_app wrote. Restore it, or run the run's kd-distill command again."
+)
 _FIRST: Final = ImageStats(3, 1, (0.0,) * 3, (1.0,) * 3)
 _SECOND: Final = ImageStats(1, 2, (0.5,), (0.5,))
 
@@ -76,15 +79,10 @@ def read_decoding(folder: Path) -> Decoding | None:
     file = folder / CONFIG
     if not file.is_file():
         return None
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        return parse_decoding(config[DECODING]) if DECODING in config else None
-    except (OSError, ValueError, TypeError) as error:
-        raise RequestError(
-            f"{str(file)!r} does not say how to decode images ({type(error).__name__}:"
-            f" {take_first_line(error)}). Expected the file that kd_app wrote. Restore it, or run"
-            " the run's kd-distill command again."
-        ) from None
+    config = read_record(file, dict[str, Any], expected=_EXPECTED)
+    if DECODING not in config:
+        return None
+    return parse_with(file, lambda: parse_decoding(config[DECODING]), expected=_EXPECTED)
 
 
 def set_channels(data: dict[str, Any], decoding: Decoding | None) -> dict[str, Any]:

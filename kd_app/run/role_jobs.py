@@ -3,13 +3,13 @@
 All other modules of the training are independent of roles.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kd_app.config import InputSpec, RequestError
+from kd_app.config.records import read_record
 from kd_app.data.base import RunData
 from kd_app.models.create import create, resolve_input
 from kd_app.models.spec import ModelSpec
@@ -18,7 +18,7 @@ from kd_app.run.workspace import RunModel, Workspace
 from kd_app.training.fit import build
 from kd_app.training.job import JobTeacher, Recipe, TrainingJob
 from kd_app.training.teacher_cache import CACHE_STAGE, cache_teacher_logits
-from kd_app.training.timing import EPOCHS, match_wall_time
+from kd_app.training.timing import EPOCHS, MatchedEpochs, match_wall_time
 
 
 def build_teacher_job(workspace: Workspace) -> TrainingJob:
@@ -229,4 +229,6 @@ def _match_wall_time(
         match_wall_time(workspace.spec.recipe.max_epochs, jobs, data, trainer, folder)
 
     stage = workspace.find_or_build(f"epochs-{name}", config, inputs, measure)
-    return dict(json.loads((stage.path / EPOCHS).read_text(encoding="utf-8")))
+    return read_record(
+        stage.path / EPOCHS, MatchedEpochs, expected=f"Set remake=[epochs-{name}] to measure again."
+    )

@@ -10,11 +10,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
 from kd_app.config import RequestError
 from kd_app.config.keys import NESTED_NON_IDENTITY_KEYS, NON_IDENTITY_KEYS
+from kd_app.config.plain_yaml import dump_yaml
+from kd_app.config.records import parse_with, read_record
 from kd_app.reporting.runs import flatten
 from kd_app.run.saved_config import fill_defaults
 from kd_app.run_files import CONFIG, RESULTS
@@ -56,9 +57,7 @@ def claim_folder(out: Path, config: Mapping[str, Any], *, overwrite: bool) -> It
     try:
         with _restore_on_refusal(out, new_folders, overwrite=overwrite):
             _check_same_run(out, config)
-            write_atomically(
-                out / CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
-            )
+            write_atomically(out / CONFIG, dump_yaml(dict(config)))
             yield
     finally:
         lock.release()
@@ -173,17 +172,14 @@ def _check_same_run(out: Path, config: Mapping[str, Any]) -> None:
     path = out / CONFIG
     if not path.is_file():
         return
-    try:
-        before = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise RequestError(
-            f"{str(path)!r} can't be read ({type(error).__name__}). Start over with overwrite=true,"
-            " or choose another folder with out=."
-        ) from None
-    differences = find_differences(before or {}, config)
+    expected = "Start over with overwrite=true, or choose another folder with out=."
+    before = read_record(path, dict[str, Any], expected=expected)
+    differences = find_differences(before, config)
     if differences:
         keys = {key for key, _, _ in differences}
-        filled = find_differences(fill_defaults(before or {}), config)
+        filled = find_differences(
+            parse_with(path, lambda: fill_defaults(before), expected=expected), config
+        )
         differences = [each for each in filled if each[0] in keys]
     if differences:
         listed = "; ".join(

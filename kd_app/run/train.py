@@ -1,6 +1,5 @@
 """Train a job as a cached stage."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,9 @@ from kd_app.models.create import create
 from kd_app.run.workspace import RunModel, Workspace, describe_reference
 from kd_app.training.curve_log import read_points
 from kd_app.training.distributed.launch import fit_distributed
-from kd_app.training.fit import RECORD, build_trained_spec, fit, prepare_resume
+from kd_app.training.fit import build_trained_spec, fit, prepare_resume
 from kd_app.training.job import TrainingJob
+from kd_app.training.record import read_training
 from kd_app.training.trainer import TrainerSettings
 
 Points = Sequence[tuple[dict[str, float], int]]
@@ -123,7 +123,7 @@ def _fit(
 
 
 def _load_trained(workspace: Workspace, job: TrainingJob, folder: Path) -> RunModel:
-    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    record = read_training(folder)
     model = build_trained_spec(job.model, folder)
     created = create(model, job.input, len(workspace.classes), seed=job.recipe.seed)
     return RunModel(job.name, model, created, record, folder)

@@ -11,6 +11,7 @@ from torch import nn
 
 from kd_app.config import Decoding, RequestError, RunError, bound_side
 from kd_app.config.memory import explain_memory_error
+from kd_app.config.records import read_record
 from kd_app.data.base import RunData
 from kd_app.data.batch import Batch
 from kd_app.data.corruptions import Corruption
@@ -311,8 +312,11 @@ class Workspace:
             {},
             lambda folder: write_atomically(folder / SPEED, json.dumps(measure())),
         )
-        speeds: dict[str, float] = json.loads((stage.path / SPEED).read_text(encoding="utf-8"))
-        return speeds
+        return read_record(
+            stage.path / SPEED,
+            dict[str, float],
+            expected="Remove the folder of that stage to measure again.",
+        )
 
     @property
     def limit(self) -> float | None:

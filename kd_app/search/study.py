@@ -20,13 +20,14 @@ from optuna.distributions import (
     distribution_to_json,
     json_to_distribution,
 )
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 from pydantic import NonNegativeInt, PositiveInt
 
 from kd_app.config import RequestError, Typed
+from kd_app.config.records import parse_with
 from kd_app.reporting.results import Results
 from kd_app.reporting.runs import flatten
-from kd_app.search.trials import FILE, read_curve, read_proposals, read_trial_results
+from kd_app.search.trials import EXPECTED, FILE, read_curve, read_proposals, read_trial_results
 from kd_app.stages import hash_value, write_atomically
 
 DONE = ("finished", "pruned")
@@ -89,6 +90,7 @@ class Search:
                     " earlier settings to resume that search (hydra.sweeper.trials may grow)."
                 )
             self.proposed = previous["proposed"]
+            _check_proposals(out, self.proposed, space)
 
     @property
     def size(self) -> int:
@@ -170,6 +172,16 @@ def _read_values(results: Results | None, objectives: Mapping[str, str]) -> list
     return None if None in values else [float(value) for value in values if value is not None]
 
 
+def _check_proposals(out: Path, proposed: Iterable[Params], space: Space) -> None:
+    """Raise `RequestError` for recorded parameters outside of the space."""
+
+    def check() -> None:
+        for params in proposed:
+            create_trial(state=TrialState.FAIL, params=params, distributions=dict(space))
+
+    parse_with(out / FILE, check, expected=EXPECTED)
+
+
 def suggest_next(out: Path) -> list[str]:
     """Suggestions after the search in `out`, as sentences; empty if there is no search.
 
@@ -180,14 +192,19 @@ def suggest_next(out: Path) -> list[str]:
     if record is None:
         return []
     objectives = record["search"]["objectives"]
-    space = {key: json_to_distribution(kind) for key, kind in record["search"]["space"].items()}
+    space = parse_with(
+        out / FILE,
+        lambda: {
+            key: json_to_distribution(kind) for key, kind in record["search"]["space"].items()
+        },
+        expected=EXPECTED,
+    )
+    _check_proposals(out, record["proposed"], space)
     study, numbers = create_study(objectives.values(), optuna.samplers.RandomSampler(seed=0)), []
     for number, params in enumerate(record["proposed"]):
         values = _read_values(read_trial_results(out / str(number)), objectives)
         if values is not None:
-            study.add_trial(
-                optuna.trial.create_trial(values=values, params=params, distributions=space)
-            )
+            study.add_trial(create_trial(values=values, params=params, distributions=space))
             numbers.append(number)
     if len(numbers) < 2:
         return []

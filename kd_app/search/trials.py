@@ -3,17 +3,38 @@ the trials.
 """
 
 import csv
-import json
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from typing_extensions import TypedDict
 
 from kd_app.config import RequestError
+from kd_app.config.errors import quote_some
+from kd_app.config.records import parse_with, read_record
+from kd_app.config.regular_file import open_regular_text
 from kd_app.reporting.results import Results, read
 from kd_app.run_files import CURVES, RESULTS
 
 FILE = "search.json"
 CURVE = "validation/top1"
+EXPECTED = "The trials are not affected: move that file away to start a new search."
+
+
+class SearchSettingsRecord(TypedDict):
+    """The settings of a search; space: distributions in Optuna's JSON, by key."""
+
+    sampler: str
+    seed: int
+    objectives: dict[str, Literal["maximize", "minimize"]]
+    space: dict[str, str]
+
+
+class SearchRecord(TypedDict):
+    """The content of ``search.json``; proposed: the parameters of each trial."""
+
+    search: SearchSettingsRecord
+    proposed: list[dict[str, Any]]
 
 
 def require_optuna() -> None:
@@ -25,18 +46,19 @@ def require_optuna() -> None:
         )
 
 
-def read_proposals(out: Path) -> dict[str, Any] | None:
+def read_proposals(out: Path) -> SearchRecord | None:
     """The content of ``search.json`` in `out`; None if there is no search."""
-    if not (out / FILE).is_file():
+    path = out / FILE
+    if not path.is_file():
         return None
-    try:
-        record: dict[str, Any] = json.loads((out / FILE).read_text(encoding="utf-8"))
-        record["search"], record["proposed"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RequestError(
-            f"{str(out / FILE)!r} can't be read ({type(error).__name__}). The trials are not"
-            " affected: move that file away to start a new search."
-        ) from None
+    record = read_record(path, SearchRecord, expected=EXPECTED)
+    keys = set(record["search"]["space"])
+    for number, params in enumerate(record["proposed"]):
+        if set(params) != keys:
+            raise RequestError(
+                f"{str(path)!r} can't be read: proposed.{number} sets"
+                f" {quote_some(sorted(params))}, not {quote_some(sorted(keys))}. {EXPECTED}"
+            )
     return record
 
 
@@ -53,6 +75,14 @@ def read_curve(folder: Path) -> dict[int, float]:
     path = folder / CURVES
     if not path.is_file():
         return {}
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["stage"] == "student" and row.get(CURVE)]
-    return {int(float(row["epoch"])): float(row[CURVE]) for row in rows}
+
+    def parse() -> dict[int, float]:
+        with open_regular_text(path) as file:
+            rows = list(csv.DictReader(file))
+        return {
+            int(float(row["epoch"])): float(row[CURVE])
+            for row in rows
+            if row["stage"] == "student" and row.get(CURVE)
+        }
+
+    return parse_with(path, parse, expected="Run the trial's command again to rewrite the file.")

@@ -15,7 +15,9 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppres
 from pathlib import Path
 from typing import Any, Literal
 
+from kd_app.config import RequestError
 from kd_app.config.errors import take_first_line
+from kd_app.config.records import read_record
 from kd_app.config.redact import copy_redacted
 from kd_app.metrics.model_metrics import MODEL_METRICS
 from kd_app.metrics.pair_metrics import PAIR_METRICS
@@ -237,10 +239,9 @@ def _locate_state(start: RunStart) -> Path:
 
 def _read_state(path: Path) -> dict[str, Any]:
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_record(path, dict[str, Any], expected="")
+    except RequestError:
         return {}
-    return state if isinstance(state, dict) else {}
 
 
 def _write_state(start: RunStart, identity: str, *, finished: bool) -> None:

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from kd_app.stages import write_atomically
 
 FILE = "curves.jsonl"
+_MAX_STEP = 2**53
 Row = dict[str, float]
 
 
@@ -65,6 +66,19 @@ def read_curves(path: Path) -> Iterator[Row]:
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     for line in text.splitlines():
         try:
-            yield json.loads(line)
-        except ValueError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             return
+        if not _is_row(row):
+            return
+        yield row
+
+
+def _is_row(row: Any) -> bool:
+    """Whether a value is a point of a curve: a step, and numbers (or NaN) by name."""
+    return (
+        isinstance(row, dict)
+        and all(isinstance(value, int | float) for value in row.values())
+        and isinstance(row.get("step"), int)
+        and abs(row["step"]) < _MAX_STEP
+    )

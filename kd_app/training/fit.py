@@ -8,7 +8,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -52,13 +52,12 @@ from kd_app.training.freeze import freeze_layers
 from kd_app.training.job import JobTeacher, TrainingJob
 from kd_app.training.loss import DistillationLoss
 from kd_app.training.module import NOT_FINITE, Distillation, StepOptions
+from kd_app.training.record import RECORD, read_training
 from kd_app.training.teacher_cache import CachedTeacherLogits, TeacherLogits
 from kd_app.training.teacher_source import CachedTeacher, LiveTeacher, StudentEma, TeacherSource
 from kd_app.training.trainer import PROFILE, TrainerSettings
 
 MODEL = "model"
-RECORD = "training.json"
-_FILES = "files"
 
 
 def fit(
@@ -160,7 +159,7 @@ def fit(
             "precision": settings.precision,
             "skipped_steps": skip.skipped,
             "ranks": consistency.ranks if consistency else [],
-            _FILES: _hash_files(folder / MODEL),
+            "files": _hash_files(folder / MODEL),
         }
         write_atomically(folder / RECORD, json.dumps(record, indent=1))
         for sentence in describe_outcome(record):
@@ -272,12 +271,10 @@ def _is_finished(folder: Path, warn: Callable[[str], None]) -> bool:
     """
     if not (folder / RECORD).is_file():
         return False
-    try:
-        files = json.loads((folder / RECORD).read_text(encoding="utf-8"))[_FILES]
+    with suppress(RequestError):  # the record is damaged
+        files = read_training(folder)["files"]
         if files and files == _hash_files(folder / MODEL):
             return True
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        pass  # the record is damaged
     warn(f"{folder / RECORD} or a file of the model is damaged; both are written again")
     (folder / RECORD).unlink(missing_ok=True)
     return False

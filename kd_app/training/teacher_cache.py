@@ -9,15 +9,18 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from numpy.lib.format import open_memmap
+from pydantic import Field
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from kd_app.config import InputSpec, RunError
+from kd_app.config.records import read_record
 from kd_app.data.base import ViewReplay
 from kd_app.data.batch import Batch
 from kd_app.data.normalize import normalize
@@ -132,6 +135,13 @@ def cache_teacher_logits(
     (folder / _DONE).unlink()
 
 
+class _Progress(TypedDict):
+    """The number of rows that are written, and their sha256."""
+
+    answers: Annotated[int, Field(ge=0)]
+    sha256: str
+
+
 def _open_memmap(
     folder: Path, shape: tuple[int, int, int], say: Callable[[str], None]
 ) -> tuple[np.memmap[Any, Any], int, Any]:
@@ -140,14 +150,14 @@ def _open_memmap(
     rows do not match the recorded sha256.
     """
     try:
-        record = json.loads((folder / _DONE).read_text(encoding="utf-8"))
-        logits, done = open_memmap(folder / _LOGITS, mode="r+"), int(record["answers"])
+        record = read_record(folder / _DONE, _Progress, expected="")
+        logits, done = open_memmap(folder / _LOGITS, mode="r+"), record["answers"]
         if logits.shape == shape and logits.dtype == np.float32:
             digest = _hash_rows(logits, done)
             if digest.hexdigest() == record["sha256"]:
                 return logits, done, digest
         say(f"{folder / _LOGITS} is damaged; the teacher's logits are computed again")
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):
         pass  # there is no earlier attempt, or its files are damaged
     (folder / _LOGITS).unlink(missing_ok=True)
     needed, free = 4 * math.prod(shape), shutil.disk_usage(folder).free

@@ -8,12 +8,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Annotated, Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
+from pydantic import Field
 from torch import nn
+from typing_extensions import TypedDict
 
 from kd_app.config import InputSpec, RequestError
 from kd_app.config.memory import MemorySettings, describe_shortage, is_out_of_memory
@@ -166,6 +168,13 @@ def time_steps(
     return {name: timer.sum_seconds(steps) for name, timer in timers.items()}
 
 
+class MatchedEpochs(TypedDict):
+    """The content of ``epochs.json``."""
+
+    max_epochs: Annotated[int, Field(ge=0, le=10**9)]
+    seconds_an_epoch: dict[str, Annotated[float, Field(ge=0)]]
+
+
 def match_wall_time(
     epochs: int,
     jobs: Mapping[str, TrainingJob],
@@ -180,7 +189,7 @@ def match_wall_time(
     first, second = seconds.values()
     # The second job has no teacher, so fewer than `epochs` would be measurement noise.
     max_epochs = max(epochs, round(epochs * first / second))
-    record = {"max_epochs": max_epochs, "seconds_an_epoch": seconds}
+    record = MatchedEpochs(max_epochs=max_epochs, seconds_an_epoch=seconds)
     write_atomically(folder / EPOCHS, json.dumps(record, indent=1))
 
 

@@ -193,7 +193,7 @@ def test_a_file_with_few_metrics_is_a_row_without_a_tier(finished: Path, tmp_pat
     [
         ("{", "can't be read"),
         ('{"schema_version": 2, "files": {}}', "schema_version"),
-        ("[]", "is not a valid manifest"),
+        ("[]", "can't be read: Input should be"),
     ],
 )
 def test_an_invalid_manifest_is_left_out_with_a_reason(
