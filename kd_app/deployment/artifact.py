@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kd_app.config.pixels import Decoding, InputSpec
-from kd_app.deployment.manifest import read_entry
+from kd_app.deployment.manifest import ManifestEntry, read_entry
+from kd_app.deployment.own_files import is_written
 
 RUNTIMES: Final = {
     "onnx": "onnxruntime",
@@ -50,8 +51,8 @@ def open_artifact(path: Path, *, threads: int | None = None) -> Artifact:
 
     The file is compared with the manifest in the same folder before any of its content
     runs. The manifest detects damaged and swapped files. It is not a signature: trust
-    the file only as far as you trust the sender. An ONNX file needs numpy, Pillow and
-    onnxruntime only.
+    the file only as far as you trust the sender, or use `open_foreign`. An ONNX file
+    needs numpy, Pillow, onnx and onnxruntime only.
 
     Raises:
         ValueError: the file or its manifest is missing, the manifest does not list the
@@ -59,8 +60,28 @@ def open_artifact(path: Path, *, threads: int | None = None) -> Artifact:
             file needs an unsupported operator set or foreign operators, or the runtime
             is not installed.
     """
-    path = Path(path)
-    entry = read_entry(path)
+    return _open_entry(read_entry(Path(path)), threads)
+
+
+def open_foreign(path: Path, *, threads: int | None = None) -> Artifact:
+    """Open a file that somebody else may have written: as `open_artifact`, but in a
+    process of its own with a time limit, unless this process wrote the file.
+
+    A runtime that aborts, or never answers, is a `ValueError` or `RequestError`.
+    """
+    entry = read_entry(Path(path))
+    if entry.format not in _ISOLATED or is_written(entry.record["sha256"]):
+        return _open_entry(entry, threads)
+    from kd_app.deployment.runtimes.isolated import IsolatedFile
+
+    return IsolatedFile(entry, threads=threads)
+
+
+_ISOLATED = ("onnx", "onnx_int8", "executorch", "executorch_int8")
+
+
+def _open_entry(entry: ManifestEntry, threads: int | None) -> Artifact:
+    path = entry.path
     if entry.format not in RUNTIMES:
         raise ValueError(
             f"{str(path)!r} has the format {entry.format!r}, which this version of kd_app does not"
@@ -72,7 +93,7 @@ def open_artifact(path: Path, *, threads: int | None = None) -> Artifact:
     except ModuleNotFoundError as error:
         raise ValueError(
             f"{str(path)!r} needs the runtime {runtime}, but the package {error.name} is not"
-            f" installed. Install it: pip install {runtime} (or kd_app[deploy])."
+            f" installed. Install it: pip install {error.name} (or kd_app[deploy])."
         ) from None
     artifact: Artifact = module.open_file(entry, threads=threads)
     return artifact

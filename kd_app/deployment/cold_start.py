@@ -9,6 +9,8 @@ from pathlib import Path
 from kd_app.config import RunError
 from kd_app.deployment.cascade import LogitsModel
 
+_LIMIT_SECONDS = 600
+
 
 def measure_cold_start(
     path: Path, shape: Sequence[int], opener: Callable[..., LogitsModel]
@@ -32,12 +34,18 @@ def measure_cold_start(
         str(path),
         *(str(size) for size in shape),
     ]
-    process = subprocess.run(
-        [sys.executable, "-m", "kd_app.deployment.cold_start_worker", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    try:
+        process = subprocess.run(
+            [sys.executable, "-m", "kd_app.deployment.cold_start_worker", *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_LIMIT_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        raise RunError(
+            f"{str(path)!r} did not answer within {_LIMIT_SECONDS} seconds in a separate process."
+        ) from None
     if process.returncode:
         lines = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
         raise RunError(f"{str(path)!r} failed in a separate process: {lines[-1]}.")

@@ -15,6 +15,7 @@ from kd_app.config import Decoding, InputSpec, RunError
 from kd_app.deployment.artifact import Artifact, open_artifact
 from kd_app.deployment.formats.base import Format, UInt8Model
 from kd_app.deployment.manifest import VERSION, describe_decoding, describe_input
+from kd_app.deployment.own_files import mark_written
 from kd_app.run_files import MANIFEST
 from kd_app.stages import hash_file, write_atomically
 
@@ -55,6 +56,7 @@ def export(
     }
     write_manifest(folder, {path.name: record})
     try:
+        mark_written(path)
         artifact = open_artifact(path)
         difference = measure_difference(model, input_spec, artifact, images)
     except ValueError as error:

@@ -64,7 +64,10 @@ def read_entry(path: Path) -> ManifestEntry:
     entry = parse_with(
         path.parent / MANIFEST,
         lambda: _parse_entry(path, record),
-        expected=(f"It does not describe the file completely. Expected for {path.name}: format, input, classes, license and sha256. {_FIX}"),
+        expected=(
+            f"It does not describe the file completely. Expected for {path.name}: format, input,"
+            f" classes, license and sha256. {_FIX}"
+        ),
     )
     expected = str(record["sha256"])
     if (sha256 := hash_file(path)) != expected:

@@ -5,7 +5,6 @@ Models take turns, so that ratios stay valid on a machine whose speed drifts.
 
 import math
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pydantic import Field
 
 from kd_app.config import Typed
 from kd_app.deployment.cascade import LogitsModel
+from kd_app.deployment.clock import read_cpu_seconds, read_seconds
 
 Floats = NDArray[np.float64]
 Images = NDArray[np.uint8]
@@ -42,9 +42,9 @@ def time_interleaved(
             for _ in range(warm):
                 call()
             for repeat in range(repeats[name]):
-                start = time.perf_counter()
+                start = read_seconds()
                 call()
-                seconds[name][turn, repeat] = time.perf_counter() - start
+                seconds[name][turn, repeat] = read_seconds() - start
     return seconds
 
 
@@ -227,9 +227,9 @@ class Benchmark(Typed):
 
 def _time_fastest(call: Callable[[], object], tries: int = 3) -> float:
     """Seconds of the fastest call after a warm-up; a slow call runs only once."""
-    start = time.perf_counter()
+    start = read_seconds()
     call()
-    if (first := time.perf_counter() - start) > 1:
+    if (first := read_seconds() - start) > 1:
         return first
     return max(1e-9, float(time_interleaved({"": call}, rounds=1, repeats={"": tries})[""].min()))
 
@@ -239,11 +239,11 @@ def _repeat_to_batch(images: Images, size: int) -> Images:
 
 
 def _measure_cores_used(call: Callable[[], object], seconds: float) -> float:
-    """CPU seconds of all threads of this process per second, during repeated calls."""
-    start, cpu_start = time.perf_counter(), time.process_time()
-    while (elapsed := time.perf_counter() - start) < seconds:
+    """CPU seconds of all threads per second, during repeated calls."""
+    start, cpu_start = read_seconds(), read_cpu_seconds()
+    while (elapsed := read_seconds() - start) < seconds:
         call()
-    return (time.process_time() - cpu_start) / elapsed
+    return (read_cpu_seconds() - cpu_start) / elapsed
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import kd_app
 from kd_app.config import RequestError, RunError, Typed, build_unknown_error
 from kd_app.config.make import make
 from kd_app.config.targets import check_targets
-from kd_app.deployment.artifact import open_artifact
+from kd_app.deployment.artifact import open_foreign
 from kd_app.deployment.export import write_manifest
 from kd_app.deployment.formats.base import Format
 from kd_app.deployment.logits import NonFiniteLogitsError, name_images
@@ -220,7 +220,7 @@ def _load_predictions(
 
     def build(folder: Path) -> None:
         workspace.console.print_transient(f"  {name}: {split} images ...")
-        artifact = open_artifact(file.path)
+        artifact = open_foreign(file.path)
         batches = Chained([workspace.data.build_evaluation_loader(split, artifact.pixels)])
         try:
             with name_images(workspace.data.files):

@@ -167,7 +167,7 @@ def _list_limitations(results: Results, split: Split) -> list[str]:
         f" was trained on {results.data.sizes['train']:,} images and evaluated only on others of"
         " the same kind."
     ]
-    limits = [key for key in _LIMITS if results.config["trainer"].get(key) is not None]
+    limits = [key for key in _LIMITS if results.config.get("trainer", {}).get(key) is not None]
     if limits:
         limitations.append(
             "Any use: the model comes from a trial run on a part of the images only"
@@ -199,7 +199,9 @@ def _list_weak_classes(per_class: PerClass, classes: list[str]) -> list[str]:
     """The classes with the largest loss against the teacher, and those with the lowest
     accuracy.
     """
-    student, teacher = per_class.accuracy["student"], per_class.accuracy.get("teacher")
+    student, teacher = (per_class.accuracy.get(role) for role in ("student", "teacher"))
+    if student is None:
+        return []
     known = [(number, value) for number, value in enumerate(student) if value is not None]
 
     def describe(number: int, value: str) -> str:
@@ -251,10 +253,11 @@ def _list_weak_corruptions(split: Split) -> list[str]:
 def _list_provenance(results: Results) -> list[str]:
     config, environment = redact(results.config), redact(results.environment)
     assert results.data is not None
-    teacher, epochs = results.models.get("teacher"), config["trainer"]["max_epochs"]
+    teacher, epochs = results.models.get("teacher"), config.get("trainer", {}).get("max_epochs")
     sizes = ", ".join(f"{size:,} {name}" for name, size in results.data.sizes.items())
     terms = " + ".join(
-        f"{escape_code(name)} ({_format_settings(node)})" for name, node in config["loss"].items()
+        f"{escape_code(name)} ({_format_settings(node)})"
+        for name, node in config.get("loss", {}).items()
     )
     software = ", ".join(
         escape_text(f"{name} {environment[name]}")
@@ -266,8 +269,8 @@ def _list_provenance(results: Results) -> list[str]:
         *([f"Teacher: {_describe_source(teacher)}"] if teacher else []),
         f"Student: {_describe_source(results.models['student'])}",
         f"Loss: {terms}",
-        f"Optimizer: {_format_settings(config['optimizer'])};"
-        f" schedule: {_format_settings(config['scheduler'])}",
+        f"Optimizer: {_format_settings(config.get('optimizer', {}))};"
+        f" schedule: {_format_settings(config.get('scheduler', {}))}",
         f"{epochs} epoch{'' if epochs == 1 else 's'}, seed {results.seed}",
         f"Data: {name_dataset(results)}; images: {sizes}; fingerprint"
         f" `{results.data.fingerprint[:16]}`",

@@ -1,17 +1,28 @@
 """``results.json``: the schema of a run's results, source of every table and plot."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
 
 from kd_app.config import RequestError
 from kd_app.config.records import load_record, parse_record
 from kd_app.metrics.model_metrics import MODEL_METRICS
 from kd_app.metrics.pair_metrics import PAIR_METRICS
 from kd_app.metrics.spec import MetricSpec
+from kd_app.reporting.constraints import (
+    Config,
+    Count,
+    Finite,
+    NonNegative,
+    Number,
+    Probability,
+    Share,
+    Size,
+    check_lengths,
+    check_models,
+)
 from kd_app.stages import write_atomically
 
 VERSION: Final = 1
@@ -19,11 +30,6 @@ _EXPECTED: Final = (
     f"Expected the results of a run, version {VERSION}, in the folder of the run. Run the same"
     " command again to rewrite the file; finished stages are kept."
 )
-Number = Annotated[
-    float | None,
-    AfterValidator(lambda value: value if value is None or math.isfinite(value) else None),
-]
-"""A number; null if undefined or not finite."""
 
 
 class _Part(BaseModel):
@@ -46,8 +52,8 @@ class Data(_Open):
     """
 
     name: str | None = None
-    classes: list[str]
-    sizes: dict[str, int]
+    classes: Annotated[list[str], Field(min_length=1)]
+    sizes: dict[str, Count]
     fingerprint: str
 
 
@@ -59,11 +65,16 @@ class ImageStatistics(_Part):
     mean, std: of each channel, in 0..1.
     """
 
-    channels: int
-    height: int
-    width: int
-    mean: list[float]
-    std: list[float]
+    channels: Size
+    height: Size
+    width: Size
+    mean: list[Finite]
+    std: list[NonNegative]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_lengths(self.channels, mean=self.mean, std=self.std)
+        return self
 
 
 class TrainingRecord(_Part):
@@ -74,9 +85,9 @@ class TrainingRecord(_Part):
     weights, or their moving average.
     """
 
-    epochs: int | None = None
-    max_epochs: int | None = None
-    best_epoch: int | None = None
+    epochs: Count | None = None
+    max_epochs: Count | None = None
+    best_epoch: Count | None = None
     exported: Literal["raw", "average"] = "raw"
 
 
@@ -91,9 +102,9 @@ class ModelRecord(_Open):
     """
 
     name: str
-    params: int | None
-    macs: int | None
-    size_bytes: int
+    params: Count | None
+    macs: Count | None
+    size_bytes: Count
     license: str
     source: str
     sha256: str
@@ -132,7 +143,12 @@ def _declare(specs: Sequence[MetricSpec[Any]]) -> Callable[[type[_Metrics]], Any
 
     def extend(part: type[_Metrics]) -> Any:
         fields: dict[str, Any] = {
-            f"{spec.name}{end}": (Number, ... if spec.required else None)
+            f"{spec.name}{end}": (
+                Share
+                if specs is MODEL_METRICS and spec.format == "percent" and not end
+                else Number,
+                ... if spec.required else None,
+            )
             for spec in specs
             for end in ("", "_low", "_high")
         }
@@ -176,11 +192,19 @@ class PerClass(_Part):
     shares of the class's images; empty without a teacher.
     """
 
-    support: list[int]
-    accuracy: dict[str, list[Number]]
-    f1: dict[str, list[Number]]
-    negative_flips: list[Number] = []
-    positive_flips: list[Number] = []
+    support: Annotated[list[Count], Field(min_length=1)]
+    accuracy: dict[str, list[Share]]
+    f1: dict[str, list[Share]]
+    negative_flips: list[Share] = []
+    positive_flips: list[Share] = []
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        classes = len(self.support)
+        check_lengths(classes, accuracy=self.accuracy, f1=self.f1)
+        flips = {"negative_flips": self.negative_flips, "positive_flips": self.positive_flips}
+        check_lengths(classes, **{name: values for name, values in flips.items() if values})
+        return self
 
 
 class Group(_Part):
@@ -188,7 +212,7 @@ class Group(_Part):
     model, and the student's agreement with the teacher.
     """
 
-    num_images: int
+    num_images: Count
     accuracy: dict[str, Estimate]
     agreement: Number = None
 
@@ -199,9 +223,9 @@ class CorruptionMetrics(_Part):
     """
 
     corruption: str
-    severity: int
-    num_images: int
-    accuracy: dict[str, Number]
+    severity: Annotated[int, Field(ge=1, le=5)]
+    num_images: Count
+    accuracy: dict[str, Share]
     agreement: Number = None
 
 
@@ -215,13 +239,20 @@ class Measurement(_Part):
     """
 
     split: str | None = None
-    num_images: int
-    confidence: float
+    num_images: Count
+    confidence: Probability
     pair: PairMetrics | None = None
     gains: dict[str, Difference] = {}
     per_class: PerClass
     groups: dict[str, Group] = {}
     robustness: list[CorruptionMetrics] = []
+
+    def check_models(self, models: Collection[str]) -> None:
+        """Raise `ValueError` unless each part has the metrics of these models."""
+        if self.per_class.accuracy:
+            check_models(models, accuracy=self.per_class.accuracy)
+        for name, group in self.groups.items():
+            check_models(models, **{f"groups.{name}": group.accuracy})
 
 
 class Split(Measurement):
@@ -236,6 +267,13 @@ class Split(Measurement):
     teacher: ModelMetrics | None = None
     labels_only: ModelMetrics | None = None
     student: ModelMetrics
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self.check_models(("student",))
+        for each in self.robustness:
+            check_models(("student",), **{f"robustness.{each.corruption}": each.accuracy})
+        return self
 
     @property
     def by_model(self) -> dict[str, ModelMetrics]:
@@ -258,14 +296,14 @@ class Verdict(_Part):
 
     outcome: Literal["kept", "lost", "not shown"]
     metric: Literal["top1", "balanced_accuracy", "worst_class"]
-    margin: float
-    confidence: float
-    difference: float
-    low: float
-    high: float
-    num_images: int
-    n_needed: int | None
-    mcnemar_p: float
+    margin: Probability
+    confidence: Probability
+    difference: Finite
+    low: Finite
+    high: Finite
+    num_images: Count
+    n_needed: Count | None
+    mcnemar_p: Probability
     smallest_margin: Number = None
     split: str
 
@@ -277,10 +315,18 @@ class TeacherEntropy(_Part):
     probability outside the top class.
     """
 
-    temperature: float
+    temperature: NonNegative
     mean_nats: Number
     of_uniform: Number
     beyond_top: Number
+
+
+def _check_square(matrix: list[list[float | None]]) -> list[list[float | None]]:
+    check_lengths(len(matrix), **{f"row {number}": row for number, row in enumerate(matrix)})
+    return matrix
+
+
+Matrix = Annotated[list[list[Number]], AfterValidator(_check_square)]
 
 
 class SimilarPair(_Part):
@@ -290,7 +336,7 @@ class SimilarPair(_Part):
 
     first: str
     second: str
-    probability: float
+    probability: Finite
 
 
 class Similarity(_Part):
@@ -300,9 +346,9 @@ class Similarity(_Part):
     of each class (rows), null for a class without images; no matrix above 100 classes.
     """
 
-    temperature: float
+    temperature: NonNegative
     similar: list[SimilarPair]
-    matrix: list[list[Number]] | None
+    matrix: Matrix | None
 
 
 class Knowledge(_Part):
@@ -314,10 +360,10 @@ class Knowledge(_Part):
     """
 
     split: str
-    num_images: int
+    num_images: Count
     entropy: list[TeacherEntropy]
     similar: list[SimilarPair]
-    matrix: list[list[Number]] | None
+    matrix: Matrix | None
     softened: list[Similarity] = []
 
 
@@ -368,7 +414,7 @@ class StageRecord(_Part):
 
     name: str
     path: str
-    seconds: float
+    seconds: NonNegative
     status: Literal["computed", "reused"]
 
 
@@ -385,9 +431,9 @@ class CompressionStep(_Part):
     name: str
     top1: Estimate
     lost: Difference | None = None
-    macs: int
-    params: int
-    size_bytes: int
+    macs: Count
+    params: Count
+    size_bytes: Count
     latency_ms: Number = None
     details: dict[str, Any] = {}
 
@@ -397,11 +443,11 @@ class LatencyStats(_Part):
     stages that the image passes), over `num_images` images.
     """
 
-    mean: float
-    p50: float
-    p95: float
-    p99: float
-    num_images: int
+    mean: NonNegative
+    p50: NonNegative
+    p95: NonNegative
+    p99: NonNegative
+    num_images: Count
 
 
 class CascadeStageRecord(_Part):
@@ -415,10 +461,10 @@ class CascadeStageRecord(_Part):
 
     file: str
     sha256: str
-    temperature: float
+    temperature: NonNegative
     validation: Estimate
     test: Estimate
-    cost_ms: float
+    cost_ms: NonNegative
     latency: LatencyStats
 
 
@@ -432,11 +478,11 @@ class Rung(_Part):
     """
 
     thresholds: list[Number]
-    shares: list[float]
-    accuracy: float
-    better: int
-    worse: int
-    cost_ms: float
+    shares: Annotated[list[Probability], Field(min_length=1)]
+    accuracy: Probability
+    better: Count
+    worse: Count
+    cost_ms: NonNegative
     proven: bool | None = None
 
 
@@ -449,8 +495,14 @@ class RoutingCurve(_Part):
     """
 
     measure: str
-    rungs: list[Rung]
-    chosen: int | None
+    rungs: Annotated[list[Rung], Field(min_length=1)]
+    chosen: Count | None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.chosen is not None and self.chosen >= len(self.rungs):
+            raise ValueError(f"chosen={self.chosen} is not one of {len(self.rungs)} rungs")
+        return self
 
 
 class CascadeSplit(Measurement):
@@ -462,6 +514,11 @@ class CascadeSplit(Measurement):
 
     candidate: ModelMetrics
     reference: ModelMetrics
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self.check_models(("candidate", "reference"))
+        return self
 
 
 class CascadeRecord(_Part):
@@ -475,16 +532,27 @@ class CascadeRecord(_Part):
     """
 
     answer: Literal["cascade", "first", "last"]
-    margin: float
-    confidence: float
-    num_images: int
+    margin: Probability
+    confidence: Probability
+    num_images: Count
     measure: str
     thresholds: list[Number]
-    stages: list[CascadeStageRecord]
+    stages: Annotated[list[CascadeStageRecord], Field(min_length=2)]
     curves: list[RoutingCurve]
     test: Rung
     latency: LatencyStats | None = None
     splits: dict[Literal["validation", "test"], CascadeSplit] = {}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        stages = len(self.stages)
+        check_lengths(stages - 1, thresholds=self.thresholds)
+        for rung in (self.test, *(rung for curve in self.curves for rung in curve.rungs)):
+            check_lengths(stages, shares=rung.shares)
+            check_lengths(stages - 1, thresholds=rung.thresholds)
+        if self.measure not in [curve.measure for curve in self.curves]:
+            raise ValueError(f"measure={self.measure!r} has no curve")
+        return self
 
 
 class FileRecord(_Part):
@@ -507,7 +575,7 @@ class Results(_Part):
     status: Literal["running", "finished", "failed", "pruned"]
     reason: str | None = None
     seed: int
-    config: dict[str, Any]
+    config: Config
     environment: dict[str, Any]
     data: Data | None = None
     image_stats: ImageStatistics | None = None
@@ -524,6 +592,26 @@ class Results(_Part):
     files: list[FileRecord] = []
     cautions: list[str] = []
     notes: list[str] = []
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        """Compare the parts with each other."""
+        if self.models and (self.validation or self.test):
+            check_models(("student",), models=self.models)
+        cascade = list(self.cascade.splits.values()) if self.cascade else []
+        if self.data is not None:
+            classes = len(self.data.classes)
+            for split in (self.validation, self.test, *cascade):
+                if split is not None:
+                    check_lengths(classes, support=split.per_class.support)
+            if self.knowledge is not None:
+                for matrix in (
+                    self.knowledge.matrix,
+                    *(each.matrix for each in self.knowledge.softened),
+                ):
+                    if matrix is not None:
+                        check_lengths(classes, matrix=matrix)
+        return self
 
 
 def build_json_schema() -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from kd_app.deployment.artifact import open_artifact
+from kd_app.deployment.artifact import open_artifact, open_foreign
 from kd_app.deployment.cascade import LogitsModel
 from kd_app.deployment.cold_start import measure_cold_start
 from kd_app.deployment.hardware import describe_machine
@@ -127,7 +127,7 @@ def time_files(
         )
         for role, model in models.items()
     }
-    stages |= {name: open_artifact(file.path, threads=1) for name, file in files.items()}
+    stages |= {name: open_foreign(file.path, threads=1) for name, file in files.items()}
     images = {
         role: np.concatenate(sample_images(workspace, "validation", model.loaded.pixels, TIMED))
         for role, model in models.items()

@@ -10,7 +10,7 @@ from torch import nn
 
 from kd_app.config import RequestError
 from kd_app.config.targets import FACTORY, resolve_target
-from kd_app.deployment.artifact import open_artifact
+from kd_app.deployment.artifact import open_foreign
 from kd_app.deployment.manifest import read_entry
 from kd_app.models.class_map import ClassMap
 from kd_app.models.composite import ArtifactTeacher, ClassMappedTeacher, EmaTeacher, TeacherEnsemble
@@ -70,7 +70,7 @@ def open_artifact_teacher(path: Path, key: str = "teacher.checkpoint") -> Artifa
     key: the setting that names the file, for the message.
     """
     try:
-        artifact, entry = open_artifact(path), read_entry(path)
+        artifact, entry = open_foreign(path), read_entry(path)
     except ValueError as error:
         raise RequestError(f"{key}: {error}") from None
     return ArtifactTeacher(

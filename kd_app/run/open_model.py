@@ -11,7 +11,7 @@ import timm
 import torch
 
 from kd_app.config import Decoding, InputSpec, RequestError, choose_decoding, suggest_closest
-from kd_app.deployment.artifact import open_artifact
+from kd_app.deployment.artifact import open_foreign
 from kd_app.deployment.cascade import ImageStage, ModelCascade
 from kd_app.deployment.torch_model import TorchModel
 from kd_app.models.class_names import describe_classes
@@ -96,7 +96,7 @@ def open_file(path: Path, *, threads: int | None) -> ImageClassifier:
             " of a run is opened by the run's folder."
         )
     try:
-        return open_artifact(path, threads=threads)
+        return open_foreign(path, threads=threads)
     except ValueError as error:
         raise RequestError(str(error)) from None
 

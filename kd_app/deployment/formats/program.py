@@ -14,7 +14,7 @@ from pydantic import PositiveFloat
 
 from kd_app.config import InputSpec
 from kd_app.deployment.formats.base import Format, UInt8Model, make_blank_images
-from kd_app.deployment.runtimes.torch_file import mark_written
+from kd_app.deployment.own_files import mark_written
 
 
 class Program(Format):

@@ -8,7 +8,6 @@ not opened, including stages of an earlier command.
 import io
 import warnings
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,15 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from kd_app.deployment.manifest import ManifestEntry
+from kd_app.deployment.own_files import is_written
 from kd_app.deployment.runtimes.base import RuntimeFile
-
-_WRITTEN: set[str] = set()
-"""The sha256 of each program that this process wrote."""
-
-
-def mark_written(path: Path) -> None:
-    """Allow this process to open the program that it has just written."""
-    _WRITTEN.add(sha256(path.read_bytes()).hexdigest())
 
 
 class TorchFile(RuntimeFile):
@@ -46,7 +38,7 @@ def open_file(entry: ManifestEntry, *, threads: int | None) -> TorchFile:
     Raises `ValueError` if another process wrote the file.
     """
     content = entry.path.read_bytes()
-    if sha256(content).hexdigest() not in _WRITTEN:
+    if not is_written(sha256(content).hexdigest()):
         raise ValueError(
             f"{str(entry.path)!r} is a torch.export program and is not opened: loading runs code"
             " from the file. Use another file of the same export, such as model.onnx"

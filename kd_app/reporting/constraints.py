@@ -1,0 +1,90 @@
+"""Types of the values in ``results.json``, so that all of them can be displayed."""
+
+import math
+from collections.abc import Collection
+from typing import Annotated, Any, Final
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+_LARGEST: Final = 1e15
+"""Bound of all numbers: sums and percentages of larger ones overflow."""
+_ROUNDING: Final = 1e-6
+
+
+def _bound(value: float | None) -> float | None:
+    if value is None or not math.isfinite(value):
+        return None
+    if abs(value) > _LARGEST:
+        raise ValueError(f"a number is at most {_LARGEST:g}")
+    return value
+
+
+Number = Annotated[float | None, AfterValidator(_bound)]
+"""A number; null if undefined or not finite."""
+Finite = Annotated[float, Field(ge=-_LARGEST, le=_LARGEST, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, le=_LARGEST, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Size = Annotated[int, Field(ge=1, le=2**20)]
+"""Of an image, in pixels or channels."""
+Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+def _bound_share(value: float | None) -> float | None:
+    if value is not None and not -_ROUNDING <= value <= 1 + _ROUNDING:
+        raise ValueError("a share is between 0 and 1")
+    return value
+
+
+Share = Annotated[Number, AfterValidator(_bound_share)]
+"""A number in 0..1, up to rounding; null if undefined."""
+
+
+class _RunConfig(BaseModel):
+    """The groups of a configuration that reports read. A command that has no such group
+    leaves it out.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    data: dict[str, Any] | None = None
+    student: dict[str, Any] | None = None
+    teacher: dict[str, Any] | None = None
+    loss: dict[str, dict[str, Any]] = {}
+    controls: dict[str, Any] = {}
+    callbacks: dict[str, Any] | None = None
+    optimizer: dict[str, Any] = {}
+    scheduler: dict[str, Any] = {}
+    trainer: dict[str, Any] = {}
+    verdict: "_VerdictConfig | None" = None
+
+
+class _VerdictConfig(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    margin: Probability = 0.01
+
+
+def _check_config(config: dict[str, Any]) -> dict[str, Any]:
+    _RunConfig.model_validate(config)
+    return config
+
+
+Config = Annotated[dict[str, Any], AfterValidator(_check_config)]
+"""The configuration of a run, unchanged."""
+
+
+def check_models(models: Collection[str], /, **values: Collection[str]) -> None:
+    """Raise `ValueError` for a part without an entry for each of the `models`."""
+    for name, keys in values.items():
+        if missing := [model for model in models if model not in keys]:
+            raise ValueError(f"{name} lacks {', '.join(map(repr, missing))}")
+
+
+def check_lengths(expected: int, /, **values: Any) -> None:
+    """Raise `ValueError` for a list, or a list in a mapping, of another length."""
+    for name, each in values.items():
+        lists = each if isinstance(each, dict) else {"": each}
+        for key, items in lists.items():
+            if len(items) != expected:
+                where = f"{name}.{key}" if key else name
+                raise ValueError(f"{where} has {len(items)} values, expected {expected}")
