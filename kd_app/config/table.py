@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kd_app.config.errors import RequestError, list_some, suggest_closest
+from kd_app.config.regular_file import open_regular
 
 TABLES = (".csv", ".tsv")
 """Endings of the files that are tables."""
@@ -141,7 +142,8 @@ def _find_delimiter(header: str, names: Sequence[str]) -> str:
 def _decode(file: Path) -> str:
     """Return the text of a table without a byte order mark."""
     try:
-        content = file.read_bytes()
+        with open_regular(file) as stream:
+            content = stream.read()
     except OSError as error:
         raise RequestError(
             f"{str(file)!r} can't be read: {error.strerror or error}. Expected a CSV file."

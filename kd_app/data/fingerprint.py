@@ -17,6 +17,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from kd_app.config.regular_file import open_regular
 from kd_app.data.source import Listing
 
 WHOLE_LIMIT = 2 * 1024**3
@@ -181,7 +182,7 @@ def _hash_path(path: str, state: FileState | None, book: DigestBook, *, whole: b
     if digest is not None:
         return digest
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open_regular(path) as file:
             digest = hash_file(file, whole=whole)
     except OSError:
         return b""

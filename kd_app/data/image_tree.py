@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from kd_app.config import RequestError
+from kd_app.config.csv_cells import write_rows
 from kd_app.data.images import find_image_signature, is_image_name
 from kd_app.stages import write_atomically
 
@@ -157,8 +158,8 @@ def write_reasons(path: Path, rows: Iterable[tuple[str, str]]) -> None:
     """Write a CSV of the files that were not read: file, reason."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([("file", "reason"), *rows])
-    write_atomically(path, text.getvalue().encode("utf-8", "backslashreplace").decode())
+    write_rows(writer, [("file", "reason"), *rows])
+    write_atomically(path, text.getvalue())
 
 
 def list_visible(folder: Path, left_out: LeftOut | None = None) -> list[os.DirEntry[str]]:

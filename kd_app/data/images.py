@@ -12,6 +12,7 @@ import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from kd_app.config.errors import RequestError
+from kd_app.config.regular_file import open_regular
 
 _NOT_READ = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 """Formats that Pillow lists but can't decode by itself (EPS would run Ghostscript)."""
@@ -113,7 +114,7 @@ def open_image(path: Path, channels: int, *, shorter_side: int | None = None) ->
     than twice `PIL.Image.MAX_IMAGE_PIXELS`). Thread-safe.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return decode_image(file, str(path), channels, shorter_side=shorter_side)
     except OSError as error:
         raise _build_bad_image_error(str(path), error) from error

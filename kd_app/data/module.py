@@ -201,7 +201,7 @@ class ImageData(LightningDataModule, Typed):
 
     @property
     def files(self) -> tuple[str, ...]:
-        return self.index.listing.files
+        return self.index.listing.printable_files
 
     @property
     def contents(self) -> PictureContents:

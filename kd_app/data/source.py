@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from kd_app.config import RequestError, Typed
+from kd_app.config.csv_cells import escape_undecodable
+from kd_app.config.values import check_values
 
 SPLITS = ("train", "validation", "test")
 
@@ -40,6 +43,16 @@ class Listing:
     notes: tuple[str, ...] = ()
     digests: tuple[bytes, ...] = ()
     whole: bool = True
+
+    def __post_init__(self) -> None:
+        """Raise `RequestError` for a class, split or group whose name is not UTF-8."""
+        for key, names in (("class", self.classes), ("split", self.split), ("group", self.group)):
+            check_values(sorted(set(names)), key)
+
+    @cached_property
+    def printable_files(self) -> tuple[str, ...]:
+        """The names of the images for tables: bytes that are no UTF-8 are escapes."""
+        return tuple(map(escape_undecodable, self.files))
 
 
 class Source(Typed):

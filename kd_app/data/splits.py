@@ -16,7 +16,9 @@ import numpy as np
 from jaxtyping import Int64
 
 from kd_app.config import RequestError
+from kd_app.config.csv_cells import unquote_cell, write_rows
 from kd_app.config.errors import list_some
+from kd_app.config.regular_file import open_regular_text
 from kd_app.data.duplicates import Groups
 from kd_app.data.source import SPLITS, Listing
 from kd_app.stages import write_atomically
@@ -114,23 +116,17 @@ def write_split(path: Path, listing: Listing, names: Sequence[str]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("index", "file", "label", "split", "group", "digest"))
     digests = map(shorten_digest, listing.digests or [b""] * len(names))
-    writer.writerows(
-        zip(
-            range(len(names)),
-            listing.files,
-            list_labels(listing),
-            names,
-            listing.group,
-            digests,
-            strict=True,
-        )
+    rows = zip(
+        range(len(names)),
+        listing.files,
+        list_labels(listing),
+        names,
+        listing.group,
+        digests,
+        strict=True,
     )
-    write_atomically(path, escape_undecodable(text.getvalue()))
-
-
-def escape_undecodable(text: str) -> str:
-    """Return text with the bytes of file names that are no UTF-8 as escapes."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    write_rows(writer, rows)
+    write_atomically(path, text.getvalue())
 
 
 class SplitRow(NamedTuple):
@@ -147,15 +143,18 @@ def read_split(path: Path) -> dict[str, SplitRow] | None:
     missing or damaged.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as text:
+        with open_regular_text(path) as text:
             rows = csv.DictReader(text)
             return {
-                row["file"]: SplitRow(
-                    row["label"], row["split"], row["group"], row.get("digest") or ""
+                unquote_cell(row["file"]): SplitRow(
+                    unquote_cell(row["label"]),
+                    unquote_cell(row["split"]),
+                    unquote_cell(row["group"]),
+                    row.get("digest") or "",
                 )
                 for row in rows
             }
-    except (OSError, UnicodeDecodeError, csv.Error, KeyError):
+    except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError, AttributeError):
         return None
 
 

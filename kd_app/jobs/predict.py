@@ -17,6 +17,7 @@ from PIL import Image
 from pydantic import Field, PositiveInt, StrictBool
 
 from kd_app.config import Decoding, RequestError, Typed
+from kd_app.config.csv_cells import escape_undecodable, quote_cell
 from kd_app.config.errors import list_some
 from kd_app.data.image_list import ImageList, read_image_list
 from kd_app.data.image_tree import write_reasons
@@ -30,8 +31,15 @@ from kd_app.run.spec import Config
 
 CASCADE = "cascade.json"
 _MAX_NAMES = 5
+
+
+def quote_cells(table: Any) -> Any:
+    """A table whose texts no spreadsheet takes for formulas."""
+    return table.map(quote_cell)
+
+
 _WRITERS: dict[str, Callable[[Any, Path], None]] = {
-    ".csv": lambda table, path: table.to_csv(path, index=False),
+    ".csv": lambda table, path: quote_cells(table).to_csv(path, index=False),
     ".parquet": lambda table, path: table.to_parquet(path, index=False),
 }
 NonEmpty = Annotated[str, Field(min_length=1)]
@@ -290,7 +298,8 @@ def _build_table(predictions: _LabeledImages, labeler: _Labeler, images: ImageLi
     names = np.array(labeler.classes, dtype=object)
     labels = np.concatenate(predictions.labels)
     probabilities = np.concatenate(predictions.probabilities)
-    columns: dict[str, Any] = {"file": [images.names[row] for row in predictions.rows]}
+    files = [escape_undecodable(images.names[row]) for row in predictions.rows]
+    columns: dict[str, Any] = {"file": files}
     for rank in range(labels.shape[1]):
         end = f"_{rank + 1}" if rank else ""
         columns[f"label{end}"] = names[labels[:, rank]]

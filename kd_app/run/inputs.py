@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from kd_app.config import RequestError
+from kd_app.config.csv_cells import escape_undecodable
 from kd_app.config.errors import list_some
 from kd_app.config.records import parse_record, read_record
 from kd_app.data.base import RunData
@@ -17,7 +18,6 @@ from kd_app.data.fingerprint import DigestBook, use_digests
 from kd_app.data.source import Listing
 from kd_app.data.splits import (
     SplitRow,
-    escape_undecodable,
     list_labels,
     read_split,
     shorten_digest,

@@ -34,7 +34,9 @@ def serve(connection: Connection) -> None:
     while True:
         _set_limit(None)
         request = json.loads(connection.recv_bytes())
-        images = np.frombuffer(bytearray(connection.recv_bytes()), np.uint8).reshape(request["shape"])
+        images = np.frombuffer(bytearray(connection.recv_bytes()), np.uint8).reshape(
+            request["shape"]
+        )
         _set_limit(request["limit"])
         try:
             start, cpu_start = time.perf_counter(), time.process_time()

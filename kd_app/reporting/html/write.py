@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kd_app.config import RequestError
+from kd_app.config.csv_cells import write_rows
 from kd_app.reporting.html.collect import build_report
 from kd_app.reporting.html.run_section import label_models
 from kd_app.reporting.html.schema import FilePart, Report, RunPart
@@ -129,11 +130,13 @@ def render_csv(report: Report) -> str:
     for row in report.rows:
         for split, estimate in (("validation", row.validation), ("test", row.test)):
             if estimate is not None:
-                writer.writerow([row.name, split, "student", "top1", *_list_bounds(estimate)])
+                cells = [row.name, split, "student", "top1", *_list_bounds(estimate)]
+                write_rows(writer, [cells])
     for run in report.runs:
-        writer.writerows([run.name, run.split, *cells] for cells in _iterate_metrics(run))
+        write_rows(writer, ([run.name, run.split, *cells] for cells in _iterate_metrics(run)))
     for family in report.families:
-        writer.writerows(cells for part in family.files for cells in _iterate_file_metrics(part))
+        rows = (cells for part in family.files for cells in _iterate_file_metrics(part))
+        write_rows(writer, rows)
     return text.getvalue()
 
 
