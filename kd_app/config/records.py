@@ -5,10 +5,10 @@ key: `read_record` is the only way from a file to values.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from kd_app.config.errors import RequestError, take_first_line
 from kd_app.config.regular_file import read_regular
@@ -101,7 +101,7 @@ def parse_record(path: Path, content: Any, schema: type[T], *, expected: str) ->
     from pydantic import ValidationError
 
     try:
-        value: T = _build_adapter(schema).validate_python(content)
+        value: T = _build_adapter(cast("Hashable", schema)).validate_python(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         key = ".".join(str(part) for part in first["loc"])

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from kd_app.config.errors import RequestError
 from kd_app.config.pixels import Decoding
 from kd_app.config.records import load_record, parse_with
 from kd_app.deployment.confidence import MEASURES, compute_confidence, compute_log_probabilities
@@ -21,6 +22,10 @@ from kd_app.deployment.manifest import describe_decoding, hash_file, parse_decod
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+_LARGEST = 1e6
+"""Bound of thresholds and temperatures."""
 
 
 class LogitsModel(Protocol):
@@ -150,15 +155,15 @@ class ModelCascade:
         record = _read(path)
         files = [path.resolve().parent / each["file"] for each in record["stages"]]
         for file, each in zip(files, record["stages"], strict=True):
-            if not file.is_file():
-                raise ValueError(
+            if not _is_file(file):
+                raise RequestError(
                     f"{str(path)!r} needs the file {str(file)!r}, which does not exist. Restore the"
                     " file."
                 )
             if (sha256 := hash_file(file)) != each["sha256"]:
-                raise ValueError(
-                    f"{file} has the sha256 {sha256}, but the thresholds of {path} were chosen for"
-                    f" {each['sha256']}. Restore that file, or choose the thresholds again with"
+                raise RequestError(
+                    f"{str(file)!r} has the sha256 {sha256}, but the thresholds of {str(path)!r} were"
+                    f" chosen for {each['sha256']!r}. Restore that file, or choose the thresholds again with"
                     " kd-evaluate."
                 )
         stages = [open_stage(file) for file in files]
@@ -181,6 +186,13 @@ def prepare_batch(
     return np.stack([model.prepare_image(images[row], decoding) for row in rows.tolist()])
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # such as a name that is too long
+        return False
+
+
 def _read(path: Path) -> dict[str, Any]:
     """Read a cascade.json and check its structure."""
     expected = (
@@ -190,13 +202,19 @@ def _read(path: Path) -> dict[str, Any]:
     record = load_record(path, expected=expected)
 
     def parse() -> dict[str, Any]:
+        stages = len(record["stages"])
         for each in record["stages"]:
             if not isinstance(each["file"], str) or not isinstance(each["sha256"], str):
                 raise ValueError(f"a stage of {each!r}")
-        numbers = [float(number) for number in (*record["thresholds"], *record["temperatures"])]
-        if record["measure"] not in MEASURES or not np.isfinite(numbers).all():
+        thresholds, temperatures = record["thresholds"], record["temperatures"]
+        for number in (*thresholds, *temperatures):
+            if not isinstance(number, int | float) or abs(number) > _LARGEST:
+                raise ValueError(f"{number!r} is not a threshold or temperature")
+        if record["measure"] not in MEASURES or min(temperatures) <= 0:
+            raise ValueError(f"measure {record['measure']!r}, temperatures {temperatures}")
+        if stages < 2 or (len(thresholds), len(temperatures)) != (stages - 1, stages):
             raise ValueError(
-                f"measure {record['measure']!r}, thresholds and temperatures {numbers}"
+                f"{stages} stages, {len(thresholds)} thresholds, {len(temperatures)} temperatures"
             )
         decoding = parse_decoding(record["decoding"]) if "decoding" in record else None
         return {**record, "decoding": decoding}

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from kd_app.config.errors import RequestError
 from kd_app.config.pixels import Decoding, InputSpec, choose_decoding
 from kd_app.config.records import load_record, parse_with
+from kd_app.config.values import shorten
 from kd_app.run_files import MANIFEST
 
 VERSION: Final = 1
@@ -45,17 +47,17 @@ def read_entry(path: Path) -> ManifestEntry:
     """Read the manifest entry of a file and compare the file with it.
 
     Raises:
-        ValueError: the file or its manifest is missing, the manifest has another
+        RequestError: the file or its manifest is missing, the manifest has another
             schema or does not list the file, or the content differs from the manifest.
     """
     if not path.is_file():
-        raise ValueError(
+        raise RequestError(
             f"There is no file {str(path)!r}. Expected one that kd-export wrote, such as"
             " runs/a/export/model.onnx."
         )
     files = read_manifest(path.parent)["files"]
     if path.name not in files:
-        raise ValueError(
+        raise RequestError(
             f"{str(path)!r} is not in the {MANIFEST} of its folder, which lists"
             f" {', '.join(sorted(files)) or 'no file'}. Expected a file that kd-export wrote; files"
             f" from elsewhere are not opened. {_FIX}"
@@ -71,9 +73,9 @@ def read_entry(path: Path) -> ManifestEntry:
     )
     expected = str(record["sha256"])
     if (sha256 := hash_file(path)) != expected:
-        raise ValueError(
+        raise RequestError(
             f"{str(path)!r} is not the file that was exported: its sha256 is {sha256[:16]}..., but"
-            f" the {MANIFEST} has {expected[:16]}.... The file is truncated, damaged or swapped,"
+            f" the {MANIFEST} has {expected[:16]!r}. The file is truncated, damaged or swapped,"
             f" and is not opened. {_FIX}"
         )
     return entry
@@ -83,19 +85,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Read the manifest of a folder.
 
     Raises:
-        ValueError: the manifest is missing, truncated, or has another schema.
+        RequestError: the manifest is missing, truncated, or has another schema.
     """
     path = folder / MANIFEST
     manifest = load_record(path, expected=_EXPECTED)
     version = manifest.get("schema_version") if isinstance(manifest, dict) else None
     if version != VERSION:
-        raise ValueError(
-            f"{str(path)!r} has schema_version {version!r}; this version of kd_app reads version"
+        raise RequestError(
+            f"{str(path)!r} has schema_version {shorten(repr(version))}; this version of kd_app reads version"
             f" {VERSION}. {_FIX}"
         )
     if not isinstance(manifest.get("files"), dict):
-        raise ValueError(
-            f"{str(path)!r} lists no files: its 'files' is {manifest.get('files')!r}. Expected an"
+        raise RequestError(
+            f"{str(path)!r} lists no files: its 'files' is {shorten(repr(manifest.get('files')))}. Expected an"
             f" entry for each exported file. {_FIX}"
         )
     return dict(manifest)

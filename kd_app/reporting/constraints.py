@@ -9,6 +9,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 _LARGEST: Final = 1e15
 """Bound of all numbers: sums and percentages of larger ones overflow."""
 _ROUNDING: Final = 1e-6
+_LONGEST_NAME: Final = 255
+"""Bytes of the name of a file."""
 
 
 def _bound(value: float | None) -> float | None:
@@ -37,6 +39,15 @@ def _bound_share(value: float | None) -> float | None:
 
 Share = Annotated[Number, AfterValidator(_bound_share)]
 """A number in 0..1, up to rounding; null if undefined."""
+
+
+def _check_path(text: str) -> str:
+    if "\0" in text or any(len(part.encode()) > _LONGEST_NAME for part in text.split("/")):
+        raise ValueError("not a path")
+    return text
+
+
+PathText = Annotated[str, Field(max_length=4000), AfterValidator(_check_path)]
 
 
 class _RunConfig(BaseModel):

@@ -6,7 +6,8 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict
 
 from kd_app.config.records import read_record
-from kd_app.reporting.results import Number, Verdict
+from kd_app.reporting.constraints import Count, Finite, NonNegative, Number
+from kd_app.reporting.results import Verdict
 from kd_app.run_files import MANIFEST
 
 FOLDER: Final = "export"
@@ -26,10 +27,10 @@ class TorchComparison(_Open):
     · agreement: share of images with equal top-1 classes.
     """
 
-    lost: float
-    lost_high: float
-    margin: float
-    agreement: float
+    lost: Finite
+    lost_high: Finite
+    margin: Finite
+    agreement: Finite
 
 
 class FileMetrics(_Open):
@@ -52,10 +53,10 @@ class FileMetrics(_Open):
 class LatencyPercentiles(_Open):
     """Milliseconds for one image on one thread: percentiles over `calls`."""
 
-    p50: float
-    p95: float
-    p99: float
-    calls: int | None = None
+    p50: NonNegative
+    p95: NonNegative
+    p99: NonNegative
+    calls: Count | None = None
 
 
 class ModelMeasurement(_Open):
@@ -70,12 +71,12 @@ class ModelMeasurement(_Open):
     test: FileMetrics | None = None
     latency_ms: LatencyPercentiles | None = None
     images_per_second: Number = None
-    batch_size: int | None = None
+    batch_size: Count | None = None
     cost_per_million: Number = None
     cost_formula: str | None = None
     currency: str | None = None
     start_seconds: Number = None
-    peak_memory_bytes: int | None = None
+    peak_memory_bytes: Count | None = None
 
 
 class RatioEstimate(BaseModel):
@@ -83,9 +84,9 @@ class RatioEstimate(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    value: float
-    low: float
-    high: float
+    value: NonNegative
+    low: NonNegative
+    high: NonNegative
 
     def __str__(self) -> str:
         return f"{self.value:.1f}x ({self.low:.1f} to {self.high:.1f})"
@@ -105,7 +106,7 @@ class File(ModelMeasurement):
     """
 
     format: str
-    size_bytes: int
+    size_bytes: Count
     role: str = "student"
     runtime: dict[str, Any] = {}
     times_faster: dict[str, RatioEstimate] = {}

@@ -17,6 +17,7 @@ from kd_app.reporting.constraints import (
     Finite,
     NonNegative,
     Number,
+    PathText,
     Probability,
     Share,
     Size,
@@ -413,7 +414,7 @@ class StageRecord(_Part):
     """
 
     name: str
-    path: str
+    path: PathText
     seconds: NonNegative
     status: Literal["computed", "reused"]
 

@@ -2,9 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import BeforeValidator, TypeAdapter
 
 from kd_app.config.records import read_record
+from kd_app.reporting.constraints import PathText
 from kd_app.run_files import REFERENCE
+
+RecordedPath = Annotated[Path, BeforeValidator(TypeAdapter(PathText).validate_python)]
 
 
 @dataclass(frozen=True)
@@ -18,8 +24,8 @@ class TeacherReference:
     name: str
     source: str
     sha256: str
-    stage: Path | None
-    path: Path | None
+    stage: RecordedPath | None
+    path: RecordedPath | None
 
     @property
     def folder(self) -> Path | None:

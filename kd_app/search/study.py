@@ -177,6 +177,11 @@ def _check_proposals(out: Path, proposed: Iterable[Params], space: Space) -> Non
 
     def check() -> None:
         for params in proposed:
+            for key, value in params.items():
+                if not isinstance(space[key], CategoricalDistribution) and not isinstance(
+                    value, int | float
+                ):
+                    raise ValueError(f"{key}={value!r} is not a number")
             create_trial(state=TrialState.FAIL, params=params, distributions=dict(space))
 
     parse_with(out / FILE, check, expected=EXPECTED)

@@ -5,8 +5,9 @@ the trials.
 import csv
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
 from typing_extensions import TypedDict
 
 from kd_app.config import RequestError
@@ -26,7 +27,7 @@ class SearchSettingsRecord(TypedDict):
 
     sampler: str
     seed: int
-    objectives: dict[str, Literal["maximize", "minimize"]]
+    objectives: Annotated[dict[str, Literal["maximize", "minimize"]], Field(min_length=1)]
     space: dict[str, str]
 
 

@@ -197,7 +197,7 @@ def describe_outcome(record: Mapping[str, Any]) -> list[str]:
     """
     sentences, best = [], record.get("best", {})
     epochs, max_epochs = record.get("epochs", 0), record.get("max_epochs", 0)
-    if epochs < max_epochs:
+    if epochs < max_epochs and best:
         sentences.append(
             f"stopped early, after epoch {epochs} of {max_epochs}; the exported weights are those"
             f" of epoch {int(best['epoch']) + 1}"

@@ -9,17 +9,19 @@ from typing_extensions import TypedDict
 from kd_app.config.records import read_record
 
 RECORD: Final = "training.json"
+Nothing = Annotated[dict[str, Any], Field(max_length=0)]
+"""Without a validation there is no best epoch."""
 Epochs = Annotated[int, Field(ge=0, le=10**9)]
 
 
 @with_config(ConfigDict(extra="allow"))
 class BestEpoch(TypedDict):
     """The validation metrics of the best epoch (from 0), and the kind of its weights if
-    there were two kinds. Empty without a validation.
+    there were two kinds.
     """
 
-    epoch: NotRequired[Annotated[float, Field(ge=0, le=10**9)]]
-    top1: NotRequired[float]
+    epoch: Annotated[float, Field(ge=0, le=10**9)]
+    top1: float
     nll: NotRequired[float | None]
     weights: NotRequired[Literal["raw", "average"]]
 
@@ -35,7 +37,7 @@ class InitialWeights(TypedDict):
 class SavedTraining(TypedDict):
     """What is read of a ``training.json``; files: hashes of the model's files."""
 
-    best: BestEpoch
+    best: BestEpoch | Nothing
     epochs: Epochs
     max_epochs: Epochs
     images_per_second: Annotated[float, Field(gt=0, le=1e12)] | None

@@ -250,10 +250,49 @@ def _elsewhere(file: Path) -> None:
     _changed(file, change)
 
 
+def _put_elsewhere(tensor: onnx.TensorProto) -> None:
+    tensor.name, tensor.data_type = "w", TensorProto.FLOAT
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../../secret")
+
+
+def _elsewhere_sparse(file: Path) -> None:
+    _changed(file, lambda model: _put_elsewhere(model.graph.sparse_initializer.add().values))
+
+
+def _elsewhere_in_an_attribute(file: Path) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        attribute = model.graph.node[0].attribute.add(name="x")
+        _put_elsewhere(attribute.sparse_tensors.add().values)
+
+    _changed(file, change)
+
+
+def _elsewhere_in_a_training_graph(file: Path) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        _put_elsewhere(model.training_info.add().initialization.initializer.add())
+
+    _changed(file, change)
+
+
+def _function(file: Path) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        _put_elsewhere(model.functions.add(name="f").node.add().attribute.add(name="x").t)
+
+    _changed(file, change)
+
+
+def _absurd_size(file: Path) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        model.graph.initializer[0].dims[:] = [2**40, 2**40]
+
+    _changed(file, change)
+
+
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (_no_manifest, "There is no .*manifest.json"),
+        (_no_manifest, r"There is no .*manifest\.json"),
         (_not_named, "is not in the manifest.json of its folder, which lists other.onnx"),
         (_cut_manifest, "can't be read"),
         (_newer_manifest, "has schema_version 2"),
@@ -271,6 +310,11 @@ def _elsewhere(file: Path) -> None:
         (_stranger, "needs operators of 'com.stranger', which are not ONNX's own"),
         (_stranger_within, "needs operators of 'com.stranger', which are not ONNX's own"),
         (_elsewhere, "its weights are in other files"),
+        (_elsewhere_sparse, "its weights are in other files"),
+        (_elsewhere_in_an_attribute, "its weights are in other files"),
+        (_elsewhere_in_a_training_graph, "its weights are in other files"),
+        (_function, "local functions"),
+        (_absurd_size, "are not 1099511627776x1099511627776 numbers"),
     ],
 )
 def test_an_invalid_file_is_rejected_before_it_runs(

@@ -17,7 +17,7 @@ from kd_app.deployment.export import export
 from kd_app.deployment.formats.executorch import ExecuTorch, ExecuTorchInt8
 from kd_app.deployment.formats.onnx_int8 import OnnxInt8, is_without_vnni
 from kd_app.deployment.formats.program import Program
-from kd_app.deployment.runtimes import torch_file
+from kd_app.deployment import own_files
 from kd_app.run_files import MANIFEST
 from kd_app.stages import hash_file
 from tests.deployment.conftest import CLASSES, DECODING, PIXELS
@@ -132,7 +132,7 @@ def test_a_torch_program_opens_only_in_the_process_that_wrote_it(
         atol=1e-5,
     )
     assert open_artifact(file).infer_logits(images[:1]).shape == (1, len(CLASSES))
-    monkeypatch.setattr(torch_file, "_WRITTEN", set())  # as in any other process
+    monkeypatch.setattr(own_files, "_WRITTEN", set())  # as in any other process
     monkeypatch.setattr(torch.export, "load", lambda *_: pytest.fail("the file was loaded"))
     with pytest.raises(ValueError, match="is not opened: loading runs code from the file"):
         open_artifact(file)

@@ -1,4 +1,4 @@
-"""A results.json in which no part is missing, small enough to be read in milliseconds."""
+"""A results.json in which no part is missing, read in milliseconds."""
 
 import json
 from functools import cache

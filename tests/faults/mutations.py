@@ -95,9 +95,10 @@ def _change(record: Any, place: tuple[Any, ...], draw: random.Random) -> None:
             node = node[part]
         except (KeyError, IndexError, TypeError):
             return  # an earlier mutation removed the place
-    if not isinstance(node, dict | list) or (isinstance(node, list) and key >= len(node)):
-        return
-    if isinstance(node, dict) and key not in node:
+    if isinstance(node, list):
+        if not isinstance(key, int) or key >= len(node):
+            return
+    elif not isinstance(node, dict) or key not in node:
         return
     kind = draw.random()
     if kind < 0.7:

@@ -8,10 +8,10 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
+from kd_app.deployment import own_files
 from kd_app.deployment.artifact import open_artifact
 from kd_app.deployment.formats.onnx import Onnx
 from kd_app.deployment.formats.onnx_int8 import OnnxInt8
-from kd_app.deployment.runtimes import torch_file
 from kd_app.metrics.record import Predictions
 from kd_app.reporting.exports import read_exports
 from kd_app.stages import hash_file
@@ -139,7 +139,7 @@ def test_a_torch_program_is_never_reused(made: Path, tmp_path: Path) -> None:
         assert record["validation"]["beside_torch"]["agreement"] == 1
         assert record["images_per_second"] > 0
         assert record["runtime"]["name"] == "torch"
-        torch_file._WRITTEN.clear()  # as in a new process
+        own_files._WRITTEN.clear()  # as in a new process
 
 
 @pytest.mark.slow

@@ -45,5 +45,5 @@ def test_a_corrupt_record_is_rejected(content: str, tmp_path: Path) -> None:
 
 
 def test_a_missing_record_is_rejected_with_its_path(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="There is no .*reference.json"):
+    with pytest.raises(RequestError, match=r"There is no .*reference\.json"):
         read_teacher_reference(tmp_path)

@@ -49,7 +49,7 @@ def serve(connection: Connection) -> None:
             connection,
             {"shape": logits.shape, "seconds": seconds, "cpu_seconds": cpu_seconds},
         )
-        connection.send_bytes(np.ascontiguousarray(logits).reshape(-1))
+        connection.send_bytes(logits.tobytes())
 
 
 def _set_limit(seconds: float | None) -> None:

@@ -83,7 +83,7 @@ class IsolatedFile(RuntimeFile):
         count_remote_call(time.perf_counter() - start, self._seconds, cpu_seconds)
         return logits.reshape(answer["shape"])
 
-    def _exchange(self, request: dict[str, Any], *content: Any) -> dict[str, Any]:
+    def _exchange(self, request: dict[str, Any], *content: NDArray[np.uint8]) -> dict[str, Any]:
         """Send a request and return the answer. Raises `RuntimeError` for an error, and
         if the process has ended.
         """
@@ -91,7 +91,7 @@ class IsolatedFile(RuntimeFile):
         try:
             self._connection.send_bytes(json.dumps(request).encode())
             for each in content:
-                self._connection.send_bytes(np.ascontiguousarray(each).reshape(-1))
+                self._connection.send_bytes(each.tobytes())
         except OSError:
             raise RuntimeError(self._explain_end()) from None
         answer: dict[str, Any] = json.loads(self._receive())

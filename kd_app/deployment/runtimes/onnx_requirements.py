@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 from onnx.numpy_helper import to_array
 
 _FLOATS = frozenset(
@@ -43,7 +42,7 @@ def read_requirements(content: bytes) -> Requirements:
     """
     try:
         model = onnx.load_model_from_string(content)
-    except (DecodeError, ValueError, RuntimeError):
+    except Exception:  # the errors of protobuf have no base class of their own
         raise ValueError("it is truncated or no ONNX model") from None
     if not model.ir_version or not model.HasField("graph") or not model.opset_import:
         raise ValueError("it is truncated or no ONNX model (no graph or no operator set)")

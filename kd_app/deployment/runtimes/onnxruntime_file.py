@@ -1,5 +1,7 @@
 """ONNX files in onnxruntime; needs numpy, Pillow, onnx and onnxruntime only."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
@@ -30,7 +32,7 @@ class OnnxFile(RuntimeFile):
         if [each.type for each in inputs] != ["tensor(uint8)"]:
             types = ", ".join(each.type for each in inputs) or "nothing"
             raise _build_error(entry, f"it takes {types}; expected uint8 images")
-        sizes = (outputs[0].shape if outputs else None) or ()
+        sizes: Sequence[object] = (outputs[0].shape if outputs else None) or ()
         if len(sizes) != 2 or (isinstance(sizes[1], int) and sizes[1] != len(entry.classes)):
             raise _build_error(
                 entry,

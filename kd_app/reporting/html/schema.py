@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from kd_app.metrics.model_pair import CASCADE, DISTILLATION, ModelPair
 from kd_app.metrics.spec import Format
+from kd_app.reporting.constraints import Number
 from kd_app.reporting.results import (
     CascadeRecord,
     CompressionStep,
@@ -18,7 +19,6 @@ from kd_app.reporting.results import (
     Estimate,
     Group,
     Knowledge,
-    Number,
     Verdict,
 )
 
