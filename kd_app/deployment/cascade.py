@@ -162,9 +162,9 @@ class ModelCascade:
                 )
             if (sha256 := hash_file(file)) != each["sha256"]:
                 raise RequestError(
-                    f"{str(file)!r} has the sha256 {sha256}, but the thresholds of {str(path)!r} were"
-                    f" chosen for {each['sha256']!r}. Restore that file, or choose the thresholds again with"
-                    " kd-evaluate."
+                    f"{str(file)!r} has the sha256 {sha256}, but the thresholds of"
+                    f" {str(path)!r} were chosen for {each['sha256']!r}. Restore that file, or"
+                    " choose the thresholds again with kd-evaluate."
                 )
         stages = [open_stage(file) for file in files]
         classes = [getattr(stage, "classes", None) for stage in stages]

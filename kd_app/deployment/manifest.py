@@ -92,13 +92,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     version = manifest.get("schema_version") if isinstance(manifest, dict) else None
     if version != VERSION:
         raise RequestError(
-            f"{str(path)!r} has schema_version {shorten(repr(version))}; this version of kd_app reads version"
-            f" {VERSION}. {_FIX}"
+            f"{str(path)!r} has schema_version {shorten(repr(version))}; this version of kd_app"
+            f" reads version {VERSION}. {_FIX}"
         )
     if not isinstance(manifest.get("files"), dict):
         raise RequestError(
-            f"{str(path)!r} lists no files: its 'files' is {shorten(repr(manifest.get('files')))}. Expected an"
-            f" entry for each exported file. {_FIX}"
+            f"{str(path)!r} lists no files: its 'files' is"
+            f" {shorten(repr(manifest.get('files')))}. Expected an entry for each exported file."
+            f" {_FIX}"
         )
     return dict(manifest)
 
