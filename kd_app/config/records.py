@@ -20,16 +20,18 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 MAX_BYTES: Final = 2**26
 """Maximum size of a record: 64 MiB, many times the results for 20,000 classes."""
-_WRONG = (
+WRONG: Final = (
     ArithmeticError,
     AssertionError,
     AttributeError,
     LookupError,
+    NotImplementedError,
+    OSError,
     RecursionError,
     TypeError,
     ValueError,
 )
-"""What Python raises for a value that is not the expected one."""
+"""What Python and libraries raise for a file or value that is not the expected one."""
 
 
 def load_record(path: Path, *, expected: str) -> Any:
@@ -118,7 +120,7 @@ def parse_with(path: Path, parse: Callable[[], T], *, expected: str) -> T:
     """
     try:
         return parse()
-    except _WRONG as error:
+    except WRONG as error:
         reason = f"{type(error).__name__}: {take_first_line(error)}"
         if isinstance(error, RequestError):
             reason = str(error)

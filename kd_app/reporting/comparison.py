@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from kd_app.config import RequestError
+from kd_app.config.records import WRONG
 from kd_app.metrics.paired import compute_mcnemar_p, compute_paired_interval
 from kd_app.metrics.seeds import (
     CORRECTION,
@@ -272,7 +273,7 @@ def _compare_models(
         table, reference = (
             pd.read_parquet(run.path / PREDICTIONS, columns=columns) for run in pair
         )
-    except (OSError, ValueError) as error:
+    except WRONG as error:
         notes.append(
             f"Two models could not be compared image by image: a {PREDICTIONS} can't be read"
             f" ({type(error).__name__})."

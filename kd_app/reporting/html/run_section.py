@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
 from kd_app.config import RequestError
+from kd_app.config.records import WRONG
 from kd_app.metrics.model_metrics import MODEL_METRICS
 from kd_app.metrics.pair_metrics import PAIR_METRICS
 from kd_app.reporting.cascade import write_answer as write_cascade_answer
@@ -118,7 +119,7 @@ def _read(read: Callable[[], T], content: str, missing: list[str]) -> T | None:
         return read()
     except RequestError as error:
         missing.append(f"{content} are left out. {error}")
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+    except WRONG as error:
         reason = (str(error).strip().splitlines() or [""])[0][:200]
         missing.append(
             f"{content} are left out because their file can't be read ({type(error).__name__}:"
