@@ -99,7 +99,7 @@ def _describe_misfit(owner: str, where: str, got: Any, messages: Sequence[str]) 
     plain = all(message.startswith(_EXPECTED) for message in messages)
     expected = " or ".join(dict.fromkeys(message.removeprefix(_EXPECTED) for message in messages))
     hint = " None is read as text; write null for no value." if got == "None" else ""
-    if isinstance(got, str) and "valid list" in expected:
+    if isinstance(got, str) and got.isprintable() and "valid list" in expected:
         hint = f" A list has brackets, also with one element: '{where}=[{got}]'."
     return f"{owner}: {where}={got!r} does not fit: {'expected ' if plain else ''}{expected}.{hint}"
 

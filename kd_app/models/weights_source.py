@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kd_app.config import RequestError
 from kd_app.config.errors import take_first_line
+from kd_app.config.records import parse_with
 from kd_app.models.checkpoint import Checkpoint, read_checkpoint
 from kd_app.models.class_names import ModelClasses, name_imagenet_classes
 from kd_app.models.license import UNKNOWN
@@ -147,10 +148,12 @@ def load_timm_config(origin: WeightsSource) -> dict[str, Any]:
         from timm.models import load_model_config_from_hf
         from timm.models._hub import load_model_config_from_path
 
-        return dict(
-            load_model_config_from_path(origin.path)[0]
-            if origin.path
-            else fetch(origin, load_model_config_from_hf)[0]
+        if origin.path is None:
+            return dict(fetch(origin, load_model_config_from_hf)[0])
+        return parse_with(
+            origin.path,
+            lambda: dict(load_model_config_from_path(origin.path)[0]),
+            expected="Expected a folder in timm's local-dir layout.",
         )
     cfg = timm.get_pretrained_cfg(origin.name, allow_unregistered=True)
     return dict(cfg.to_dict()) if cfg else {}

@@ -93,7 +93,7 @@ def _describe_student(results: Results, student: ModelRecord) -> str:
 
 def _describe_origin(results: Results) -> str:
     assert results.data is not None
-    teacher, num_images = results.models.get("teacher"), f"{results.data.sizes['train']:,}"
+    teacher, num_images = results.models.get("teacher"), f"{results.data.sizes.get('train', 0):,}"
     if teacher:
         name, params = escape_code(teacher.name), format_count(teacher.params)
         return f"distilled from {name} ({params} parameters) on {num_images} images"

@@ -123,9 +123,8 @@ def _sort_import(line: str) -> tuple[bool, bool, str]:
 def is_external(results: Results) -> bool:
     """Whether the student is a user-provided module that timm does not know."""
     name = results.models["student"].name
-    return results.config["student"]["_target_"] != FACTORY or (
-        ":" in name and not name.startswith("hf-hub:")
-    )
+    target = (results.config.get("student") or {}).get("_target_", FACTORY)
+    return target != FACTORY or (":" in name and not name.startswith("hf-hub:"))
 
 
 def _list_registrations(name: str) -> list[str]:

@@ -50,6 +50,16 @@ def _check_path(text: str) -> str:
 PathText = Annotated[str, Field(max_length=4000), AfterValidator(_check_path)]
 
 
+def _require_non_negative(value: float | None) -> float | None:
+    if value is not None and value < 0:
+        raise ValueError("a rate, cost or time is at least 0")
+    return value
+
+
+Rate = Annotated[Number, AfterValidator(_require_non_negative)]
+"""A rate, a cost or a time; null if unknown."""
+
+
 class _RunConfig(BaseModel):
     """The groups of a configuration that reports read. A command that has no such group
     leaves it out.

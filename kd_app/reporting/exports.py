@@ -6,7 +6,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict
 
 from kd_app.config.records import read_record
-from kd_app.reporting.constraints import Count, Finite, NonNegative, Number
+from kd_app.reporting.constraints import Count, Finite, NonNegative, Number, Rate
 from kd_app.reporting.results import Verdict
 from kd_app.run_files import MANIFEST
 
@@ -70,12 +70,12 @@ class ModelMeasurement(_Open):
     validation: FileMetrics | None = None
     test: FileMetrics | None = None
     latency_ms: LatencyPercentiles | None = None
-    images_per_second: Number = None
+    images_per_second: Rate = None
     batch_size: Count | None = None
-    cost_per_million: Number = None
+    cost_per_million: Rate = None
     cost_formula: str | None = None
     currency: str | None = None
-    start_seconds: Number = None
+    start_seconds: Rate = None
     peak_memory_bytes: Count | None = None
 
 

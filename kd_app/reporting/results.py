@@ -19,6 +19,7 @@ from kd_app.reporting.constraints import (
     Number,
     PathText,
     Probability,
+    Rate,
     Share,
     Size,
     check_lengths,
@@ -371,7 +372,7 @@ class Knowledge(_Part):
 class ModelSpeed(_Open):
     """Throughput of one model, measured in turns with the others."""
 
-    images_per_second: Number
+    images_per_second: Rate
 
 
 class Speed(_Open):
@@ -383,7 +384,7 @@ class Speed(_Open):
 
     teacher: ModelSpeed | None = None
     student: ModelSpeed | None = None
-    training_images_per_second: Number = None
+    training_images_per_second: Rate = None
 
 
 class LicenseRecord(_Part):
@@ -435,7 +436,7 @@ class CompressionStep(_Part):
     macs: Count
     params: Count
     size_bytes: Count
-    latency_ms: Number = None
+    latency_ms: Rate = None
     details: dict[str, Any] = {}
 
 

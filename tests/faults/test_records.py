@@ -88,7 +88,8 @@ def use_results(folder: Path) -> None:
     console = Console(file=io.StringIO(), width=120)
     console.print(build_summary(run.results))
     console.print(build_sweep_table([Trial(0, ("a=1",), run.results)], winner=0))
-    if "student" in run.results.models and (run.results.test or run.results.validation):
+    has_metrics = run.results.data and (run.results.test or run.results.validation)
+    if has_metrics and "student" in run.results.models:
         write_card(folder / "student", run.results)
     load_runs(folder).to_csv().encode()
     if MANY:
