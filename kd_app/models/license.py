@@ -267,4 +267,4 @@ def _parse(path: Path, text: str) -> dict[str, _License]:
     return parse_record(path, content, _Licenses, expected=_EXPECTED)["licenses"]
 
 
-_EXPECTED = f"Expected a policy of license.policy=: start from a copy of {POLICY}."
+_EXPECTED = f"It can't be read as a policy. Start from a copy of {POLICY}."

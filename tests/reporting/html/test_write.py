@@ -314,7 +314,7 @@ def test_an_unreadable_run_is_a_row_with_a_reason_among_others_and_refused_alone
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "results.json").write_text("{", encoding="utf-8")
     write_report([tmp_path / "good", tmp_path / "bad"], tmp_path / "out")
-    assert "The file is truncated or not JSON" in Page(tmp_path / "out" / "report.html").text
+    assert "it is truncated or not JSON" in Page(tmp_path / "out" / "report.html").text
     with pytest.raises(RequestError, match="truncated or not JSON"):
         write_report([tmp_path / "bad"], tmp_path / "out")
 
