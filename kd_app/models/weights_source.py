@@ -148,11 +148,12 @@ def load_timm_config(origin: WeightsSource) -> dict[str, Any]:
         from timm.models import load_model_config_from_hf
         from timm.models._hub import load_model_config_from_path
 
-        if origin.path is None:
+        path = origin.path
+        if path is None:
             return dict(fetch(origin, load_model_config_from_hf)[0])
         return parse_with(
-            origin.path,
-            lambda: dict(load_model_config_from_path(origin.path)[0]),
+            path,
+            lambda: dict(load_model_config_from_path(path)[0]),
             expected="Expected a folder in timm's local-dir layout.",
         )
     cfg = timm.get_pretrained_cfg(origin.name, allow_unregistered=True)

@@ -28,7 +28,12 @@ from kd_app.reporting.card import write_card
 from kd_app.reporting.exports import read_exports
 from kd_app.reporting.html.collect import build_report
 from kd_app.reporting.html.sections import build_overview, build_sections
-from kd_app.reporting.html.write import render_csv, render_html, render_markdown
+from kd_app.reporting.html.write import (
+    _build_run_views,
+    render_csv,
+    render_html,
+    render_markdown,
+)
 from kd_app.reporting.refusals import read_refusal
 from kd_app.reporting.runs import load_run, load_runs
 from kd_app.reporting.tables import Trial, build_summary, build_sweep_table
@@ -80,10 +85,9 @@ def prepare_cascade_results(folder: Path) -> Any:
 def use_results(folder: Path) -> None:
     run = load_run(folder)
     report = build_report([folder])
-    build_overview(report)
-    for part in report.runs:
-        build_sections(report, part)
-    for text in (render_csv(report), render_markdown(report), report.model_dump_json()):
+    views, overview = _build_run_views(report), build_overview(report)
+    markdown = render_markdown(report, views, overview)
+    for text in (render_csv(report), markdown, report.model_dump_json()):
         text.encode()
     console = Console(file=io.StringIO(), width=120)
     console.print(build_summary(run.results))
@@ -93,7 +97,7 @@ def use_results(folder: Path) -> None:
         write_card(folder / "student", run.results)
     load_runs(folder).to_csv().encode()
     if MANY:
-        render_html(report).encode()
+        render_html(report, views, overview).encode()
 
 
 def prepare_exports(folder: Path) -> Any:
