@@ -3,21 +3,14 @@
 A spreadsheet takes a cell that begins with one of ``= + - @``, a tab or a carriage
 return for a formula, and some run programs. Such a text gets an apostrophe in front,
 which spreadsheets do not show; so does one that begins with apostrophes before such a
-character, so that `unquote_cell` restores every text.
+character, so that `restore_cell` restores every text.
 """
 
 from collections.abc import Iterable
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 _MARKS: Final = ("=", "+", "-", "@", "\t", "\r")
 _QUOTE: Final = "'"
-
-
-class RowWriter(Protocol):
-    """A `csv.writer`."""
-
-    def writerow(self, row: Iterable[Any], /) -> Any:
-        """Write a row."""
 
 
 def quote_cell(value: Any) -> Any:
@@ -30,14 +23,14 @@ def quote_cell(value: Any) -> Any:
     return f"{_QUOTE}{text}" if text.lstrip(_QUOTE).startswith(_MARKS) else text
 
 
-def unquote_cell(text: str) -> str:
+def restore_cell(text: str) -> str:
     """The text before `quote_cell`."""
     is_quoted = text.startswith(_QUOTE) and text.lstrip(_QUOTE).startswith(_MARKS)
     return text[len(_QUOTE) :] if is_quoted else text
 
 
-def write_rows(writer: RowWriter, rows: Iterable[Iterable[Any]]) -> None:
-    """Write rows with quoted cells."""
+def write_rows(writer: Any, rows: Iterable[Iterable[Any]]) -> None:
+    """Write rows with quoted cells to a `csv.writer`."""
     for row in rows:
         writer.writerow([quote_cell(value) for value in row])
 

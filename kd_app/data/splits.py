@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from kd_app.config import RequestError
-from kd_app.config.csv_cells import unquote_cell, write_rows
+from kd_app.config.csv_cells import restore_cell, write_rows
 from kd_app.config.errors import list_some
 from kd_app.config.regular_file import open_regular_text
 from kd_app.data.duplicates import Groups
@@ -146,10 +146,10 @@ def read_split(path: Path) -> dict[str, SplitRow] | None:
         with open_regular_text(path) as text:
             rows = csv.DictReader(text)
             return {
-                unquote_cell(row["file"]): SplitRow(
-                    unquote_cell(row["label"]),
-                    unquote_cell(row["split"]),
-                    unquote_cell(row["group"]),
+                restore_cell(row["file"]): SplitRow(
+                    restore_cell(row["label"]),
+                    restore_cell(row["split"]),
+                    restore_cell(row["group"]),
                     row.get("digest") or "",
                 )
                 for row in rows

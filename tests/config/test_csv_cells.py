@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from kd_app.config.csv_cells import quote_cell, unquote_cell, write_rows
+from kd_app.config.csv_cells import quote_cell, restore_cell, write_rows
 
 TEXTS = [
     "=1+1",
@@ -29,7 +29,7 @@ TEXTS = [
 def test_a_text_comes_back_as_it_was_and_begins_with_no_mark(text: str) -> None:
     quoted = quote_cell(text)
     assert not quoted.startswith(("=", "+", "-", "@", "\t", "\r"))
-    assert unquote_cell(quoted) == text
+    assert restore_cell(quoted) == text
 
 
 def test_only_texts_are_quoted() -> None:

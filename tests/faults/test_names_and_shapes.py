@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from kd_app import load_run
-from kd_app.config.csv_cells import unquote_cell
+from kd_app.config.csv_cells import restore_cell
 from tests.builders import image_folder, results
 from tests.commands.call import TINY, done
 from tests.faults.conftest import Fault
@@ -41,8 +41,8 @@ def test_strange_names_of_classes_and_files_come_back_as_they_are(
     assert results(Path("run"))["data"]["classes"] == sorted(classes)
     files = sorted(f'{name}/{number} 🐈 "x"\n.png' for name in classes for number in range(12))
     split = pd.read_csv("run/split.csv", keep_default_na=False)
-    assert sorted(map(unquote_cell, split["file"])) == files
-    assert set(map(unquote_cell, split["label"])) == set(classes)
+    assert sorted(map(restore_cell, split["file"])) == files
+    assert set(map(restore_cell, split["label"])) == set(classes)
     assert set(load_run("run").predictions["file"]) <= set(files)
     done("run=run", "out=again", command="kd-evaluate")
     assert results(Path("again"))["test"]["student"] == results(Path("run"))["test"]["student"]

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 import kd_app
-from kd_app.config.csv_cells import unquote_cell
+from kd_app.config.csv_cells import restore_cell
 from tests.builders import results
 from tests.commands.call import TINY, done
 
@@ -59,7 +59,7 @@ def told_whole(classes: list[str]) -> None:
     with Path("run/split.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == sum(results(Path("run"))["data"]["sizes"].values())
-    assert set(run.predictions["file"]) <= {unquote_cell(row["file"]) for row in rows}
+    assert set(run.predictions["file"]) <= {restore_cell(row["file"]) for row in rows}
     marks = ("=", "+", "-", "@", "\t", "\r")
     assert not any(cell.startswith(marks) for row in rows for cell in row.values())
     assert len(run.predictions) == results(Path("run"))["test"]["num_images"]

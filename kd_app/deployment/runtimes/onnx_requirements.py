@@ -46,15 +46,15 @@ def read_requirements(content: bytes) -> Requirements:
         raise ValueError("it is truncated or no ONNX model") from None
     if not model.ir_version or not model.HasField("graph") or not model.opset_import:
         raise ValueError("it is truncated or no ONNX model (no graph or no operator set)")
-    found = Requirements({each.domain: each.version for each in model.opset_import})
+    requirements = Requirements({each.domain: each.version for each in model.opset_import})
     for message in _walk(model):
         if isinstance(message, onnx.TensorProto):
-            _add_tensor(message, found)
+            _add_tensor(message, requirements)
         elif isinstance(message, onnx.NodeProto):
-            found.domains.add(message.domain)
+            requirements.domains.add(message.domain)
         elif isinstance(message, onnx.FunctionProto):
-            found.domains.add("local functions")
-    return found
+            requirements.domains.add("local functions")
+    return requirements
 
 
 def _walk(message: Any) -> Iterator[Any]:
@@ -70,10 +70,10 @@ def _is_repeated(value: Any) -> bool:
     return not hasattr(value, "ListFields")
 
 
-def _add_tensor(tensor: onnx.TensorProto, found: Requirements) -> None:
+def _add_tensor(tensor: onnx.TensorProto, requirements: Requirements) -> None:
     """Attention masks hold negative infinity, and single numbers may be any bound."""
     if tensor.external_data or tensor.data_location != onnx.TensorProto.DEFAULT:
-        found.external = True
+        requirements.external = True
         return
     if tensor.data_type not in _FLOATS:
         return
@@ -83,4 +83,4 @@ def _add_tensor(tensor: onnx.TensorProto, found: Requirements) -> None:
         shape = "x".join(map(str, tensor.dims))
         raise ValueError(f"the values of {tensor.name!r} are not {shape} numbers") from None
     if np.isnan(values).any() or (values.size > 1 and np.isposinf(values).any()):
-        found.nonfinite.append(tensor.name)
+        requirements.nonfinite.append(tensor.name)
