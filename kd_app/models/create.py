@@ -149,6 +149,7 @@ def _create_timm(spec: ModelSpec, input_spec: InputSpec, num_classes: int) -> Lo
         first_conv=(first,) if isinstance(first, str) else tuple(first),
         rows=match.rows,
         renew_head=not match.fits,
+        role=spec.role,
     )
     return LoadedModel(model, input_spec, _add_classes(report, match), widths)
 
@@ -234,6 +235,7 @@ def _create_from_factory(spec: ModelSpec, input_spec: InputSpec, num_classes: in
         head=(),
         source=f"file {path.name}",
         sha256=hash_weights(path),
+        role=spec.role,
     )
     return LoadedModel(model.eval(), input_spec, report)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from kd_app.config import RequestError
+from kd_app.config.recorded_files import check_recorded
 from kd_app.data.base import RunData
 from kd_app.data.splits import read_split, shorten_digest
 from kd_app.run.inputs import InputRecord, describe_image_changes
@@ -33,6 +34,7 @@ class KnownImages:
     @staticmethod
     def read(folder: Path) -> "KnownImages":
         """Read the images of the run in `folder`; none if they are not recorded."""
+        check_recorded(folder / SPLIT)
         rows = read_split(folder / SPLIT) or {}
         splits = {row.digest: row.split for row in rows.values() if row.digest}
         return KnownImages(folder, splits, InputRecord.read(folder))

@@ -1,8 +1,12 @@
 """The estimated duration of a run."""
 
+from dataclasses import replace
+
 import pytest
 
+from kd_app.models.create import resolve_input
 from kd_app.run.forecast import forecast_run
+from kd_app.run.model_specs import AssistantSpec
 from kd_app.run.workspace import Workspace
 from kd_app.training.timing import StepEstimate, count_steps_per_epoch
 
@@ -25,6 +29,29 @@ def test_the_forecast_counts_all_parts_of_a_run(
     assert forecast.measuring == pytest.approx(3 * 2 * 0.25, rel=0.2)
     assert forecast.speed == 1.5
     assert forecast.outputs == 0
+
+
+def test_cached_outputs_are_computed_once_and_assistants_are_trained(
+    digits: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cost = StepEstimate(training=1.0, inference=100.0, prediction=0.25)
+    monkeypatch.setattr("kd_app.run.forecast.estimate", lambda *_, **__: cost)
+    spec = digits.spec
+    assistant = AssistantSpec(spec.student, 1)
+    changes = {"teacher_outputs": "cached", "assistants": (assistant,), "controls": {}}
+    monkeypatch.setattr(digits, "spec", replace(spec, **changes))
+    monkeypatch.setattr(type(digits), "limit", None)
+    data = digits.data
+    steps = count_steps_per_epoch(data, spec.trainer)
+    forecast = forecast_run(digits, ready=True)
+    assert forecast is not None
+    # No teacher in the steps of the assistant and of the student.
+    least = 2 * spec.recipe.max_epochs * (steps.training + 100 * steps.validation)
+    assert least < forecast.training < 1.2 * least
+    views = data.replay(resolve_input(spec.student, digits.compute_image_stats()))
+    assert views is not None
+    images = 2 * len(views.rows) * views.views + data.sizes["validation"]
+    assert forecast.outputs == pytest.approx(0.25 * images / data.batch_size, rel=0.2)
 
 
 def test_a_batch_larger_than_the_data_is_timed_with_the_images_of_an_epoch(
