@@ -47,7 +47,9 @@ def list_mismatches(
         "unexpected": [
             key
             for key in state
-            if key not in own and key.partition(".")[0] in children and not is_counter(key)
+            if key not in own
+            and not is_counter(key)
+            and (key.partition(".")[0] in children or state[key].is_quantized)
         ],
         "of another shape": [
             key for key in required if key in state and state[key].shape != own[key].shape
@@ -81,12 +83,21 @@ def explain_mismatch(
     if left_over:
         parts.append(f"{len(left_over)} of the file are left over ({list_some(left_over)})")
     where = f", behind the prefix {prefix!r}" if prefix else ""
+    fix = (
+        "Set the architecture and arguments of the saved model (teacher.name=, teacher.kwargs.*,"
+        " or the same settings of the student)."
+    )
     if not any(key in state for key in own):
         where = ", none of whose names is in the file"
+        fix += (
+            " If it is the same architecture in another library, name weights for timm's, or use"
+            " the original module as your own (teacher._target_=<the function that builds it>)."
+        )
+    elif "of another type" in mismatches or any(each.is_quantized for each in state.values()):
+        fix = "It holds a quantized model: save the weights of the model before its quantization."
     return (
         f"The weights from {source} do not fit this model: of its {len(own)} entries{where},"
-        f" {'; '.join(parts)}. Nothing was loaded. Set the architecture and arguments of the saved"
-        " model (teacher.name=, teacher.kwargs.*, or the same settings of the student)."
+        f" {'; '.join(parts)}. Nothing was loaded. {fix}"
     )
 
 

@@ -113,7 +113,14 @@ def load_weights(
     renewed = set() if has_head and not renew_head else head_keys
     chosen = {key: value for key, value in state.items() if key in own and key not in renewed}
     _check_finite(chosen, own, source)
-    model.load_state_dict(chosen, strict=False)
+    try:
+        model.load_state_dict(chosen, strict=False)
+    except RuntimeError as error:  # tensor subclasses of other libraries
+        reason = " ".join(str(error).split())[:200]
+        raise RequestError(
+            f"The weights from {source} can't be loaded into this model: {reason}. Expected a"
+            " state dict of plain tensors. Save it again with torch.save(model.state_dict(), ...)."
+        ) from None
     _initialize_head(model, renewed)
     report = WeightsReport(
         source, sha256, len(chosen), tuple(sorted(renewed)), place.list_left_out(checkpoint, own)

@@ -18,13 +18,13 @@ from kd_app.training.timing import (
     estimate,
 )
 
-_SPEED_SECONDS = 1.5
+_SPEED_SECONDS = 1.0
 """Seconds in which the speed of one model is measured."""
-_STEP_OVERHEAD = 0.004
+_STEP_OVERHEAD = 0.003
 """Seconds of a step besides model and images: optimizer, loss terms, logging."""
-_EPOCH_OVERHEAD = 0.1
+_EPOCH_OVERHEAD = 0.05
 """Seconds of an epoch besides its steps: metrics and checkpoints."""
-_TRAINING_OVERHEAD = 1.0
+_TRAINING_OVERHEAD = 0.3
 """Seconds of a training besides its epochs."""
 
 

@@ -328,6 +328,34 @@ def test_pickled_code_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("name", ["file.pth", "file.safetensors"])
+@pytest.mark.parametrize("convert", [lambda t: t.to(torch.float8_e4m3fn), lambda t: t.to_sparse()])
+def test_weights_of_unusual_types_are_read(convert: Any, tmp_path: Path) -> None:
+    state = {**STATE, "0.weight": convert(STATE["0.weight"])}
+    model, _ = load(read_content(put(tmp_path / "net.pth", state)))
+    expected = STATE["0.weight"]
+    torch.testing.assert_close(model.state_dict()["0.weight"], expected, rtol=0.1, atol=0.02)
+
+
+def read_content(path: Path) -> dict[str, Tensor]:
+    return dict(read_checkpoint(path).tensors)
+
+
+def test_files_that_hold_no_usable_weights_are_refused_with_the_reason(tmp_path: Path) -> None:
+    empty = {name: tensor.to("meta") for name, tensor in STATE.items()}
+    with pytest.raises(RequestError, match=r"0.weight has a shape and no values"):
+        read_checkpoint(put(tmp_path / "meta.pth", empty))
+    np.savez(tmp_path / "arrays.npz", a=np.zeros(3))
+    with pytest.raises(RequestError, match=r"an archive of another kind, such as a torch.export"):
+        read_checkpoint(tmp_path / "arrays.npz")
+
+
+def test_a_quantized_model_is_refused_as_a_whole() -> None:
+    quantized = torch.quantize_per_tensor(torch.ones(3, 4), 0.1, 0, torch.qint8)
+    content = {**BODY, "2.scale": torch.ones(1), "2._packed_params._packed_params.0": quantized}
+    with pytest.raises(RequestError, match="It holds a quantized model: save the weights of"):
+        load(content)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.95])
 def test_a_truncated_file_is_refused(tmp_path: Path, name: str, share: float) -> None:
     path = tmp_path / name

@@ -263,9 +263,7 @@ def test_weights_of_a_run_load_into_a_user_provided_module(tmp_path: Path) -> No
     save_model(trained, tmp_path / "student", pixels=GRAY, classes=DIGITS, license="none")
     loaded = load(factory=Own, checkpoint=tmp_path / "student" / "model.safetensors")
     assert equal(loaded.model, trained)
-    with pytest.raises(
-        RequestError, match=r"2 are of another shape \(head.weight is 10x4 in the file, 7x4"
-    ):
+    with pytest.raises(RequestError, match=r"2 are of another shape \(head.weight is 10x4 in"):
         load(7, factory=Own, checkpoint=tmp_path / "student" / "model.safetensors")
 
 

@@ -27,7 +27,7 @@ def test_the_forecast_counts_all_parts_of_a_run(
     # Teacher, labels_only and student, on one batch of validation and one of test.
     assert digits.limit == 1
     assert forecast.measuring == pytest.approx(3 * 2 * 0.25, rel=0.2)
-    assert forecast.speed == 1.5
+    assert forecast.speed == 1.0
     assert forecast.outputs == 0
 
 
