@@ -92,11 +92,11 @@ def read_config(run: Path) -> dict[str, Any]:
 
 def write_config(run: Path, config: dict[str, Any]) -> None:
     (run / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    accept_changes(run)
 
 
 def change_config(run: Path, **groups: Any) -> None:
     write_config(run, {**read_config(run), **groups})
+    accept_changes(run)
 
 
 def change_results(run: Path, **changes: Any) -> None:
