@@ -212,11 +212,12 @@ def stage(out: Path, name: str) -> Path:
 
 def accept_changes(run: Path, **changes: Any) -> None:
     """Change keys of results.json, and record its hash and those of all listed files
-    anew, as if the run had written them so.
+    that are there anew, as if the run had written them so.
     """
     path = run / "results.json"
     content = {**json.loads(path.read_text(encoding="utf-8")), **changes}
-    for file in content.get("files", ()):
-        if (run / file["name"]).is_file():
-            file["sha256"] = hash_file(run / file["name"])
+    names = [file["name"] for file in content.get("files", ())]
+    content["files"] = [
+        {"name": name, "sha256": hash_file(run / name)} for name in names if (run / name).is_file()
+    ]
     path.write_text(json.dumps(seal(content)), encoding="utf-8")
