@@ -286,6 +286,14 @@ def build_diverged() -> nn.Module:
             r"returns \(2, 3\) for two images, expected logits of shape \(2, 10\)",
         ),
         ({"factory": lambda: nn.Linear(5, 10)}, "can't take images of 1x8x8"),
+        (
+            {"name": "test_resnet", "kwargs": {"features_only": True}},
+            "returns a list for a batch .*features_only returns maps",
+        ),
+        (
+            {"name": "test_resnet", "kwargs": {"global_pool": ""}},
+            "can't take images of 1x8x8 with {'global_pool': ''}",
+        ),
         ({"factory": build_diverged}, "NaN or infinite weights"),
         ({"factory": lambda num_classes, mood: Own(num_classes)}, "can't be built .*mood"),
         ({"name": "vit_tiny_patch16_224"}, "vit_tiny_patch16_224 can't .*8x8.*patch_size"),

@@ -38,8 +38,8 @@ def test_cached_outputs_are_computed_once_and_assistants_are_trained(
     monkeypatch.setattr("kd_app.run.forecast.estimate", lambda *_, **__: cost)
     spec = digits.spec
     assistant = AssistantSpec(spec.student, 1)
-    changes = {"teacher_outputs": "cached", "assistants": (assistant,), "controls": {}}
-    monkeypatch.setattr(digits, "spec", replace(spec, **changes))
+    changed = replace(spec, teacher_outputs="cached", assistants=(assistant,), controls={})
+    monkeypatch.setattr(digits, "spec", changed)
     monkeypatch.setattr(type(digits), "limit", None)
     data = digits.data
     steps = count_steps_per_epoch(data, spec.trainer)
