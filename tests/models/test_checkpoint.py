@@ -327,7 +327,6 @@ def test_pickled_code_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not Path("PWNED").exists()
 
 
-@pytest.mark.parametrize("name", ["file.pth", "file.safetensors"])
 @pytest.mark.parametrize("convert", [lambda t: t.to(torch.float8_e4m3fn), lambda t: t.to_sparse()])
 def test_weights_of_unusual_types_are_read(convert: Any, tmp_path: Path) -> None:
     state = {**STATE, "0.weight": convert(STATE["0.weight"])}
@@ -357,6 +356,7 @@ def test_a_quantized_model_is_refused_as_a_whole() -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.95])
+@pytest.mark.parametrize("name", ["file.pth", "file.safetensors"])
 def test_a_truncated_file_is_refused(tmp_path: Path, name: str, share: float) -> None:
     path = tmp_path / name
     save_file(STATE, path) if name.endswith("safetensors") else put(path, STATE)
