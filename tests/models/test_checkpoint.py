@@ -349,7 +349,8 @@ def test_files_that_hold_no_usable_weights_are_refused_with_the_reason(tmp_path:
 
 
 def test_a_quantized_model_is_refused_as_a_whole() -> None:
-    quantized = torch.quantize_per_tensor(torch.ones(3, 4), 0.1, 0, torch.qint8)
+    with warnings.catch_warnings(action="ignore"):  # deprecated, but in files of users
+        quantized = torch.quantize_per_tensor(torch.ones(3, 4), 0.1, 0, torch.qint8)
     content = {**BODY, "2.scale": torch.ones(1), "2._packed_params._packed_params.0": quantized}
     with pytest.raises(RequestError, match="It holds a quantized model: save the weights of"):
         load(content)
