@@ -16,12 +16,23 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from kd_app.digest import hash_file, hash_value, is_sealed, seal
+
+__all__ = [
+    "FORMAT",
+    "RECORD",
+    "Stage",
+    "Stages",
+    "hash_content",
+    "hash_file",
+    "hash_value",
+    "write_atomically",
+]
+
 FORMAT = 3
 """Part of every key; a change that invalidates older stages must increase the number.
 """
 RECORD = "stage.json"
-_SELF = "sha256"
-"""In the record: the hash of the other keys."""
 _PART = 2**26
 """Files above this size are hashed in parts of this size, by several threads."""
 _BLOCK = 2**20
@@ -38,20 +49,6 @@ class Stage:
     path: Path
     seconds: float
     is_new: bool
-
-
-def hash_value(value: Any) -> str:
-    """The sha256 of plain data (dicts, lists, strings, numbers, None), independent of
-    the order of keys.
-    """
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def hash_file(path: Path) -> str:
-    """The sha256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_content(path: Path) -> str:
@@ -228,15 +225,14 @@ def _find_damaged(folder: Path) -> str | None:
 
 
 def _write_record(folder: Path, record: dict[str, Any]) -> None:
-    record = {**record, _SELF: hash_value(record)}
-    write_atomically(folder / RECORD, json.dumps(record, indent=1))
+    write_atomically(folder / RECORD, json.dumps(seal(record), indent=1))
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
     """The record of a stage; empty if the record is missing or damaged."""
     try:
         record = dict(json.loads((folder / RECORD).read_text(encoding="utf-8")))
-        return record if record.pop(_SELF, "") == hash_value(record) else {}
+        return record if is_sealed(record) else {}
     except (OSError, ValueError, TypeError, RecursionError):
         return {}
 

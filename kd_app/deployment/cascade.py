@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from kd_app.config.pixels import Decoding
 from kd_app.deployment.confidence import MEASURES, compute_confidence, compute_log_probabilities
 from kd_app.deployment.logits import number_images
-from kd_app.deployment.manifest import describe_decoding, hash_file, parse_decoding
+from kd_app.deployment.manifest import describe_decoding, parse_decoding
+from kd_app.digest import CHANGED, hash_file, is_changed, seal
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -130,7 +131,7 @@ class ModelCascade:
             settings["decoding"] = describe_decoding(self.decoding)
         partial = path.with_name(f".{path.name}.{os.getpid()}")
         partial.write_text(
-            json.dumps({"stages": stages, **settings}, indent=2, allow_nan=False) + "\n",
+            json.dumps(seal({"stages": stages, **settings}), indent=2, allow_nan=False) + "\n",
             encoding="utf-8",
         )
         partial.replace(path)
@@ -184,6 +185,8 @@ def _read(path: Path) -> dict[str, Any]:
     """Read a cascade.json and check its structure."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
+        if is_changed(record):
+            raise ValueError(f"it {CHANGED}")
         for each in record["stages"]:
             _ = str(each["file"]), str(each["sha256"])
         numbers = [float(number) for number in (*record["thresholds"], *record["temperatures"])]

@@ -3,7 +3,6 @@
 This module needs the standard library only.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from kd_app.config.pixels import Decoding, InputSpec, choose_decoding
+from kd_app.digest import CHANGED, hash_file, is_changed
 from kd_app.run_files import MANIFEST
 
 VERSION: Final = 1
@@ -79,7 +79,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Read the manifest of a folder.
 
     Raises:
-        ValueError: the manifest is missing, truncated, or has another schema.
+        ValueError: the manifest is missing, truncated, changed, or has another schema.
     """
     path = folder / MANIFEST
     try:
@@ -101,6 +101,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{str(path)!r} has schema_version {version!r}; this version of kd_app reads version"
             f" {VERSION}. {_FIX}"
         )
+    if is_changed(manifest):
+        raise ValueError(f"{str(path)!r} {CHANGED} {_FIX}")
     if not isinstance(manifest.get("files"), dict):
         raise ValueError(
             f"{str(path)!r} lists no files: its 'files' is {manifest.get('files')!r}. Expected an"
@@ -164,9 +166,3 @@ def _check_size(size: Any) -> int:
     if not isinstance(size, int) or not 0 < size <= 2**15:
         raise ValueError(f"a size of {size!r}")
     return size
-
-
-def hash_file(path: Path) -> str:
-    """sha256 of a file, as in `kd_app.stages`, which needs more packages."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -176,6 +176,12 @@ def _load(workspace: Workspace, model: ModelSpec) -> RunModel:
     if isinstance(model, CompositeTeacher):
         model.bind_data(workspace.classes, workspace.compute_image_stats())
     loaded = workspace.load_model(model, seed=0)
+    if loaded.loaded.weights.new_head and model.match is not None and model.match.fits:
+        raise RequestError(
+            f"The weights of the model {model.name} have no classifier, so there is nothing to"
+            " measure. Train one with kd-distill (student.checkpoint=<the weights>), or name"
+            " weights with a classifier."
+        )
     if loaded.loaded.weights.new_head:
         raise RequestError(
             f"The model {model.name} does not predict {len(workspace.classes)} classes, which the"

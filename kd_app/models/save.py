@@ -35,6 +35,7 @@ def save_model(
     classes: Sequence[str],
     license: str,
     widths: Mapping[str, Any] | None = None,
+    label: str = "the model",
 ) -> None:
     """Write `model.safetensors` and `config.json` in timm's local-dir layout:
     architecture, arguments, normalization, size, class names, license.
@@ -46,13 +47,16 @@ def save_model(
     ``torch.export.load("model.pt2").module()``, which takes batches of any size and
     needs neither kd_app nor timm.
 
-    Raises `RunError` if a weight is NaN or infinite.
+    Raises `RunError`, which names the model by its `label`, if a weight is NaN or
+    infinite.
     """
     if wrong := find_nonfinite(model):
         raise RunError(
-            f"The trained weights hold NaN or infinite values ({describe_nonfinite(wrong)}), so the"
-            " model is not saved: the training diverged. Lower optimizer.lr, set"
-            " trainer.gradient_clip_val, or use trainer.precision=32-true."
+            f"The weights of {label} hold NaN or infinite values in {len(wrong)} tensor"
+            f"{'s' if len(wrong) > 1 else ''}"
+            f" ({describe_nonfinite(wrong)}), so nothing was saved. A training that diverges ends"
+            " like that: lower optimizer.lr, set trainer.gradient_clip_val, or use"
+            " trainer.precision=32-true."
         )
     folder.mkdir(parents=True, exist_ok=True)
     model = model.to(memory_format=torch.contiguous_format)

@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kd_app.config import RequestError
+from kd_app.digest import CHANGED, is_changed
 from kd_app.reporting.results import Number, Verdict
 from kd_app.run_files import MANIFEST
 
@@ -135,7 +136,10 @@ def read_exports(run: Path) -> Exports | None:
         return None
     remedy = "Export the run again with kd-export."
     try:
-        return Exports.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and is_changed(content):
+            raise RequestError(f"{str(path)!r} {CHANGED} {remedy}")
+        return Exports.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from kd_app.config import RequestError
+from kd_app.config.recorded_files import check_seal
+from kd_app.digest import SELF, seal
 from kd_app.metrics.model_metrics import MODEL_METRICS
 from kd_app.metrics.pair_metrics import PAIR_METRICS
 from kd_app.metrics.spec import MetricSpec
@@ -524,24 +526,27 @@ class Results(_Part):
 
 def build_json_schema() -> dict[str, Any]:
     """The JSON Schema of ``results.json``."""
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **Results.model_json_schema(mode="serialization"),
+    schema = Results.model_json_schema(mode="serialization")
+    schema["properties"][SELF] = {
+        "description": "Hash of the other keys, as kd_app wrote them.",
+        "type": "string",
     }
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 def write(path: Path, results: Results) -> None:
     """Write ``results.json`` atomically, as plain JSON with null for numbers that are
-    not finite.
+    not finite, and with its own hash.
     """
-    write_atomically(path, results.model_dump_json(indent=1) + "\n")
+    content = seal(json.loads(results.model_dump_json()))
+    write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def read(path: Path) -> Results:
     """Read a ``results.json``.
 
     Raises `RequestError` if the file is missing, truncated, of another schema version,
-    or does not fit the schema.
+    has changed since it was written, or does not fit the schema.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -561,6 +566,8 @@ def read(path: Path) -> Results:
             f" {VERSION}. Use the version of kd_app that wrote the file, or run the same command"
             " again to rewrite the file."
         )
+    check_seal(path, content)
+    content.pop(SELF, None)
     try:
         return Results.model_validate(content)
     except ValidationError as error:

@@ -15,6 +15,7 @@ import numpy as np
 
 from kd_app.config import RequestError, build_unknown_error
 from kd_app.config.errors import take_first_line
+from kd_app.config.recorded_files import check_recorded
 from kd_app.models.weights_metadata import hash_weights
 from kd_app.reporting.examples import EXAMPLES
 from kd_app.reporting.predictions import write_predictions
@@ -51,7 +52,7 @@ class Run:
         """
         import pandas as pd
 
-        return pd.read_parquet(self._require_file(PREDICTIONS))
+        return pd.read_parquet(self.find_file(PREDICTIONS))
 
     def read_confusion(self, model: str = "student") -> "DataFrame":
         """The confusion matrix of `model`: number of images by label (rows) and top-1
@@ -94,7 +95,7 @@ class Run:
             raise RequestError(
                 f"The run {str(self.path)!r} has no {EXAMPLES}: its configuration sets examples=0."
             )
-        return pd.read_parquet(self._require_file(EXAMPLES))
+        return pd.read_parquet(self.find_file(EXAMPLES))
 
     @cached_property
     def curves(self) -> "DataFrame":
@@ -103,11 +104,11 @@ class Run:
         """
         import pandas as pd
 
-        return pd.read_csv(self._require_file(CURVES))
+        return pd.read_csv(self.find_file(CURVES))
 
     def load_student(self) -> "nn.Module":
         """Load the shipped student with timm, in eval mode."""
-        return _load_model(self._require_file(STUDENT))
+        return _load_model(self.find_file(STUDENT))
 
     def load_teacher(self) -> "nn.Module":
         """Load the teacher of this run with timm, in eval mode.
@@ -119,7 +120,7 @@ class Run:
             raise RequestError(
                 f"The run {str(self.path)!r} has no teacher: its student learned from labels only."
             )
-        reference = read_teacher_reference(self._require_file(f"{TEACHER}/{REFERENCE}").parent)
+        reference = read_teacher_reference(self.find_file(f"{TEACHER}/{REFERENCE}").parent)
         folder = reference.path
         if folder is None or folder.is_file():
             raise RequestError(
@@ -140,13 +141,18 @@ class Run:
             )
         return _load_model(folder)
 
-    def _require_file(self, name: str) -> Path:
+    def find_file(self, name: str) -> Path:
+        """The path of a file or folder that the run wrote.
+
+        Raises `RequestError` if it is missing or has changed.
+        """
         path = self.path / name
         if not path.exists():
             raise RequestError(
                 f"The run {str(self.path)!r} has no {name}: its status is {self.results.status!r}."
                 " Run the same command again to resume the run."
             )
+        check_recorded(path)
         return path
 
 

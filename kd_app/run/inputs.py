@@ -21,6 +21,7 @@ from kd_app.data.splits import (
     read_split,
     shorten_digest,
 )
+from kd_app.digest import SELF, is_sealed, seal
 from kd_app.reporting.console import Console
 from kd_app.reporting.results import Results
 from kd_app.run.input_files import find_paths, hash_inputs
@@ -48,17 +49,16 @@ class InputRecord:
 
     def write(self, folder: Path) -> None:
         """Write inputs.json into the folder of a run."""
-        content = vars(self)
-        record = {**content, "sha256": hash_value(content)}
-        write_atomically(folder / INPUTS, json.dumps(record, indent=1))
+        write_atomically(folder / INPUTS, json.dumps(seal(vars(self)), indent=1))
 
     @staticmethod
     def read(folder: Path) -> "InputRecord | None":
         """Read the record of a run; None if it is missing or damaged."""
         try:
             content = json.loads((folder / INPUTS).read_text(encoding="utf-8"))
-            sha256 = content.pop("sha256")
-            return InputRecord(**content) if sha256 == hash_value(content) else None
+            is_intact = is_sealed(content)
+            del content[SELF]
+            return InputRecord(**content) if is_intact else None
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
 
@@ -95,17 +95,18 @@ class RunInputs:
         with use_digests(self._book):
             _ = self.data.listing
 
-    def check(self, results: Results, console: Console) -> None:
+    def check(self, results: Results | None, console: Console) -> None:
         """Compare the inputs with those of an earlier attempt at the run, which ended
-        with these `results`.
+        with these `results`. None: they are damaged, and the run may be finished.
 
         Raises `RequestError` if inputs of a finished run have changed. For an
         unfinished run, a note names the changes.
         """
+        has_ended = results is None or results.status in _ENDED
         try:
             self.list_images()
         except RequestError as error:
-            if results.status not in _ENDED:
+            if not has_ended:
                 raise
             raise RequestError(
                 f"{str(self.out)!r} holds a finished run, whose data can't be compared with the"
@@ -114,7 +115,7 @@ class RunInputs:
         changes = self._find_changes(results)
         if not changes:
             return
-        if results.status in _ENDED:
+        if has_ended:
             raise RequestError(
                 f"{str(self.out)!r} holds a finished run, but what it read has changed since:"
                 f" {'; '.join(changes)}. {self._explain_kept()}"
@@ -133,7 +134,7 @@ class RunInputs:
             " inputs, the command shows the results again."
         )
 
-    def _find_changes(self, results: Results) -> list[str]:
+    def _find_changes(self, results: Results | None) -> list[str]:
         """What is not as it was recorded, as clauses; empty if nothing has changed."""
         before = InputRecord.read(self.out)
         if before is None:
@@ -165,10 +166,10 @@ class RunInputs:
         root = self._config["data"].get("root")
         return f"data.root={root}" if root else "the data"
 
-    def _compare_loaded(self, results: Results) -> list[str]:
+    def _compare_loaded(self, results: Results | None) -> list[str]:
         """Compare data without a listing, which must be loaded to be compared."""
         self.data.load(None)
-        known = results.data.fingerprint if results.data else ""
+        known = results.data.fingerprint if results and results.data else ""
         return [] if known in ("", self.data.fingerprint) else [f"the data: {_OTHER}"]
 
     def _describe_images(self, *, same_hash: bool) -> str:

@@ -16,6 +16,7 @@ import yaml
 
 from kd_app.config import RequestError
 from kd_app.config.errors import take_first_line
+from kd_app.config.recorded_files import check_recorded
 from kd_app.config.targets import check_targets
 from kd_app.config.values import check_values
 from kd_app.data.base import RunData
@@ -155,6 +156,7 @@ def _describe_omissions(config: Config) -> tuple[str, ...]:
 
 def _read_config(folder: Path, results: Results) -> tuple[Config, Path]:
     """The configuration in a run's folder, and the folder of the run's stages."""
+    check_recorded(folder / CONFIG)
     try:
         text = (folder / CONFIG).read_text(encoding="utf-8")
         config: Config = fill_defaults(yaml.safe_load(text))
@@ -335,6 +337,7 @@ def _check_weights(run: OpenRun, role: str, model: RunModel) -> None:
 
 
 def _build_teacher_spec(spec: RunSpec, run: Path) -> ModelSpec | None:
+    check_recorded(run / TEACHER)
     reference = read_teacher_reference(run / TEACHER)
     if reference.stage is None:
         return spec.teacher

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from kd_app.config import RequestError
 from kd_app.config.keys import NESTED_NON_IDENTITY_KEYS, NON_IDENTITY_KEYS
+from kd_app.config.recorded_files import check_recorded
 from kd_app.reporting.runs import flatten
 from kd_app.run.saved_config import fill_defaults
 from kd_app.run_files import CONFIG, RESULTS
@@ -34,9 +35,10 @@ def claim_folder(out: Path, config: Mapping[str, Any], *, overwrite: bool) -> It
     folder is emptied first.
 
     Raises `RequestError` if another process uses the folder, the folder belongs to
-    another configuration (the differences are listed), or is not a run folder. If the
-    body raises `RequestError`, the folder is restored, or removed if it was created
-    here.
+    another configuration (the differences are listed) or to a changed one, or is not a
+    run folder. If the body raises `RequestError`, the folder is restored, or removed if
+    it was created here. If it leaves results.json as it is, the configuration of those
+    results stays, too.
     """
     _check_owner(out, overwrite=overwrite)
     new_folders = _make_folder(out)
@@ -119,19 +121,26 @@ def _restore_on_refusal(
         _move(_list_visible(out), backup)
     try:
         yield
+        results = out / RESULTS
+        if results in originals and results.read_bytes() == originals[results]:
+            _write_back(originals)
     except RequestError:
         if is_fresh:
             _remove(_list_visible(out))
         if overwrite:
             _move(_list_visible(backup), out)
-        for path, content in originals.items():
-            if not path.is_file() or path.read_bytes() != content:
-                path.write_bytes(content)
+        _write_back(originals)
         shutil.rmtree(backup, ignore_errors=True)
         _remove_empty(out, new_folders)
         raise
     finally:
         shutil.rmtree(backup, ignore_errors=True)
+
+
+def _write_back(originals: Mapping[Path, bytes]) -> None:
+    for path, content in originals.items():
+        if not path.is_file() or path.read_bytes() != content:
+            path.write_bytes(content)
 
 
 def _check_owner(out: Path, *, overwrite: bool) -> None:
@@ -173,6 +182,7 @@ def _check_same_run(out: Path, config: Mapping[str, Any]) -> None:
     path = out / CONFIG
     if not path.is_file():
         return
+    check_recorded(path)
     try:
         before = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:

@@ -31,9 +31,9 @@ from kd_app.stages import hash_file, write_atomically
 from kd_app.training.curve_log import FILE, read_curves
 from kd_app.training.fit import MODEL
 
-FILES = (PREDICTIONS, EXAMPLES, CURVES, SPLIT, INPUTS, f"{TEACHER}/{REFERENCE}")
+FILES = (CONFIG, PREDICTIONS, EXAMPLES, CURVES, SPLIT, INPUTS, f"{TEACHER}/{REFERENCE}")
 """Files that a run writes next to results.json and the student's folder."""
-UPLOADED = (CONFIG, RESULTS, PAGE, STUDENT, TEACHER, *FILES)
+UPLOADED = (RESULTS, PAGE, STUDENT, TEACHER, *FILES)
 """Files and folders of a run that are uploaded to trackers."""
 
 

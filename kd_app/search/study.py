@@ -24,6 +24,7 @@ from optuna.trial import TrialState
 from pydantic import NonNegativeInt, PositiveInt
 
 from kd_app.config import RequestError, Typed
+from kd_app.digest import seal
 from kd_app.reporting.results import Results
 from kd_app.reporting.runs import flatten
 from kd_app.search.trials import FILE, read_curve, read_proposals, read_trial_results
@@ -125,7 +126,7 @@ class Search:
             self.proposed.append(self._propose(number))
             self.out.mkdir(parents=True, exist_ok=True)
             record = {"search": self._record, "proposed": self.proposed}
-            write_atomically(self.out / FILE, json.dumps(record, indent=1))
+            write_atomically(self.out / FILE, json.dumps(seal(record), indent=1))
         return self.proposed[number]
 
     def _propose(self, number: int) -> Params:

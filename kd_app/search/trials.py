@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from kd_app.config import RequestError
+from kd_app.config.recorded_files import check_recorded
+from kd_app.digest import CHANGED, is_changed
 from kd_app.reporting.results import Results, read
 from kd_app.run_files import CURVES, RESULTS
 
@@ -32,11 +34,17 @@ def read_proposals(out: Path) -> dict[str, Any] | None:
     try:
         record: dict[str, Any] = json.loads((out / FILE).read_text(encoding="utf-8"))
         record["search"], record["proposed"]
+        is_damaged = is_changed(record)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RequestError(
             f"{str(out / FILE)!r} can't be read ({type(error).__name__}). The trials are not"
             " affected: move that file away to start a new search."
         ) from None
+    if is_damaged:
+        raise RequestError(
+            f"{str(out / FILE)!r} {CHANGED} The trials are not affected: restore that file, or move"
+            " it away to start a new search."
+        )
     return record
 
 
@@ -53,6 +61,7 @@ def read_curve(folder: Path) -> dict[int, float]:
     path = folder / CURVES
     if not path.is_file():
         return {}
+    check_recorded(path)
     with path.open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["stage"] == "student" and row.get(CURVE)]
     return {int(float(row["epoch"])): float(row[CURVE]) for row in rows}

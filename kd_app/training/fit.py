@@ -20,7 +20,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kd_app.config import RequestError, RunError
-from kd_app.config.errors import take_first_line
 from kd_app.data.base import RunData
 from kd_app.data.batch import Batch
 from kd_app.data.normalize import normalize
@@ -52,6 +51,7 @@ from kd_app.training.freeze import freeze_layers
 from kd_app.training.job import JobTeacher, TrainingJob
 from kd_app.training.loss import DistillationLoss
 from kd_app.training.module import NOT_FINITE, Distillation, StepOptions
+from kd_app.training.single_image import build_single_image_error
 from kd_app.training.teacher_cache import CachedTeacherLogits, TeacherLogits
 from kd_app.training.teacher_source import CachedTeacher, LiveTeacher, StudentEma, TeacherSource
 from kd_app.training.trainer import PROFILE, TrainerSettings
@@ -128,8 +128,8 @@ def fit(
     except (RequestError, RunError):
         raise
     except Exception as error:
-        failure = explain_callback_error(error, recipe_callbacks) or _explain_single_image(
-            error, is_started=trainer.global_step > 0
+        failure = explain_callback_error(error, recipe_callbacks) or build_single_image_error(
+            error, job.name, is_started=trainer.global_step > 0
         )
         if failure is None:
             raise
@@ -150,6 +150,7 @@ def fit(
             classes=classes,
             license=job.license,
             widths=created.widths,
+            label=f"{job.name} after epoch {int(checkpoints.best['epoch']) + 1}",
         )
         record = {
             "best": checkpoints.best,
@@ -166,21 +167,6 @@ def fit(
         for sentence in describe_outcome(record):
             console.print(f"  {job.name}: {sentence}")
         _tidy(folder)
-
-
-def _explain_single_image(error: Exception, *, is_started: bool) -> Exception | None:
-    """The error for a batch of one image that a BatchNorm layer can't normalize; None
-    for another error.
-    """
-    if "more than 1 value per channel when training" not in str(error):
-        return None
-    message = (
-        "A training batch has one image, and a BatchNorm layer of the model needs at least two"
-        f" values per channel ({take_first_line(error)}). Set data.batch_size to 2 or more; for a"
-        " loader of your own, set drop_last=True or another batch size, or choose a larger image"
-        " size or a model without BatchNorm."
-    )
-    return RunError(message) if is_started else RequestError(message)
 
 
 def _load_best(folder: Path, sha256: str) -> dict[str, Tensor]:

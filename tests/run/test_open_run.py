@@ -33,7 +33,7 @@ from kd_app.run.open_run import (
     read_run,
 )
 from kd_app.run.workspace import RunModel, Workspace
-from tests.builders import DIGITS, image_folder, results, teacher_folder
+from tests.builders import DIGITS, accept_changes, image_folder, results, teacher_folder
 from tests.commands.conftest import _cwd
 from tests.jobs.conftest import QUICK
 from tests.reporting.run_folders import build_model, build_results
@@ -96,10 +96,11 @@ def write_config(run: Path, config: dict[str, Any]) -> None:
 
 def change_config(run: Path, **groups: Any) -> None:
     write_config(run, {**read_config(run), **groups})
+    accept_changes(run)
 
 
 def change_results(run: Path, **changes: Any) -> None:
-    (run / "results.json").write_text(json.dumps({**results(run), **changes}), encoding="utf-8")
+    accept_changes(run, **changes)
 
 
 def evaluation(run: Path, *overrides: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from kd_app.run.role_jobs import (
     build_control_job,
     build_student_job,
     build_teacher_job,
+    check_batches,
     check_pair,
     draft_role_job,
 )
@@ -197,6 +198,19 @@ def test_a_pair_that_a_term_can_not_compare_is_refused_before_anything_is_traine
     monkeypatch.setattr("kd_app.training.loss.DistillationLoss.build", refuse)
     with pytest.raises(RequestError, match="shapes differ"):
         check_pair(workspace)
+
+
+def test_a_last_batch_of_one_image_is_refused_if_a_trained_model_can_not_take_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = build_workspace(
+        tmp_path, "teacher.name=mobilenetv3_small_050", "student.name=resnet8", "controls=[]"
+    )
+    check_batches(workspace, ready=False)
+    monkeypatch.setattr(type(workspace.data), "smallest_batch", 1)
+    check_batches(workspace, ready=True)  # resnet8 has maps of more than one value
+    with pytest.raises(RequestError, match=r"A training batch has one image, .* of the teacher"):
+        check_batches(workspace, ready=False)
 
 
 def test_balanced_class_weights_count_the_labeled_training_images(tmp_path: Path) -> None:

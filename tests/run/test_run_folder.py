@@ -1,5 +1,6 @@
 """The folder of a run: who may use it, and what a refused job leaves behind."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import yaml
 
 from kd_app.config import RequestError
 from kd_app.config.compose import compose_config
+from kd_app.digest import hash_file
 from kd_app.run.run_folder import (
     build_run_name,
     check_out,
@@ -60,6 +62,31 @@ def test_another_configuration_is_refused_with_the_differences(tmp_path: Path) -
         claim(tmp_path / "run", {**CONFIG, "loss": {"weight": 3.0}})
     with pytest.raises(RequestError, match="and 8 more"):
         claim(tmp_path / "run", {f"k{number}": number for number in range(18)})
+
+
+def test_a_configuration_that_was_edited_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    claim(out, CONFIG)
+    files = [{"name": "config.yaml", "sha256": hash_file(out / "config.yaml")}]
+    (out / "results.json").write_text(json.dumps({"files": files}), encoding="utf-8")
+    edited = {**CONFIG, "seed": 2}
+    (out / "config.yaml").write_text(yaml.safe_dump(edited), encoding="utf-8")
+    for config in (CONFIG, edited):
+        with pytest.raises(RequestError, match=r"config.yaml' has changed since the run wrote it"):
+            claim(out, config)
+    assert yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8")) == edited
+    claim(out, CONFIG, overwrite=True)
+
+
+def test_the_configuration_is_that_of_the_results(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    claim(out, {**CONFIG, "tags": ["a"]})
+    with claim_folder(out, {**CONFIG, "tags": ["b"]}, overwrite=False):
+        pass  # shows the results
+    assert yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))["tags"] == ["a"]
+    with claim_folder(out, {**CONFIG, "tags": ["b"]}, overwrite=False):
+        (out / "results.json").write_text("other", encoding="utf-8")
+    assert yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))["tags"] == ["b"]
 
 
 def test_more_epochs_are_refused_with_what_works(tmp_path: Path) -> None:

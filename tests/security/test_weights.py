@@ -18,7 +18,7 @@ import kd_app
 from kd_app.config import RequestError
 from kd_app.models.checkpoint import read_checkpoint
 from kd_app.stages import hash_file, hash_value
-from tests.builders import image_folder, stage, teacher_folder
+from tests.builders import accept_changes, image_folder, stage, teacher_folder
 from tests.commands.call import TINY, call, done, refused
 from tests.security.payloads import PICKLES, Pickled, Touch, changed, zipped
 
@@ -69,6 +69,7 @@ def test_a_pickle_in_the_place_of_the_safetensors_is_not_taken(
         (each / "model.safetensors").unlink()
         for name in ("pytorch_model.bin", "model.pth", "open_clip_pytorch_model.bin"):
             zipped(each / name, mark)
+    accept_changes(run)
     assert "can't be read as weights" in refused(*TINY, f"teacher.name=local-dir:{folder}")
     assert "can't be read as weights" in refused(
         "debug=fdr", f"teacher.checkpoint={run}", "out=next", "logger=[csv]"

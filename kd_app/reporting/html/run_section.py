@@ -303,7 +303,7 @@ def _read_examples(run: Run, names: Sequence[str]) -> list[Any]:
         return []
     import pandas as pd
 
-    return build_examples(pd.read_parquet(path), names)
+    return build_examples(pd.read_parquet(run.find_file(EXAMPLES)), names)
 
 
 def iterate_accuracies(results: Results) -> Iterator[tuple[ModelPart, Estimate]]:
