@@ -7,9 +7,9 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ RECORD = "stage.json"
 _PART = 2**26
 """Files above this size are hashed in parts of this size, by several threads."""
 _BLOCK = 2**20
+_ABANDONED_SECONDS = 86400.0
+"""Temporary files of this age beside the stages are of no running process."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,23 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
+def sweep_leftovers(folder: Path) -> None:
+    """Remove the temporary files and folders (``.<name>.partial``) of killed processes
+    from a folder that this process has locked.
+    """
+    _remove_all(folder.rglob(".*.partial"))
+
+
+def _remove_all(paths: Iterable[Path]) -> None:
+    """Remove files and folders as far as possible."""
+    for path in list(paths):
+        with suppress(OSError):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
+
+
 class Stages:
     """The stages in the folder `root` (``stages=``).
 
@@ -112,6 +131,7 @@ class Stages:
         self.root = root
         self.say = say
         self._remake = set(remake)
+        self._is_swept = False
         self._visited: set[Path] = set()
 
     def find_or_build(
@@ -132,6 +152,8 @@ class Stages:
         """
         key, path = self._resolve_stage(name, config, inputs)
         self.root.mkdir(parents=True, exist_ok=True)
+        if not self._is_swept:
+            self._sweep()
         with self._lock(path):
             if name in self._remake and path not in self._visited:
                 self._discard(path)
@@ -166,6 +188,7 @@ class Stages:
     def _build(self, path: Path, key: Mapping[str, Any], build: Callable[[Path], None]) -> Stage:
         partial = path.with_name(f"{path.name}.partial")
         partial.mkdir(exist_ok=True)
+        sweep_leftovers(partial)
         before, start, files = _read_seconds(partial), time.monotonic(), {}
         _write_record(partial, {**key, "seconds": before})
         try:
@@ -192,6 +215,14 @@ class Stages:
             yield
         finally:
             lock.release()
+
+    def _sweep(self) -> None:
+        """Remove what killed processes left beside the stages, where nothing is locked:
+        only what is old.
+        """
+        self._is_swept, latest = True, time.time() - _ABANDONED_SECONDS
+        for pattern in (".*.partial", ".*.removed"):
+            _remove_all(path for path in self.root.glob(pattern) if path.lstat().st_mtime < latest)
 
     def _discard(self, path: Path) -> None:
         """Remove a stage and its unfinished attempt."""

@@ -3,6 +3,7 @@ remove Hydra's files.
 """
 
 import hashlib
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from kd_app.commands.exit_codes import STOPPED, combine, report, run_to_exit_code
+from kd_app.commands.exit_codes import combine, report, run_to_exit_code
 from kd_app.config.compose import (
     COMPOSE_ERRORS,
     check_choices,
@@ -29,6 +30,14 @@ from kd_app.config.compose import (
 from kd_app.config.errors import RequestError
 from kd_app.config.memory import explain_memory_error
 from kd_app.config.paths import CONF
+from kd_app.signals import (
+    STOPPED,
+    compute_exit_code,
+    find_stop,
+    lead_children,
+    name_signal,
+    stop_on_signals,
+)
 
 _SWEEP = {"-m", "--multirun"}
 _CONCERNS_HYDRA = re.compile(r"-|[+~]*hydra\b")
@@ -71,26 +80,35 @@ def _run_hydra_main(
                 _run_task(task, to_plain_dict(config), trial)
 
         has_table = trial is not None and after_sweep is not None
-        codes.append(
-            run_to_exit_code(
+        with stop_on_signals() as is_child, lead_children(False):
+            code = run_to_exit_code(
                 run_trial if has_table else lambda: _run_task(task, to_plain_dict(config), trial),
                 about="" if trial is None else f"Trial {trial}: ",
             )
-        )
+        codes.append(code)
         configs.append(config)
-        if codes[-1] in STOPPED:
-            raise _TrialsStopped
+        if code in STOPPED:
+            if is_child:
+                # a launcher's process would run the next trial
+                sys.stdout.flush()
+                os._exit(code)
+            raise _TrialsStopped(code)
 
     try:
         check_choices(each for each in sys.argv[1:] if not each.startswith("-"))
-        main()
-    except _TrialsStopped:
-        pass
+        with lead_children(True):
+            main()
+    except _TrialsStopped as stop:
+        codes.append(stop.code)
     except COMPOSE_ERRORS as error:
         overrides = [each for each in sys.argv[1:] if not each.startswith("-")]
         codes.append(report(2, explain_error(error, primary, overrides)))
-    except KeyboardInterrupt:
-        codes.append(130)
+    except (KeyboardInterrupt, SystemExit, RuntimeError) as error:
+        # between two trials, or while other processes run them
+        number = find_stop(wait=isinstance(error, RuntimeError))
+        if number is None:
+            raise
+        codes.append(report(compute_exit_code(number), f"Stopped by {name_signal(number)}."))
     if _SWEEP & set(sys.argv):
         _end_sweep(codes, after_sweep, lambda: _compose_sweep_config(primary, configs))
     return combine(codes)
@@ -168,7 +186,11 @@ def _parse(arguments: list[str]) -> list[Override]:
 
 
 class _TrialsStopped(BaseException):
-    """A signal stopped a trial; no further trials run."""
+    """A signal stopped a trial; no further trials run. code: the exit code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
 
 
 def _prepare_overrides(argv: list[str]) -> list[str]:

@@ -109,7 +109,9 @@ def inspect_setup(
     except RequestError as error:
         return CheckReport((refuse("data", str(error)),))
     start = time.monotonic()
-    with TemporaryDirectory(prefix="kd-check-") as scratch:
+    stages.root.mkdir(parents=True, exist_ok=True)
+    # beside the stages, where leftovers of killed processes are removed
+    with TemporaryDirectory(prefix=".check-", suffix=".partial", dir=stages.root) as scratch:
         context = CheckContext(workspace, limits, rule, Path(scratch))
         is_ready = context.is_ready
         forecast = context.forecast

@@ -86,7 +86,7 @@ def distill(
         workspace = Workspace(spec, stages, console, tracker)
         builder = start_results(workspace, out, rule)
         checks = QuickChecks.parse(workspace, rule, config["checks"])
-        with tracker.close_at_exit():
+        with tracker.close_at_exit(), workspace.keep_work():
             _run(workspace, builder, splits, checks, inputs, pruner=pruner, trial=trial)
     return out
 

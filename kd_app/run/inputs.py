@@ -90,10 +90,15 @@ class RunInputs:
     def list_images(self) -> None:
         """List the images of the data.
 
-        Raises `RequestError` for data that can't be listed.
+        Raises `RequestError` for data that can't be listed. If a signal stops the
+        listing, the digests of the files that were read are kept.
         """
-        with use_digests(self._book):
-            _ = self.data.listing
+        try:
+            with use_digests(self._book):
+                _ = self.data.listing
+        except (KeyboardInterrupt, SystemExit):
+            self.keep_digests()
+            raise
 
     def check(self, results: Results | None, console: Console) -> None:
         """Compare the inputs with those of an earlier attempt at the run, which ended

@@ -251,9 +251,10 @@ def open_run(
         if saved.purpose == "train":
             workspace.check_losses()
         _check_classes(workspace.classes, saved.results)
-        yield OpenRun(
-            saved.folder, saved.results, saved.config, verdict, workspace, saved.has_own_data
-        )
+        with workspace.keep_work():
+            yield OpenRun(
+                saved.folder, saved.results, saved.config, verdict, workspace, saved.has_own_data
+            )
 
 
 def _check_classes(classes: tuple[str, ...], results: Results) -> None:

@@ -19,7 +19,7 @@ from kd_app.config.recorded_files import check_recorded
 from kd_app.reporting.runs import flatten
 from kd_app.run.saved_config import fill_defaults
 from kd_app.run_files import CONFIG, RESULTS
-from kd_app.stages import hash_value, write_atomically
+from kd_app.stages import hash_value, sweep_leftovers, write_atomically
 
 _LOCK, _BACKUP = ".lock", ".before"
 _FREE_KEYS = (*NON_IDENTITY_KEYS, *NESTED_NON_IDENTITY_KEYS, "test", "robustness")
@@ -55,6 +55,7 @@ def claim_folder(out: Path, config: Mapping[str, Any], *, overwrite: bool) -> It
             f"The folder out={str(out)!r} can't be written: {error.strerror or error}. Choose"
             " another folder with out=."
         ) from None
+    sweep_leftovers(out)
     try:
         with _restore_on_refusal(out, new_folders, overwrite=overwrite):
             _check_same_run(out, config)

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from kd_app.config import InputSpec, RequestError, RunError
 from kd_app.config.memory import explain_memory_error
+from kd_app.signals import compute_exit_code, find_stop, name_signal, stop_on_signals
+from kd_app.streams import drop_lost_output
 from kd_app.training.distributed.launch import FAILED, REFUSED
 
 if TYPE_CHECKING:
@@ -26,6 +28,11 @@ if TYPE_CHECKING:
 def main() -> None:
     """Train as one rank; an error is the last line on stderr."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    with drop_lost_output(), stop_on_signals():
+        _run()
+
+
+def _run() -> None:
     try:
         order = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
         with explain_memory_error(f"process {os.environ['RANK']} of the training", order):
@@ -33,8 +40,12 @@ def main() -> None:
     except (RequestError, RunError) as error:
         print(error, file=sys.stderr)
         _exit(REFUSED if isinstance(error, RequestError) else FAILED)
-    except Exception:
-        traceback.print_exc()
+    except BaseException as error:
+        number = find_stop()
+        if number is not None:
+            print(f"This process was stopped by {name_signal(number)}.", file=sys.stderr)
+            _exit(compute_exit_code(number))
+        traceback.print_exception(error)
         _exit(FAILED)
 
 

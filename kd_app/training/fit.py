@@ -30,9 +30,9 @@ from kd_app.models.spec import LoadedModel, ModelSpec
 from kd_app.models.taps import Taps
 from kd_app.models.teacher import FrozenTeacher
 from kd_app.reporting.console import Console
+from kd_app.signals import STOP_SIGNALS, raise_stop
 from kd_app.stages import hash_content, write_atomically
 from kd_app.training.averaging import EMA
-from kd_app.training.callback_rules import explain_callback_error
 from kd_app.training.callbacks import (
     BEST,
     LAST,
@@ -47,11 +47,11 @@ from kd_app.training.callbacks import (
 from kd_app.training.cpu_convolutions import correct_convolutions
 from kd_app.training.curve_log import FILE, CurveLogger, drop_points_after
 from kd_app.training.distributed.consistency import RankConsistency
+from kd_app.training.failures import explain_failures
 from kd_app.training.freeze import freeze_layers
 from kd_app.training.job import JobTeacher, TrainingJob
 from kd_app.training.loss import DistillationLoss
 from kd_app.training.module import NOT_FINITE, Distillation, StepOptions
-from kd_app.training.single_image import build_single_image_error
 from kd_app.training.teacher_cache import CachedTeacherLogits, TeacherLogits
 from kd_app.training.teacher_source import CachedTeacher, LiveTeacher, StudentEma, TeacherSource
 from kd_app.training.trainer import PROFILE, TrainerSettings
@@ -123,17 +123,8 @@ def fit(
     step = prepare_resume(folder, console.print)
     if step is not None:
         console.print(f"  {job.name}: resumes at step {step}")
-    try:
+    with explain_failures(trainer, job.name, recipe_callbacks, first_step=step or 0):
         _run(trainer, module, data, checkpoints, settings, is_resumed=step is not None)
-    except (RequestError, RunError):
-        raise
-    except Exception as error:
-        failure = explain_callback_error(error, recipe_callbacks) or build_single_image_error(
-            error, job.name, is_started=trainer.global_step > 0
-        )
-        if failure is None:
-            raise
-        raise failure from error
     if settings.profiler:
         profiles = sorted(folder.glob(f"*{PROFILE}*.txt"))
         console.print("\n".join(path.read_text(encoding="utf-8") for path in profiles))
@@ -378,10 +369,7 @@ def _run(
     training.
     """
     resume_from = checkpoints.folder / LAST if is_resumed else None
-    handlers = {
-        number: signal.getsignal(number)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-    }
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     try:
         with silence_lightning(), correct_convolutions(settings, module.student, module.loss):
             trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
@@ -396,9 +384,10 @@ def _run(
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-    if checkpoints.stopped_by is not None:
-        signal.raise_signal(checkpoints.stopped_by)
-        raise SystemExit(128 + checkpoints.stopped_by)
+        # a failure after a signal, as of a child process, is part of the stop
+        if checkpoints.stop.number is not None:
+            signal.raise_signal(checkpoints.stop.number)
+            raise_stop(checkpoints.stop.number)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from kd_app.config import RequestError, RunError
+from kd_app.signals import STOPPED, name_signal
 from kd_app.stages import write_atomically
 from kd_app.training.curve_log import FILE, read_curves
 from kd_app.training.distributed.torchrun import Torchrun, read_launch
@@ -25,6 +26,10 @@ JOB = "job.json"
 FAILED, REFUSED = 1, 2
 """Exit codes of a rank: the training failed; the request is wrong."""
 POLL_SECONDS = 0.3
+_STOP_SECONDS, _FAILURE_SECONDS, _FOLLOWER_SECONDS = 60.0, 1.0, 30.0
+"""For ranks that save their state after a signal, for the peers of a failed rank, and
+for a rank of torchrun, which waits as long itself.
+"""
 
 
 class RankHandle(Protocol):
@@ -72,13 +77,15 @@ def fit_distributed(
     prepare_resume(folder)
     points = len(list(read_curves(folder / FILE)))
     ranks = _start_ranks(folder, world_size, logs)
+    seconds = _STOP_SECONDS
     try:
         while _is_any_running(ranks) and not _list_failed(ranks):
             time.sleep(POLL_SECONDS)
             points = _pass_points(folder, points, listen)
         failed = _list_failed(ranks)
+        seconds = _FAILURE_SECONDS
     finally:
-        _end(ranks)
+        _end(ranks, seconds)
     _pass_points(folder, points, listen)
     if failed:
         _raise_failure(failed, ranks, logs)
@@ -128,7 +135,7 @@ def run_follower() -> None:
             while child.read_exit_code() is None and not rank_job.is_stopped():
                 time.sleep(POLL_SECONDS)
         finally:
-            _end([child])
+            _end([child], _FOLLOWER_SECONDS)
             rank_job.report_end(child.read_exit_code() or 0)
 
 
@@ -150,6 +157,11 @@ def _raise_failure(
     if code == REFUSED:
         raise RequestError(message)
     verb = f"was killed by signal {-code}" if code < 0 else "failed"
+    if code in STOPPED:
+        raise RunError(
+            f"Process {first} of {len(ranks)} was stopped by {name_signal(code - 128)}, and with it"
+            " the training. Its state is saved: repeat the command to resume."
+        )
     raise RunError(
         f"Process {first} of {len(ranks)} {verb}: {message} Its full log is {logs[first]}."
     )
@@ -188,12 +200,12 @@ class ChildRank:
             (self._process.kill if kill else self._process.terminate)()
 
 
-def _end(ranks: Sequence[RankHandle]) -> None:
-    """Terminate the ranks that still run, then kill them."""
-    for kill, seconds in ((False, 10.0), (True, 5.0)):
+def _end(ranks: Sequence[RankHandle], seconds: float) -> None:
+    """Terminate the ranks that still run, and kill those that need more `seconds`."""
+    for kill, patience in ((False, seconds), (True, 5.0)):
         for rank in ranks:
             rank.stop(kill=kill)
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + patience
         while _is_any_running(ranks) and time.monotonic() < deadline:
             time.sleep(0.05)
 
