@@ -44,7 +44,12 @@ class StopRequest:
 
     def forget(self) -> None:
         """Return to the state before any signal."""
-        self.number, self._received_at = None, -_SAME_SIGNAL_SECONDS
+        self.number = None
+        self.expect_again()
+
+    def expect_again(self) -> None:
+        """Count the next signal, even within a second."""
+        self._received_at = -_SAME_SIGNAL_SECONDS
 
 
 _RECEIVED = StopRequest()
@@ -143,8 +148,9 @@ def _repeat_lost_stop(lost: Any, hook: Callable[[Any], object]) -> None:
     if number is None or not issubclass(lost.exc_type, KeyboardInterrupt | SystemExit):
         hook(lost)
         return
-    _RECEIVED.forget()
-    signal.raise_signal(number)
+    _RECEIVED.expect_again()
+    # not here, where it would be dropped again
+    threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
 
 
 def check_stop() -> None:

@@ -54,7 +54,7 @@ def drop_lost_output() -> Iterator[None]:
         LossyStream(stream or os.fdopen(number, "w", encoding="utf-8", closefd=False))
         for number, stream in zip((1, 2), before, strict=True)
     ]
-    sys.stdout, sys.stderr = streams  # type: ignore[assignment]
+    sys.stdout, sys.stderr = streams
     try:
         yield
     finally:

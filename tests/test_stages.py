@@ -16,7 +16,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kd_app.stages import Stage, Stages, hash_content, hash_file, hash_value, write_atomically
+from kd_app.stages import (
+    Stage,
+    Stages,
+    hash_content,
+    hash_file,
+    hash_value,
+    sweep_leftovers,
+    write_atomically,
+)
 
 PROCESSES = multiprocessing.get_context("spawn")
 PLAIN = st.recursive(
@@ -285,3 +293,41 @@ def test_after_a_kill_during_a_build_the_lock_is_free_and_the_files_remain(
     assert waiting.exitcode == 0
     assert (tmp_path / "found1").read_text() == "True ['by0', 'by1']"
     assert not make(Stages(tmp_path / "stages"), refuses).is_new
+
+
+def test_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "student").mkdir()
+    (tmp_path / ".folder.7.partial").mkdir()
+    kept = tmp_path / "kept"
+    kept.touch()
+    (tmp_path / ".link.x.partial").symlink_to(kept)
+    for name in ("results.json", "student/.model.safetensors.1.partial", ".results.json.9.partial"):
+        (tmp_path / name).touch()
+    sweep_leftovers(tmp_path)
+    names = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
+    assert names == ["kept", "results.json", "student"]
+
+
+def test_beside_the_stages_only_old_leftovers_are_removed(tmp_path: Path) -> None:
+    old, new = tmp_path / ".book.1.partial", tmp_path / ".book.2.partial"
+    for path in (old, new):
+        path.touch()
+    os.utime(old, (time.time() - 2 * 86400,) * 2)
+    (tmp_path / "student-0.partial").mkdir()  # an attempt that can be resumed
+    make(Stages(tmp_path), lambda folder: None)
+    assert not old.exists()
+    assert new.exists()
+    assert (tmp_path / "student-0.partial").is_dir()
+
+
+def test_an_attempt_starts_without_the_temporary_files_of_the_last_one(tmp_path: Path) -> None:
+    def fail(folder: Path) -> None:
+        (folder / ".last.ckpt.partial").touch()
+        (folder / "last.ckpt").touch()
+        raise OSError
+
+    names: list[str] = []
+    with pytest.raises(OSError):  # noqa: PT011
+        make(Stages(tmp_path), fail)
+    make(Stages(tmp_path), lambda folder: names.extend(os.listdir(folder)))
+    assert sorted(names) == ["last.ckpt", "stage.json"]

@@ -2,6 +2,7 @@
 goes on where it was.
 """
 
+import io
 import json
 import os
 import time
@@ -59,7 +60,8 @@ class ScanProgress:
         return cls(images, thumbnails)
 
     def _read(self, folder: Path, pixels: str) -> None:
-        with np.load(folder / PROGRESS, allow_pickle=False) as arrays:
+        content = io.BytesIO((folder / PROGRESS).read_bytes())
+        with np.load(content, allow_pickle=False) as arrays:
             position = Position(*arrays["position"].tolist())
             for name in _ARRAYS:
                 known, whole = arrays[name], getattr(self, name)

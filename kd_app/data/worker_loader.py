@@ -76,6 +76,8 @@ def iterate_workers(loader: DataLoader[Any]) -> Iterator[Any]:
 
 def _start(loader: DataLoader[Any]) -> Iterator[Any]:
     """Start the worker processes, which leave stop signals to this process."""
+    if loader._iterator is None:
+        _check_semaphores(loader)
     before = loader.timeout, loader.worker_init_fn
     loader.timeout = before[0] or _TIMEOUT_SECONDS
     loader.worker_init_fn = _WorkerStart(before[1])
@@ -84,6 +86,16 @@ def _start(loader: DataLoader[Any]) -> Iterator[Any]:
             return iter(loader)
     finally:
         loader.timeout, loader.worker_init_fn = before
+
+
+def _check_semaphores(loader: DataLoader[Any]) -> None:
+    """Raise `OSError` if the system has no room for the queues of the processes, which
+    torch would create one after the other.
+    """
+    context = loader.multiprocessing_context or multiprocessing.get_context()
+    context.Event()
+    for queue in [context.Queue() for _ in range(loader.num_workers + 1)]:
+        queue.close()
 
 
 def _check_silence(timeouts: int) -> None:
@@ -169,7 +181,9 @@ def pack_batch(batch: Batch) -> Batch | PipedBatch:
 
 
 def _to_array(tensor: Tensor) -> np.ndarray:
-    return np.array(tensor.permute(0, 2, 3, 1) if tensor.dim() == 4 else tensor)
+    return np.ascontiguousarray(
+        (tensor.permute(0, 2, 3, 1) if tensor.dim() == 4 else tensor).numpy()
+    )
 
 
 def _count_free_shared_memory() -> int | None:

@@ -190,3 +190,11 @@ def test_stages_that_cant_be_written_are_refused_by_name(
     with pytest.raises(RequestError, match=r"stages='runs/.stages', .* may not write to it"):
         check_stages(Path("runs/.stages"))
     assert not Path("runs").exists()
+
+
+def test_temporary_files_of_a_killed_process_are_removed(tmp_path: Path) -> None:
+    claim(tmp_path / "run", CONFIG)
+    leftover = tmp_path / "run" / ".results.json.17.partial"
+    leftover.touch()
+    claim(tmp_path / "run", CONFIG)
+    assert not leftover.exists()
