@@ -26,6 +26,8 @@ def run_to_exit_code(body: Callable[[], object], *, about: str = "") -> int:
         return report(2, f"{about}{error}")
     except (KeyboardInterrupt, SystemExit) as stop:
         code = 130 if isinstance(stop, KeyboardInterrupt) else stop.code
+        if not code:
+            return report(1, f"{about}The run failed: a part of it called sys.exit. {resume}")
         if code not in STOPPED:
             raise
         return report(int(code), f"Stopped by {name_signal(int(code) - 128)}. {resume}")

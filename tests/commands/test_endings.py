@@ -46,6 +46,7 @@ def ending(error: BaseException) -> Ended:
             "Stopped by SIGTERM. Completed work is kept: run the same command again to resume.",
         ),
         (SystemExit(129), 129, "Stopped by SIGHUP. Completed work is kept"),
+        (SystemExit(0), 1, "The run failed: a part of it called sys.exit. Completed work"),
         (
             RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with"),
             1,
