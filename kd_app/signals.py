@@ -42,7 +42,7 @@ class StopRequest:
             self.number = number
         return True
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Return to the state before any signal."""
         self.number = None
         self.expect_again()
@@ -98,7 +98,7 @@ def stop_on_signals() -> Iterator[bool]:
         if (handler := signal.getsignal(number)) in (signal.SIG_DFL, signal.default_int_handler)
     }
     hook = sys.unraisablehook
-    _RECEIVED.forget()
+    _RECEIVED.reset()
     try:
         for number in previous:
             signal.signal(number, _on_signal)
@@ -119,7 +119,7 @@ def _on_signal(number: int, frame: object) -> None:
 
 
 @contextmanager
-def lead_children(leads: bool) -> Iterator[None]:
+def stop_children_first(leads: bool) -> Iterator[None]:
     """Let the child processes stop before this process does, if it `leads` them."""
     _LEADS.append(leads)
     try:
@@ -172,7 +172,7 @@ def find_stop(*, wait: bool = False) -> int | None:
 
 
 @contextmanager
-def hold_signals() -> Iterator[None]:
+def block_signals() -> Iterator[None]:
     """Delay stop signals, also in the child processes that the body starts, which then
     call `leave_signals_to_parent`.
     """

@@ -11,8 +11,8 @@ from kd_app.signals import (
     StopRequest,
     check_stop,
     find_stop,
-    lead_children,
     name_signal,
+    stop_children_first,
     stop_on_signals,
 )
 
@@ -98,22 +98,25 @@ def test_a_stop_that_a_library_has_caught_is_raised_at_the_next_check() -> None:
             check_stop()
 
 
-def test_a_signal_that_first_ended_a_child_is_waited_for() -> None:
+def test_a_signal_that_first_ended_a_child_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with stop_on_signals():
         assert find_stop() is None
-        signal.setitimer(signal.ITIMER_REAL, 0.02)
-        before = signal.signal(
-            signal.SIGALRM, lambda number, frame: signal.raise_signal(signal.SIGTERM)
-        )
+        monkeypatch.setattr(time, "sleep", lambda _: signal.raise_signal(signal.SIGTERM))
         assert find_stop(wait=True) == signal.SIGTERM
-        signal.signal(signal.SIGALRM, before)
 
 
 def test_the_children_of_a_leading_process_stop_first(monkeypatch: pytest.MonkeyPatch) -> None:
     stopped: list[int] = []
     monkeypatch.setattr(signals, "stop_children", stopped.append)
-    with pytest.raises(SystemExit), stop_on_signals(), lead_children(True):
+    with pytest.raises(SystemExit), stop_on_signals(), stop_children_first(True):
         signal.raise_signal(signal.SIGTERM)
-    with pytest.raises(SystemExit), stop_on_signals(), lead_children(True), lead_children(False):
+    with (
+        pytest.raises(SystemExit),
+        stop_on_signals(),
+        stop_children_first(True),
+        stop_children_first(False),
+    ):
         signal.raise_signal(signal.SIGTERM)
     assert stopped == [signal.SIGTERM]

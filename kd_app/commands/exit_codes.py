@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from kd_app.config.errors import RequestError, RunError, take_first_line
 from kd_app.signals import STOPPED, compute_exit_code, find_stop, name_signal
 
+_RESUME = "Completed work is kept: run the same command again to resume."
 _DEAD_CHILD = re.compile(r"killed by signal|stopped by|exited unexpectedly|abruptly|terminated")
 """In messages of torch, joblib and kd_app about a child process that has ended."""
 _GPU = re.compile(r"(CUDA|HIP|CUBLAS|CUDNN|NCCL|cuBLAS|cuDNN)\w* error", re.IGNORECASE)
@@ -19,7 +20,6 @@ def run_to_exit_code(body: Callable[[], object], *, about: str = "") -> int:
     """Run `body` and return the exit code; a failure prints one paragraph to stderr,
     with the prefix `about`.
     """
-    resume = "Completed work is kept: run the same command again to resume."
     try:
         body()
     except RequestError as error:
@@ -27,20 +27,22 @@ def run_to_exit_code(body: Callable[[], object], *, about: str = "") -> int:
     except (KeyboardInterrupt, SystemExit) as stop:
         code = 130 if isinstance(stop, KeyboardInterrupt) else stop.code
         if not code:
-            return report(1, f"{about}The run failed: a part of it called sys.exit. {resume}")
+            return report(1, f"{about}The run failed: a part of it called sys.exit. {_RESUME}")
         if code not in STOPPED:
             raise
-        return report(int(code), f"Stopped by {name_signal(int(code) - 128)}. {resume}")
+        return report_stop(int(code) - 128)
     except Exception as error:
         # a signal to all processes can end a child first, which looks like its failure
         number = find_stop(wait=_DEAD_CHILD.search(str(error)) is not None)
         if number is not None:
-            code = compute_exit_code(number)
-            return report(code, f"Stopped by {name_signal(number)}. {resume}")
-        if isinstance(error, RunError):
-            return report(1, f"{about}The run failed: {error}")
-        return report(1, f"{about}{_explain_failure(error)}. {resume}")
+            return report_stop(number)
+        return report(1, f"{about}{_explain_failure(error)}")
     return 0
+
+
+def report_stop(number: int) -> int:
+    """Print that a signal stopped the command, and return the exit code."""
+    return report(compute_exit_code(number), f"Stopped by {name_signal(number)}. {_RESUME}")
 
 
 def report(code: int, paragraph: str) -> int:
@@ -57,16 +59,21 @@ def combine(codes: Sequence[int]) -> int:
 
 
 def _explain_failure(error: Exception) -> str:
-    """Describe an error of the operating system (disk full, no permission) or of a GPU;
-    print the traceback of any other error.
+    """Describe a failed run, an error of the operating system (disk full, no
+    permission) or of a GPU; print the traceback of any other error.
     """
+    if isinstance(error, RunError):
+        return f"The run failed: {error}"
     if isinstance(error, OSError):
         file = f" ({error.filename})" if error.filename else ""
-        return f"The run failed: {error.strerror or error}{file}"
+        # without a number, it is a traceback from another process
+        reason = error.strerror or str(error).strip().rpartition("\n")[2]
+        return f"The run failed: {reason}{file}. {_RESUME}"
     # safetensors raises an error of its own for an OSError
     if match := re.search(r"I/O error: (.+) \(os error \d+\)", str(error)):
-        return f"The run failed: {match[1]}"
+        return f"The run failed: {match[1]}. {_RESUME}"
     if isinstance(error, RuntimeError) and _GPU.search(str(error)):
-        return f"The run failed: {take_first_line(error)}"
+        return f"The run failed: {take_first_line(error)}. {_RESUME}"
     traceback.print_exception(error)
-    return f"The run failed by an internal error, with the traceback above ({type(error).__name__})"
+    name = type(error).__name__
+    return f"The run failed by an internal error, with the traceback above ({name}). {_RESUME}"

@@ -18,7 +18,7 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from kd_app.commands.exit_codes import combine, report, run_to_exit_code
+from kd_app.commands.exit_codes import combine, report, report_stop, run_to_exit_code
 from kd_app.config.compose import (
     COMPOSE_ERRORS,
     check_choices,
@@ -30,14 +30,7 @@ from kd_app.config.compose import (
 from kd_app.config.errors import RequestError
 from kd_app.config.memory import explain_memory_error
 from kd_app.config.paths import CONF
-from kd_app.signals import (
-    STOPPED,
-    compute_exit_code,
-    find_stop,
-    lead_children,
-    name_signal,
-    stop_on_signals,
-)
+from kd_app.signals import STOPPED, find_stop, stop_children_first, stop_on_signals
 
 _SWEEP = {"-m", "--multirun"}
 _CONCERNS_HYDRA = re.compile(r"-|[+~]*hydra\b")
@@ -80,7 +73,7 @@ def _run_hydra_main(
                 _run_task(task, to_plain_dict(config), trial)
 
         has_table = trial is not None and after_sweep is not None
-        with stop_on_signals() as is_child, lead_children(False):
+        with stop_on_signals() as is_child, stop_children_first(False):
             code = run_to_exit_code(
                 run_trial if has_table else lambda: _run_task(task, to_plain_dict(config), trial),
                 about="" if trial is None else f"Trial {trial}: ",
@@ -96,7 +89,7 @@ def _run_hydra_main(
 
     try:
         check_choices(each for each in sys.argv[1:] if not each.startswith("-"))
-        with lead_children(True):
+        with stop_children_first(True):
             main()
     except _TrialsStopped as stop:
         codes.append(stop.code)
@@ -108,7 +101,7 @@ def _run_hydra_main(
         number = find_stop(wait=isinstance(error, RuntimeError))
         if number is None:
             raise
-        codes.append(report(compute_exit_code(number), f"Stopped by {name_signal(number)}."))
+        codes.append(report_stop(number))
     if _SWEEP & set(sys.argv):
         _end_sweep(codes, after_sweep, lambda: _compose_sweep_config(primary, configs))
     return combine(codes)

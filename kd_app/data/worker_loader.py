@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from kd_app.config import RunError
 from kd_app.data.batch import Batch
-from kd_app.signals import hold_signals, leave_signals_to_parent
+from kd_app.signals import block_signals, leave_signals_to_parent
 
 _SHARED_MEMORY = "/dev/shm"
 _LITTLE = 2**20
@@ -82,7 +82,7 @@ def _start(loader: DataLoader[Any]) -> Iterator[Any]:
     loader.timeout = before[0] or _TIMEOUT_SECONDS
     loader.worker_init_fn = _WorkerStart(before[1])
     try:
-        with hold_signals():
+        with block_signals():
             return iter(loader)
     finally:
         loader.timeout, loader.worker_init_fn = before

@@ -145,7 +145,7 @@ def _open_memmap(folder: Path, shape: tuple[int, int, int], say: Callable[[str],
     """Open the file of an earlier attempt, or create it. Starts over if its rows do not
     match the recorded sha256.
     """
-    attempt = _reopen_memmap(folder, shape, say)
+    attempt = _open_attempt(folder, shape, say)
     if attempt is not None:
         reserve_space(folder / _LOGITS)
         return attempt
@@ -167,7 +167,7 @@ def _open_memmap(folder: Path, shape: tuple[int, int, int], say: Callable[[str],
     return logits, 0, hashlib.sha256()
 
 
-def _reopen_memmap(
+def _open_attempt(
     folder: Path, shape: tuple[int, int, int], say: Callable[[str], None]
 ) -> Attempt | None:
     """The file of an earlier attempt; None if there is none, or if it is damaged."""

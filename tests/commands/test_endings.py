@@ -1,10 +1,8 @@
 """How a command ends is its exit code, and one paragraph where it did not end well."""
 
 import errno
-import os
 import signal
 import sys
-import threading
 from contextlib import suppress
 from unittest.mock import patch
 
@@ -102,13 +100,9 @@ def test_the_worst_trial_is_the_exit_code_of_a_sweep(codes: tuple[str, ...], cod
 
 
 def test_a_child_that_the_signal_ended_first_is_no_failure() -> None:
-    def lose_child(*_: object, **__: object) -> None:
-        timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM))
-        timer.start()
-        raise RunError("Process 1 of 2 was stopped by SIGTERM")
-
-    with patch("kd_app.jobs.distill.distill", side_effect=lose_child):
-        ended = call("seed=1")
+    lost = RunError("Process 1 of 2 was stopped by SIGTERM")
+    with patch("time.sleep", side_effect=lambda _: signal.raise_signal(signal.SIGTERM)):
+        ended = ending(lost)
     assert ended.code == 143
     assert paragraph(ended.err).startswith("Stopped by SIGTERM. Completed work is kept")
 

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -51,6 +52,7 @@ def test_a_signal_to_all_processes_stops_the_run_with_its_state(
         last = wait_for(tmp_path / "stopped", "stages/student-*.partial/last.ckpt", 300)
         while last.stat().st_mtime == 0:
             assert process.is_alive(), Path(log).read_text(encoding="utf-8")
+            time.sleep(0.05)
         assert process.pid
         os.killpg(process.pid, number)
         assert ended(process) == code, Path(log).read_text(encoding="utf-8")
