@@ -189,14 +189,18 @@ class Stages:
         partial = path.with_name(f"{path.name}.partial")
         partial.mkdir(exist_ok=True)
         sweep_leftovers(partial)
-        before, start, files = _read_seconds(partial), time.monotonic(), {}
+        before, start = _read_seconds(partial), time.monotonic()
         _write_record(partial, {**key, "seconds": before})
         try:
             build(partial)
             files = {name: hash_content(partial / name) for name in _list_files(partial)}
-        finally:
+        except BaseException:
             seconds = before + time.monotonic() - start
-            _write_record(partial, {**key, "seconds": seconds, "files": files})
+            with suppress(OSError):  # the disk may be full
+                _write_record(partial, {**key, "seconds": seconds, "files": {}})
+            raise
+        seconds = before + time.monotonic() - start
+        _write_record(partial, {**key, "seconds": seconds, "files": files})
         os.replace(partial, path)
         return Stage(str(key["name"]), path, seconds, is_new=True)
 

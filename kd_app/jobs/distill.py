@@ -1,6 +1,7 @@
 """The job of ``kd-distill``: trains and measures teacher, controls and student."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from kd_app.checks.quick import QuickChecks
@@ -229,7 +230,8 @@ def _run(
         console.print(f"{reason} {reason.hint}")
         return
     except Exception as error:
-        builder.write("failed", str(error) or type(error).__name__)
+        with suppress(OSError):  # the disk may be full
+            builder.write("failed", str(error) or type(error).__name__)
         raise
     console.print()
     console.show(build_summary(results))
