@@ -109,9 +109,9 @@ def inspect_setup(
     except RequestError as error:
         return CheckReport((refuse("data", str(error)),))
     start = time.monotonic()
-    stages.root.mkdir(parents=True, exist_ok=True)
-    # beside the stages, where leftovers of killed processes are removed
-    with TemporaryDirectory(prefix=".check-", suffix=".partial", dir=stages.root) as scratch:
+    # beside the stages, if there are any: leftovers of killed processes are removed there
+    root = stages.root if stages.root.is_dir() else None
+    with TemporaryDirectory(prefix=".check-", suffix=".partial", dir=root) as scratch:
         context = CheckContext(workspace, limits, rule, Path(scratch))
         is_ready = context.is_ready
         forecast = context.forecast
