@@ -109,7 +109,7 @@ def inspect_setup(
     except RequestError as error:
         return CheckReport((refuse("data", str(error)),))
     start = time.monotonic()
-    # beside the stages, if there are any: leftovers of killed processes are removed there
+    # beside the stages, if any, where leftovers of killed processes are removed
     root = stages.root if stages.root.is_dir() else None
     with TemporaryDirectory(prefix=".check-", suffix=".partial", dir=root) as scratch:
         context = CheckContext(workspace, limits, rule, Path(scratch))
