@@ -36,7 +36,7 @@ def test_after_a_step_nothing_is_refused(
 ) -> None:
     with (
         pytest.raises(Exception) as raised,  # noqa: PT011
-        explain_failures(SimpleNamespace(global_step=step), {}, first_step=4),
+        explain_failures(SimpleNamespace(global_step=step), "student", {}, first_step=4),
     ):
         raise error
     assert type(raised.value) is kind
@@ -46,6 +46,8 @@ def test_a_callback_of_the_user_is_named() -> None:
     callback = Faulty()
     with (
         pytest.raises(RunError, match=r"The callback mine \(Faulty\) failed in on_train_start"),
-        explain_failures(SimpleNamespace(global_step=0), {"mine": callback}, first_step=0),
+        explain_failures(
+            SimpleNamespace(global_step=0), "student", {"mine": callback}, first_step=0
+        ),
     ):
         callback.on_train_start()
