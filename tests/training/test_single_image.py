@@ -3,6 +3,7 @@
 import pytest
 import timm
 
+import kd_app.models.small  # noqa: F401
 from kd_app.config import InputSpec, RequestError, RunError
 from kd_app.training.single_image import build_single_image_error, check_single_image
 
