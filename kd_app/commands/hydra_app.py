@@ -27,6 +27,7 @@ from kd_app.config.compose import (
     to_plain_dict,
 )
 from kd_app.config.errors import RequestError
+from kd_app.config.hydra_messages import check_flags
 from kd_app.config.memory import explain_memory_error
 from kd_app.config.paths import CONF
 
@@ -82,6 +83,7 @@ def _run_hydra_main(
             raise _TrialsStopped
 
     try:
+        check_flags(sys.argv[1:])
         check_choices(each for each in sys.argv[1:] if not each.startswith("-"))
         main()
     except _TrialsStopped:
