@@ -60,7 +60,7 @@ class OnnxInt8(Format):
         path: Path,
     ) -> dict[str, Any]:
         with (
-            tempfile.TemporaryDirectory(PARTIAL, dir=path.parent) as folder,
+            tempfile.TemporaryDirectory(PARTIAL, ".", path.parent) as folder,
             _silence_onnxruntime(),
         ):
             plain, prepared = Path(folder) / "plain.onnx", Path(folder) / "prepared.onnx"
