@@ -45,7 +45,7 @@ WRONG = [
     ("~foo", "'~' removes a setting, but 'foo' does not exist"),
     ("~seed=3", "'~seed=3' removes nothing: seed is 0"),
     ("~loss", "'~loss' removes nothing: loss has no such choice"),
-    ("data@x=digits", "no group 'data@x'. in this configuration. Did you mean data?"),
+    ("data@x=digits", "no group 'data@x' in this configuration. Did you mean data?"),
     ("+x@y=1", "no group 'x'. '--help' lists the groups"),
     ("+foo=1", "kd-distill has no setting 'foo'"),
     ("+sead=1", "kd-distill has no setting 'sead'. Did you mean 'seed'?"),
