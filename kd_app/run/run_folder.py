@@ -147,7 +147,9 @@ def _restore_on_refusal(
     remove(backup)
     is_fresh = overwrite or not (out / CONFIG).is_file()
     originals = {
-        path: path.read_bytes() for path in (out / CONFIG, out / RESULTS) if path.is_file()
+        path: path.read_bytes()
+        for path in (out / CONFIG, out / RESULTS)
+        if path.is_file() and not is_outside(path, out)
     }
     if overwrite:
         backup.mkdir()
@@ -155,7 +157,8 @@ def _restore_on_refusal(
     try:
         yield
         results = out / RESULTS
-        if results in originals and results.read_bytes() == originals[results]:
+        is_kept = results in originals and results.is_file()
+        if is_kept and results.read_bytes() == originals[results]:
             _write_back(originals)
     except RequestError:
         if is_fresh:
