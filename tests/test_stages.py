@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kd_app.stages import (
+    RECORD,
     Stage,
     Stages,
     hash_content,
@@ -331,3 +332,97 @@ def test_an_attempt_starts_without_the_temporary_files_of_the_last_one(tmp_path:
         make(Stages(tmp_path), fail)
     make(Stages(tmp_path), lambda folder: names.extend(os.listdir(folder)))
     assert sorted(names) == ["last.ckpt", "stage.json"]
+
+
+def test_a_link_in_an_unfinished_stage_is_not_written_through(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    finished = make(Stages(tmp_path / "other"), writes("one")).path
+    partial = tmp_path / "stages" / f"{finished.name}.partial"
+    partial.mkdir(parents=True)
+    (partial / "result").symlink_to(victim)
+    assert make(Stages(partial.parent), writes("two")).path.joinpath("result").read_text() == "two"
+    assert victim.read_text() == "precious"
+
+
+def test_a_link_in_the_place_of_an_unfinished_stage_is_not_written_through(tmp_path: Path) -> None:
+    name = make(Stages(tmp_path / "other"), writes("one")).path.name
+    (tmp_path / "home").mkdir()
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / f"{name}.partial").symlink_to(tmp_path / "home")
+    make(Stages(tmp_path / "stages"), writes("two"))
+    assert list((tmp_path / "home").iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["link", "file", "link to a folder", "link in place of a file"])
+def test_a_stage_with_something_that_its_record_does_not_name_is_rebuilt(
+    tmp_path: Path, kind: str
+) -> None:
+    messages: list[str] = []
+    secret = tmp_path / "secret"
+    secret.mkdir() if "folder" in kind else secret.write_text("one")
+    stage = make(Stages(tmp_path / "stages"), writes("one")).path
+    if kind == "file":
+        (stage / "quantized.pte").touch()
+    elif "place" in kind:
+        (stage / "result").unlink()
+        (stage / "result").symlink_to(secret)
+    else:
+        (stage / "LICENSE.txt").symlink_to(secret)
+    again = make(Stages(tmp_path / "stages", say=messages.append), writes("one"))
+    assert again.is_new
+    assert [path.name for path in sorted(stage.iterdir())] == ["result", RECORD]
+    assert not (stage / "result").is_symlink()
+    (message,) = messages
+    assert "since the stage was built; the stage is rebuilt" in message
+    assert secret.exists()
+
+
+def test_a_hidden_file_that_a_system_left_does_not_matter(tmp_path: Path) -> None:
+    stage = make(Stages(tmp_path), writes("one")).path
+    (stage / ".DS_Store").touch()
+    assert not make(Stages(tmp_path), refuses).is_new
+
+
+def test_a_record_that_names_files_elsewhere_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("one")
+    stage = make(Stages(tmp_path / "stages"), writes("one")).path
+    record = json.loads((stage / RECORD).read_text())
+    del record["sha256"]
+    record["files"]["../../secret"] = hash_content(tmp_path / "secret")
+    (stage / RECORD).write_text(json.dumps({**record, "sha256": hash_value(record)}))
+    assert make(Stages(tmp_path / "stages"), writes("one")).is_new
+
+
+def test_a_finished_stage_needs_no_lock_and_no_right_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make(Stages(tmp_path), writes("one")).path
+    path.with_name(f".{path.name}.lock").unlink()
+    monkeypatch.setattr(Stages, "_lock", refuses)
+    monkeypatch.setattr(Path, "mkdir", refuses)
+    assert make(Stages(tmp_path), refuses).path == path
+
+
+def test_files_of_a_stage_have_the_rights_of_the_umask(tmp_path: Path) -> None:
+    def build(folder: Path) -> None:
+        (folder / "model").mkdir(mode=0o700)
+        (folder / "model" / "weights").touch(mode=0o600)
+
+    before = os.umask(0o002)
+    try:
+        stage = make(Stages(tmp_path), build).path
+    finally:
+        os.umask(before)
+    modes = [path.stat().st_mode & 0o777 for path in (stage, *sorted(stage.rglob("*")))]
+    assert modes == [0o775, 0o775, 0o664, 0o664]
+    assert not make(Stages(tmp_path), refuses).is_new
+
+
+def test_relative_stages_have_absolute_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert (
+        make(Stages(Path("runs/.stages")), writes("one")).path.parent == tmp_path / "runs/.stages"
+    )

@@ -51,7 +51,7 @@ EXAMPLES = {
     "report": (
         "kd-report 'runs=[runs/fm]'",
         "kd-report 'runs=[runs/a,runs/seed*]' out=report",
-        "kd-report schema=true",
+        "kd-report stages=runs/.stages",
     ),
 }
 

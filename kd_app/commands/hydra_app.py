@@ -28,6 +28,7 @@ from kd_app.config.compose import (
     to_plain_dict,
 )
 from kd_app.config.errors import RequestError
+from kd_app.config.hydra_messages import check_flags
 from kd_app.config.memory import explain_memory_error
 from kd_app.config.paths import CONF
 from kd_app.signals import STOPPED, find_stop, stop_children_first, stop_on_signals
@@ -88,6 +89,7 @@ def _run_hydra_main(
             raise _TrialsStopped(code)
 
     try:
+        check_flags(sys.argv[1:])
         check_choices(each for each in sys.argv[1:] if not each.startswith("-"))
         with stop_children_first(True):
             main()

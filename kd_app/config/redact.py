@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from kd_app.files import replace_file
+
 _SECRET = re.compile(
     r"(?:^|[_.-])(?:api_?key|access_?key|token|secret|passw(?:or)?d|credentials?)$", re.IGNORECASE
 )
@@ -69,7 +71,8 @@ def _redact_text_file(path: Path, copy: Path) -> Path:
         text = yaml.safe_dump(clean, sort_keys=False, allow_unicode=True)
     else:
         text = json.dumps(clean, indent=1)
-    copy.write_text(text, encoding="utf-8")
+    with replace_file(copy) as file:
+        file.write(text.encode())
     return copy
 
 
@@ -85,10 +88,11 @@ def _redact_table_file(path: Path, copy: Path) -> Path:
         return path
     table[_FILE] = relativize(table[_FILE].tolist())
     copy.parent.mkdir(parents=True, exist_ok=True)
-    if is_parquet:
-        table.to_parquet(copy, index=False)
-    else:
-        table.to_csv(copy, index=False, lineterminator="\n")
+    with replace_file(copy) as file:
+        if is_parquet:
+            table.to_parquet(file, index=False)
+        else:
+            table.to_csv(file, index=False, lineterminator="\n")
     return copy
 
 

@@ -14,6 +14,8 @@ from typing import IO, NamedTuple, Self
 import numpy as np
 from jaxtyping import Int64, UInt64
 
+from kd_app.files import replace_file
+
 PROGRESS = "progress.npz"
 _SECONDS_BETWEEN_SAVES = 20.0
 _BLOCK = 2**24
@@ -94,12 +96,8 @@ class ScanProgress:
         known = {name: getattr(self, name)[: position.images] for name in _ARRAYS}
         bad = {key: text for key, text in self.bad.items() if int(key) < position.images}
         text = np.frombuffer(json.dumps(bad).encode(), dtype=np.uint8)
-        partial = folder / f".{PROGRESS}.partial"
-        with partial.open("wb") as target:
+        with replace_file(folder / PROGRESS) as target:
             np.savez(target, position=np.array(position), bad=text, **known)
-            target.flush()
-            os.fsync(target.fileno())
-        os.replace(partial, folder / PROGRESS)
         self._saved_at = time.monotonic()
 
     def save_if_due(self, folder: Path, file: IO[bytes]) -> None:

@@ -18,6 +18,7 @@ from kd_app.deployment.confidence import MEASURES, compute_confidence, compute_l
 from kd_app.deployment.logits import number_images
 from kd_app.deployment.manifest import describe_decoding, parse_decoding
 from kd_app.digest import CHANGED, hash_file, is_changed, seal
+from kd_app.stages import write_atomically
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -129,12 +130,8 @@ class ModelCascade:
         }
         if self.decoding is not None:
             settings["decoding"] = describe_decoding(self.decoding)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_text(
-            json.dumps(seal({"stages": stages, **settings}), indent=2, allow_nan=False) + "\n",
-            encoding="utf-8",
-        )
-        partial.replace(path)
+        text = json.dumps(seal({"stages": stages, **settings}), indent=2, allow_nan=False)
+        write_atomically(path, f"{text}\n")
 
     @classmethod
     def load(cls, path: Path, open_stage: "Callable[[Path], ImageStage]") -> "ModelCascade":

@@ -36,6 +36,7 @@ from kd_app.run.cascade_record import (
     summarize_latency,
     time_calls,
 )
+from kd_app.run.machine import choose_device
 from kd_app.run.measurement import add_data, start_results
 from kd_app.run.open_model import OpenModel, check_same_classes, open_model
 from kd_app.run.open_run import open_run, read_run
@@ -68,7 +69,8 @@ def evaluate_cascade(
     EvaluationSettings(**config)
     routing, console = Routing(**config["routing"]), console or Console()
     check_request(config)
-    stages = [open_model(path, threads=1) for path in config["cascade"]]
+    device = choose_device(config)
+    stages = [open_model(path, threads=1, device=device) for path in config["cascade"]]
     check_same_classes([(stage.name, stage.model.classes) for stage in stages])
     saved = read_run(_find_run(config, stages), config, "measure")
     out = Path(config["out"]) / ("" if trial is None else str(trial))

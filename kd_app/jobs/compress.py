@@ -53,6 +53,7 @@ _NOT_RECORDED = (
     "logger",
     "tags",
     "license",
+    "trainer",
 )
 """Settings that do not change the compressed student."""
 
@@ -80,6 +81,7 @@ class Compression(Typed, called="kd-compress"):
         logger: Group,
         tags: list[str],
         license: Group,
+        trainer: Group,
         **blocks: Group,
     ) -> None:
         for name in (*steps, *remake):

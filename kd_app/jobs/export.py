@@ -2,7 +2,6 @@
 file, and recommends one.
 """
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from kd_app.deployment.logits import NonFiniteLogitsError, name_images
 from kd_app.deployment.predictions import predict_with_artifact
 from kd_app.deployment.price import Price
 from kd_app.deployment.timing import Benchmark
+from kd_app.files import replace_file
 from kd_app.metrics.record import Predictions
 from kd_app.metrics.verdict import VerdictRule
 from kd_app.reporting.console import Console
@@ -61,6 +61,7 @@ class Export(Typed, called="kd-export"):
         allow: list[Place],
         test: Literal["auto", "always", "never"],
         license: Group,
+        trainer: Group,
         formats: Annotated[dict[str, Group], Field(min_length=1)],
         benchmark: Group,
         price: Group,
@@ -241,9 +242,8 @@ def copy_whole(source: Path, target: Path) -> None:
     """Copy a file so that `target` is never a partial copy. Raises `RunError` if the
     copy differs from the source.
     """
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.copyfile(source, partial)
-    os.replace(partial, target)
+    with source.open("rb") as old, replace_file(target) as new:
+        shutil.copyfileobj(old, new)
     if hash_file(target) != hash_file(source):
         raise RunError(
             f"{str(target)!r} differs from the file it was copied from. Check that the disk is not"

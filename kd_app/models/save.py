@@ -12,6 +12,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 from kd_app.config import InputSpec, RunError
+from kd_app.files import list_regular_files
 from kd_app.models.finite import describe_nonfinite, find_nonfinite
 from kd_app.models.layer_widths import WIDTHS
 from kd_app.models.simkd_student import REUSED, SimKDStudent
@@ -113,12 +114,19 @@ def copy_labeled(
     teacher: str | None,
     decoding: Mapping[str, Any],
 ) -> None:
-    """Copy a model folder to the new folder `target`, with `license` and `teacher`
-    written into the weights and the config.json.
+    """Copy the regular files of a model folder into the folder `target`, with `license`
+    and `teacher` written into the weights and the config.json.
+
+    Links are not followed: the folder may be somebody else's, and the copy is shipped.
+    A finished stage holds no other files than those in its record.
 
     decoding: how the run decoded image files, for the config.json.
     """
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns(WEIGHTS, CONFIG))
+    target.mkdir(parents=True, exist_ok=True)
+    for name in list_regular_files(source)[0]:
+        if name not in (WEIGHTS, CONFIG) and not name.startswith("."):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, target / name)
     write_with_metadata(source / WEIGHTS, target / WEIGHTS, license=license, teacher=teacher)
     config = json.loads((source / CONFIG).read_text(encoding="utf-8"))
     config |= {

@@ -16,6 +16,7 @@ from torch import nn
 
 import kd_app.models.small  # noqa: F401
 from kd_app.config import InputSpec, RequestError, Typed, build_unknown_error
+from kd_app.config.links import check_links
 from kd_app.config.recorded_files import check_recorded
 from kd_app.models.class_names import ClassMatch, ModelClasses, match_classes
 from kd_app.models.layer_widths import Widths
@@ -31,7 +32,7 @@ from kd_app.models.weights_source import (
     parse_labels,
     read_record,
 )
-from kd_app.run_files import RESULTS, STUDENT
+from kd_app.run_files import READ, RESULTS, STUDENT
 
 _SET_ELSEWHERE = {
     "pretrained": "{role}.pretrained",
@@ -269,9 +270,11 @@ def _find_registered(role: str, name: str) -> dict[str, Any]:
 
 def _resolve_student_folder(folder: Path) -> Path:
     """Return the student folder of a run, or the folder itself. Raises `RequestError`
-    if the run recorded other files there.
+    if the run recorded other files there, or a link leads out of the run's folder.
     """
-    folder = folder / STUDENT if (folder / RESULTS).is_file() else folder
+    if (folder / RESULTS).is_file():
+        check_links(folder, READ)
+        folder = folder / STUDENT
     check_recorded(folder)
     return folder
 

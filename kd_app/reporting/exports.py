@@ -2,16 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kd_app.config import RequestError
 from kd_app.digest import CHANGED, is_changed
 from kd_app.reporting.results import Number, Verdict
-from kd_app.run_files import MANIFEST
-
-FOLDER: Final = "export"
+from kd_app.run_files import EXPORT, MANIFEST
 
 
 class _Open(BaseModel):
@@ -131,7 +129,7 @@ def read_exports(run: Path) -> Exports | None:
 
     Raises `RequestError` if the manifest is truncated or does not fit the schema.
     """
-    path = run / FOLDER / MANIFEST
+    path = run / EXPORT / MANIFEST
     if not path.is_file():
         return None
     remedy = "Export the run again with kd-export."

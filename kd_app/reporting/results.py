@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from kd_app.config import RequestError
+from kd_app.config.links import check_links
 from kd_app.config.recorded_files import check_seal
 from kd_app.digest import SELF, seal
 from kd_app.metrics.model_metrics import MODEL_METRICS
 from kd_app.metrics.pair_metrics import PAIR_METRICS
 from kd_app.metrics.spec import MetricSpec
+from kd_app.run_files import READ
 from kd_app.stages import write_atomically
 
 VERSION: Final = 1
@@ -546,8 +548,10 @@ def read(path: Path) -> Results:
     """Read a ``results.json``.
 
     Raises `RequestError` if the file is missing, truncated, of another schema version,
-    has changed since it was written, or does not fit the schema.
+    has changed since it was written, or does not fit the schema, or if a link leads
+    out of the run's folder.
     """
+    check_links(path.parent, READ)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):

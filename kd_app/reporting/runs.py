@@ -17,13 +17,12 @@ from kd_app.config import RequestError, build_unknown_error
 from kd_app.config.errors import take_first_line
 from kd_app.config.recorded_files import check_recorded
 from kd_app.models.weights_metadata import hash_weights
-from kd_app.reporting.examples import EXAMPLES
 from kd_app.reporting.predictions import write_predictions
 from kd_app.reporting.refusals import FOLDER as REFUSED
 from kd_app.reporting.refusals import TrialRefusedError, list_refusals, read_refusal
 from kd_app.reporting.results import Results, read
 from kd_app.reporting.teacher_reference import read_teacher_reference
-from kd_app.run_files import CURVES, PREDICTIONS, REFERENCE, RESULTS, STUDENT, TEACHER
+from kd_app.run_files import CURVES, EXAMPLES, PREDICTIONS, REFERENCE, RESULTS, STUDENT, TEACHER
 from kd_app.stages import write_atomically
 
 if TYPE_CHECKING:

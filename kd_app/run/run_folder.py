@@ -16,14 +16,16 @@ from filelock import FileLock, Timeout
 from kd_app.config import RequestError
 from kd_app.config.keys import NESTED_NON_IDENTITY_KEYS, NON_IDENTITY_KEYS
 from kd_app.config.recorded_files import check_recorded
+from kd_app.files import is_outside, list_regular_files, remove
 from kd_app.reporting.runs import flatten
 from kd_app.run.saved_config import fill_defaults
-from kd_app.run_files import CONFIG, RESULTS
-from kd_app.stages import hash_value, sweep_leftovers, write_atomically
+from kd_app.run_files import CONFIG, READ, RESULTS
+from kd_app.stages import RECORD, hash_value, sweep_leftovers, write_atomically
 
 _LOCK, _BACKUP = ".lock", ".before"
 _FREE_KEYS = (*NON_IDENTITY_KEYS, *NESTED_NON_IDENTITY_KEYS, "test", "robustness")
 """Keys that may change when a run is resumed: they do not decide what is trained."""
+_WRITTEN = (*READ, "wandb", "tensorboard", "mlflow")
 _MAX_LISTED = 12
 
 
@@ -59,6 +61,7 @@ def claim_folder(out: Path, config: Mapping[str, Any], *, overwrite: bool) -> It
     try:
         with _restore_on_refusal(out, new_folders, overwrite=overwrite):
             _check_same_run(out, config)
+            _unlink_outward(out)
             write_atomically(
                 out / CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
             )
@@ -67,9 +70,31 @@ def claim_folder(out: Path, config: Mapping[str, Any], *, overwrite: bool) -> It
         lock.release()
 
 
-def check_out(out: Path, stages: Path) -> None:
-    """Raise `RequestError` if `out` is the folder of the stages or lies in it."""
+def _unlink_outward(out: Path) -> None:
+    """Remove the links that lead out of the folder from where the run and its trackers
+    write.
+    """
+    for path in (out / name for name in _WRITTEN):
+        links = [""] if path.is_symlink() else list_regular_files(path)[1]
+        for link in (path / each for each in links):
+            if link.is_symlink() and is_outside(link, out):
+                link.unlink()
+
+
+def check_out(out: Path, stages: Path, run: Path | None = None) -> None:
+    """Raise `RequestError` if `out` is the folder of the stages or lies in it, or if it
+    is a link that leads out of the folder of the finished `run`.
+    """
     inner, outer = out.resolve(), stages.resolve()
+    is_named_in_run = run is not None and Path(os.path.abspath(out)).is_relative_to(
+        os.path.abspath(run)
+    )
+    if run is not None and is_named_in_run and is_outside(out, run):
+        raise RequestError(
+            f"out={str(out)!r} is a link out of the run's folder, to {str(inner)!r}. A run's folder"
+            f" may be somebody else's, so links in it are not followed. Name the folder itself:"
+            f" out={inner}."
+        )
     if inner == outer or outer in inner.parents:
         raise RequestError(
             f"out={str(out)!r} {'is' if inner == outer else 'lies in'} the folder of the cached"
@@ -79,12 +104,20 @@ def check_out(out: Path, stages: Path) -> None:
 
 
 def check_stages(stages: Path) -> None:
-    """Raise `RequestError` if the folder of the stages can't be created or written."""
+    """Raise `RequestError` if the folder of the stages can't be created or written.
+
+    A folder of another user that holds finished stages may be read only: the job can
+    need no others.
+    """
     path = stages.absolute()
     existing = next(each for each in (path, *path.parents) if each.exists())
     if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
         return
-    reason = "this user may not write to it" if existing.is_dir() else "it is a file"
+    if existing == path and any(path.glob(f"*/{RECORD}")):
+        return
+    reason = (
+        "permission denied: this user may not write to it" if existing.is_dir() else "it is a file"
+    )
     raise RequestError(
         f"The folder of the cached stages, stages={str(stages)!r}, can't be written"
         f" ({str(existing)!r}: {reason}). Set stages= to another folder."
@@ -112,10 +145,12 @@ def _restore_on_refusal(
     starts with an empty folder.
     """
     backup = out / _BACKUP
-    shutil.rmtree(backup, ignore_errors=True)
+    remove(backup)
     is_fresh = overwrite or not (out / CONFIG).is_file()
     originals = {
-        path: path.read_bytes() for path in (out / CONFIG, out / RESULTS) if path.is_file()
+        path: path.read_bytes()
+        for path in (out / CONFIG, out / RESULTS)
+        if path.is_file() and not is_outside(path, out)
     }
     if overwrite:
         backup.mkdir()
@@ -123,7 +158,8 @@ def _restore_on_refusal(
     try:
         yield
         results = out / RESULTS
-        if results in originals and results.read_bytes() == originals[results]:
+        is_kept = results in originals and results.is_file()
+        if is_kept and results.read_bytes() == originals[results]:
             _write_back(originals)
     except RequestError:
         if is_fresh:

@@ -396,6 +396,15 @@ class Workspace:
                 stage = self.stages.find_or_build(
                     name, config=_round_trip_json(config), inputs=inputs, build=build
                 )
+        except PermissionError as error:
+            if not str(error.filename).startswith(str(self.stages.root)):
+                raise
+            raise RunError(
+                f"Permission denied: the stage {name} is not finished in"
+                f" stages={str(self.stages.root)!r}, and this user may not write"
+                f" {str(error.filename)!r}. Set stages= to another folder, or let the owner of the"
+                " folder allow it: the files there have the rights of the umask of who wrote them."
+            ) from None
         except RuntimeError as error:
             raise explain_lost_worker(error) or error from error
         self.used.append(stage)

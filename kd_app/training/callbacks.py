@@ -19,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from kd_app.config import RunError
+from kd_app.files import replace_file
 from kd_app.signals import STOP_SIGNALS, StopRequest
 from kd_app.stages import hash_file
 from kd_app.training.averaging import EMA
@@ -196,15 +197,13 @@ def _write_best(folder: Path, weights: dict[str, Tensor]) -> str:
     """Write the best weights to disk, and keep the ones before them until a checkpoint
     refers to the new ones; the sha256 of the file.
     """
-    content, partial = save(weights), folder / f".{BEST}.partial"
-    with partial.open("wb") as file:
+    content = save(weights)
+    with replace_file(folder / BEST) as file:
         file.write(content)
         file.flush()
-        os.fsync(file.fileno())
-    is_referred = (folder / BEST).is_file() and (folder / LAST).is_file()
-    if is_referred and not (folder / _BEFORE).is_file():
-        os.replace(folder / BEST, folder / _BEFORE)
-    os.replace(partial, folder / BEST)
+        is_referred = (folder / BEST).is_file() and (folder / LAST).is_file()
+        if is_referred and not (folder / _BEFORE).is_file():
+            os.replace(folder / BEST, folder / _BEFORE)
     return hashlib.sha256(content).hexdigest()
 
 

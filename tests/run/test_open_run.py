@@ -27,6 +27,7 @@ from kd_app.run.open_run import (
     STAGES,
     Purpose,
     SavedRun,
+    _find_stage,
     build_saved_spec,
     load_models,
     open_run,
@@ -128,11 +129,13 @@ def test_the_command_decides_where_stages_go_what_is_trusted_and_which_licenses_
     change_config(run, stages="/elsewhere", allow=["os"], license={"accept": ["x"], "policy": "p"})
     for purpose in ("measure", "export", "train"):
         config = read_saved(run, purpose).config
-        assert config["stages"] == STAGES
+        assert config["stages"] == str(Path(STAGES).absolute())
         assert config["allow"] == []
         assert config["license"]["accept"] == []
         assert config["license"]["policy"] is None
-    assert read_saved(run, overrides=["stages=mine"]).config["stages"] == "mine"
+    assert read_saved(run, overrides=["stages=mine"]).config["stages"] == str(
+        Path("mine").absolute()
+    )
 
 
 def test_a_measurement_runs_on_this_machine_and_a_training_as_the_run_did(run: Path) -> None:
@@ -349,3 +352,29 @@ def test_a_run_whose_loss_does_not_exist_any_more_is_exported(run: Path) -> None
     overrides = [f"run={run}", "out=files", "license.accept=[none]", "formats=[onnx]", *QUICK]
     export_run(compose_config("export", overrides), console=SILENT)
     assert (Path("files") / "manifest.json").is_file()
+
+
+def test_a_run_is_opened_from_another_working_directory(
+    run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    teacher = {**read_config(run)["teacher"], "checkpoint": "teacher"}
+    change_config(run, teacher=teacher, stages="stages")
+    stage = tmp_path / "stages" / "student-0123"
+    stage.mkdir(parents=True)
+    (stage / "stage.json").touch()
+    record = {"name": "student", "path": "stages/student-0123", "seconds": 1, "status": "reused"}
+    environment = {**results(run)["environment"], "folder": str(tmp_path)}
+    change_results(run, stages=[record], environment=environment)
+    monkeypatch.chdir("/")
+    saved = read_saved(run)
+    assert saved.config["teacher"]["checkpoint"] == str(tmp_path / "teacher")
+    assert saved.config["stages"] == str(tmp_path / "stages")
+    assert build_saved_spec(saved).teacher is not None
+
+
+def test_a_stage_that_has_moved_with_its_folder_is_looked_for_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "new" / "teacher-01").mkdir(parents=True)
+    old = tmp_path / "old" / "teacher-01"
+    assert _find_stage(old, tmp_path / "new") == tmp_path / "new" / "teacher-01"
+    old.mkdir(parents=True)
+    assert _find_stage(old, tmp_path / "new") == old

@@ -35,7 +35,11 @@ def test_a_file_that_a_user_names_may_set_whatever_the_command_line_may(tmp_path
         {"out": "theirs", "stages": "kept", "allow": ["timm"]},
     )
     config = compose_config("distill", [f"hydra.searchpath=[file://{tmp_path / 'conf'}]", words[1]])
-    assert (config["out"], config["stages"], config["allow"]) == ("theirs", "kept", ["timm"])
+    assert (config["out"], config["stages"], config["allow"]) == (
+        "theirs",
+        str(Path("kept").absolute()),
+        ["timm"],
+    )
 
 
 def nested(place: str, value: Any) -> dict[str, Any]:

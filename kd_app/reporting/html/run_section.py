@@ -10,7 +10,6 @@ from kd_app.metrics.pair_metrics import PAIR_METRICS
 from kd_app.reporting.cascade import write_answer as write_cascade_answer
 from kd_app.reporting.cascade import write_details
 from kd_app.reporting.distillation_gain import describe_gains
-from kd_app.reporting.examples import EXAMPLES
 from kd_app.reporting.exports import read_exports
 from kd_app.reporting.html.examples import build_examples, select_flips
 from kd_app.reporting.html.from_predictions import (
@@ -30,6 +29,7 @@ from kd_app.reporting.sentences import (
     write_basis,
     write_verdict,
 )
+from kd_app.run_files import EXAMPLES
 
 T = TypeVar("T")
 LABELS = {
