@@ -17,15 +17,18 @@ from kd_app.training.distributed.torchrun import Torchrun, is_follower
 
 Task = Callable[[dict[str, Any], int | None], None]
 """``task(config, trial)``: `trial` is the number of the trial in a sweep, else None."""
+AfterSweep = Callable[[dict[str, Any], Callable[[int], dict[str, Any] | None]], None]
+"""``after_sweep(config, find_trial)``: the config of the sweep's last trial, and a
+function that returns the config of a trial by its number; None if the trial did not run
+in this process.
+"""
 
 
-def run(
-    task: Task, primary: str, *, after_sweep: Callable[[dict[str, Any]], None] | None = None
-) -> NoReturn:
+def run(task: Task, primary: str, *, after_sweep: AfterSweep | None = None) -> NoReturn:
     """Compose ``conf/<primary>.yaml`` with the command line, run `task` once or once
     for each trial, and exit.
 
-    after_sweep: called after the last trial with the config of that trial.
+    after_sweep: called after the last trial.
     """
     if text := find_help(primary, sys.argv[1:]):
         print(text)
@@ -35,7 +38,7 @@ def run(
     sys.exit(_run_under_torchrun(lambda: _run(task, primary, after_sweep)))
 
 
-def _run(task: Task, primary: str, after_sweep: Callable[[dict[str, Any]], None] | None) -> int:
+def _run(task: Task, primary: str, after_sweep: AfterSweep | None) -> int:
     from kd_app.commands.hydra_app import run_with_hydra
 
     return run_with_hydra(task, primary, after_sweep)

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from kd_app.config.errors import RequestError, RunError
+from kd_app.config.escape import escape_controls
 
 STOPPED = {130, 143}
 
@@ -36,7 +37,7 @@ def run_to_exit_code(body: Callable[[], object], *, about: str = "") -> int:
 
 def report(code: int, paragraph: str) -> int:
     """Print a paragraph to stderr and return the exit code."""
-    print(paragraph, file=sys.stderr, flush=True)
+    print(escape_controls(paragraph), file=sys.stderr, flush=True)
     return code
 
 

@@ -27,8 +27,8 @@ from kd_app.deployment.logits import name_images, number_images
 from kd_app.reporting.console import Console
 from kd_app.run.open_model import ImageClassifier, open_cascade, open_model
 from kd_app.run.spec import Config
+from kd_app.run_files import CASCADE
 
-CASCADE = "cascade.json"
 _MAX_NAMES = 5
 _WRITERS: dict[str, Callable[[Any, Path], None]] = {
     ".csv": lambda table, path: table.to_csv(path, index=False),

@@ -16,6 +16,7 @@ from torch import nn
 
 import kd_app.models.small  # noqa: F401
 from kd_app.config import InputSpec, RequestError, Typed, build_unknown_error
+from kd_app.config.links import check_links
 from kd_app.config.recorded_files import check_recorded
 from kd_app.models.class_names import ClassMatch, ModelClasses, match_classes
 from kd_app.models.layer_widths import Widths
@@ -269,14 +270,17 @@ def _find_registered(role: str, name: str) -> dict[str, Any]:
 
 def _resolve_student_folder(folder: Path) -> Path:
     """Return the student folder of a run, or the folder itself. Raises `RequestError`
-    if the run recorded other files there.
+    if the run recorded other files there, or has links out of its folder.
     """
-    folder = folder / STUDENT if (folder / RESULTS).is_file() else folder
+    if (folder / RESULTS).is_file():
+        check_links(folder)
+        folder = folder / STUDENT
     check_recorded(folder)
     return folder
 
 
 def _resolve_folder(role: str, folder: Path) -> WeightsSource:
+    check_links(folder)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         cfg = config["pretrained_cfg"]

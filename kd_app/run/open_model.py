@@ -13,6 +13,7 @@ import torch
 
 from kd_app.config import Decoding, InputSpec, RequestError, choose_decoding, suggest_closest
 from kd_app.config.errors import take_first_line
+from kd_app.config.links import check_links
 from kd_app.deployment.artifact import open_artifact
 from kd_app.deployment.cascade import ImageStage, ModelCascade
 from kd_app.deployment.torch_model import TorchModel
@@ -161,6 +162,7 @@ def check_same_classes(named: Sequence[tuple[str, tuple[str, ...]]]) -> None:
 
 def _resolve_folder(path: Path) -> tuple[Path, Path | None]:
     """The model folder that `path` refers to, and the folder of the model's run."""
+    check_links(path)
     if (path / RESULTS).is_file():
         return path / STUDENT, path
     if (path / REFERENCE).is_file():

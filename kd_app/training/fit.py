@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kd_app.config import RequestError, RunError
+from kd_app.config.own_code import describe_own_error
 from kd_app.data.base import RunData
 from kd_app.data.batch import Batch
 from kd_app.data.normalize import normalize
@@ -32,7 +33,6 @@ from kd_app.models.teacher import FrozenTeacher
 from kd_app.reporting.console import Console
 from kd_app.stages import hash_content, write_atomically
 from kd_app.training.averaging import EMA
-from kd_app.training.callback_rules import explain_callback_error
 from kd_app.training.callbacks import (
     BEST,
     LAST,
@@ -47,11 +47,11 @@ from kd_app.training.callbacks import (
 from kd_app.training.cpu_convolutions import correct_convolutions
 from kd_app.training.curve_log import FILE, CurveLogger, drop_points_after
 from kd_app.training.distributed.consistency import RankConsistency
+from kd_app.training.failures import explain_failures
 from kd_app.training.freeze import freeze_layers
 from kd_app.training.job import JobTeacher, TrainingJob
 from kd_app.training.loss import DistillationLoss
 from kd_app.training.module import NOT_FINITE, Distillation, StepOptions
-from kd_app.training.single_image import build_single_image_error
 from kd_app.training.teacher_cache import CachedTeacherLogits, TeacherLogits
 from kd_app.training.teacher_source import CachedTeacher, LiveTeacher, StudentEma, TeacherSource
 from kd_app.training.trainer import PROFILE, TrainerSettings
@@ -123,17 +123,8 @@ def fit(
     step = prepare_resume(folder, console.print)
     if step is not None:
         console.print(f"  {job.name}: resumes at step {step}")
-    try:
+    with explain_failures(trainer, recipe_callbacks, job.name, first_step=step or 0):
         _run(trainer, module, data, checkpoints, settings, is_resumed=step is not None)
-    except (RequestError, RunError):
-        raise
-    except Exception as error:
-        failure = explain_callback_error(error, recipe_callbacks) or build_single_image_error(
-            error, job.name, is_started=trainer.global_step > 0
-        )
-        if failure is None:
-            raise
-        raise failure from error
     if settings.profiler:
         profiles = sorted(folder.glob(f"*{PROFILE}*.txt"))
         console.print("\n".join(path.read_text(encoding="utf-8") for path in profiles))
@@ -388,7 +379,7 @@ def _run(
     except TrainingInterrupted:
         pass
     except SystemExit as stop:
-        if stop.code != 1:
+        if stop.code != 1 or describe_own_error(stop):
             raise
         # Lightning exits with 1 on Ctrl-C before the first step
         raise KeyboardInterrupt from None
