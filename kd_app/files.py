@@ -95,8 +95,13 @@ def remove_links(folder: Path) -> None:
 
 
 def is_outside(path: Path, folder: Path) -> bool:
-    """Whether a link leads from `path`, a name in `folder`, out of the folder."""
-    return not path.resolve().is_relative_to(folder.resolve())
+    """Whether a link leads from `path`, a name in `folder`, out of the folder, or to
+    nowhere in a loop.
+    """
+    try:
+        return not path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):
+        return True
 
 
 def follow_umask(folder: Path, like: Path) -> None:

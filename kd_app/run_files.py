@@ -21,3 +21,5 @@ READ: Final = (
 """The files and folders that are read from a run's folder."""
 MANIFEST: Final = "manifest.json"
 """In an export folder: a description of each file."""
+CASCADE: Final = "cascade.json"
+"""A cascade of models that kd-evaluate chose."""

@@ -17,14 +17,18 @@ from kd_app.streams import drop_lost_output
 
 Task = Callable[[dict[str, Any], int | None], None]
 """``task(config, trial)``: `trial` is the number of the trial in a sweep, else None."""
-AfterSweep = Callable[[dict[str, Any]], None]
+AfterSweep = Callable[[dict[str, Any], Callable[[int], dict[str, Any] | None]], None]
+"""``after_sweep(config, find_trial)``: the config of the sweep's last trial, and a
+function that returns the config of a trial by its number; None if the trial did not run
+in this process.
+"""
 
 
 def run(task: Task, primary: str, *, after_sweep: AfterSweep | None = None) -> NoReturn:
     """Compose ``conf/<primary>.yaml`` with the command line, run `task` once or once
     for each trial, and exit.
 
-    after_sweep: called after the last trial with the config of that trial.
+    after_sweep: called after the last trial.
     """
     with drop_lost_output(), stop_on_signals():
         code = _run_to_end(lambda: _run(task, primary, after_sweep))

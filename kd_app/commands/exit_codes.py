@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from kd_app.config.errors import RequestError, RunError, take_first_line
+from kd_app.config.escape import escape_controls
 from kd_app.signals import STOPPED, compute_exit_code, find_stop, name_signal
 
 _RESUME = "Completed work is kept: run the same command again to resume."
@@ -47,7 +48,7 @@ def report_stop(number: int) -> int:
 
 def report(code: int, paragraph: str) -> int:
     """Print a paragraph to stderr and return the exit code."""
-    print(paragraph, file=sys.stderr, flush=True)
+    print(escape_controls(paragraph), file=sys.stderr, flush=True)
     return code
 
 

@@ -67,11 +67,13 @@ def _run_task(config: dict[str, Any], trial: int | None) -> None:
             "kd-report needs runs, but runs= is empty. Set 'runs=[runs/a,runs/b]', or the folder of"
             " a sweep; quote the list for the shell."
         )
-    from kd_app.reporting.html import write_report
+    from kd_app.reporting.html import check_owner, write_report
     from kd_app.reporting.runs import find_runs
 
     runs = find_runs(settings.runs)
     out = Path(settings.out) if settings.out else _resolve_out(runs)
+    if settings.out:
+        check_owner(out)
     page = write_report(runs, out if trial is None else out / str(trial), settings.latency_ms)
     if settings.logger:
         from kd_app.tracking.report import log_report

@@ -45,9 +45,8 @@ from kd_app.run.run_output import list_groups, write_predictions
 from kd_app.run.schema import EvaluationSettings
 from kd_app.run.spec import Config
 from kd_app.run.workspace import Workspace
+from kd_app.run_files import CASCADE as FILE
 from kd_app.stages import hash_file
-
-FILE = "cascade.json"
 
 
 def evaluate_cascade(

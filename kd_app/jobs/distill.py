@@ -8,6 +8,7 @@ from kd_app.checks.quick import QuickChecks
 from kd_app.config import RequestError
 from kd_app.config.make import make
 from kd_app.config.memory import explain_memory_error
+from kd_app.config.redact import redact
 from kd_app.metrics.verdict import VerdictRule
 from kd_app.reporting.console import Console
 from kd_app.reporting.html import write_report
@@ -57,6 +58,7 @@ def distill(
     written if the request is wrong, and `RunError` if the run fails.
     """
     console = console or Console()
+    config = {**config, "tags": redact(config["tags"])}
     out = _name_folder(config, trial)
     spec = _build_spec(config, own, out)
     spec.licenses.check()

@@ -13,7 +13,6 @@ from pydantic import Field, PositiveInt, StrictBool
 import kd_app
 from kd_app.config import RequestError, RunError, Typed, build_unknown_error
 from kd_app.config.make import make
-from kd_app.config.targets import check_targets
 from kd_app.deployment.artifact import open_artifact
 from kd_app.deployment.export import write_manifest
 from kd_app.deployment.formats.base import Format
@@ -103,7 +102,6 @@ def export_run(config: Config, *, console: Console | None = None, trial: int | N
     Raises `RequestError` for a wrong request, and `RunError` if a model can't be
     written in a format or if a file's logits differ from the model's in torch.
     """
-    check_targets({key: config[key] for key in ("formats", "benchmark", "price")}, config["allow"])
     settings, console = Export(**config), console or Console()
     saved = read_run(settings.run, config, "export")
     out = settings.out if trial is None else settings.out / str(trial)

@@ -29,8 +29,8 @@ from kd_app.reporting.console import Console
 from kd_app.run.machine import choose_device, describe_unused
 from kd_app.run.open_model import ImageClassifier, open_cascade, open_model
 from kd_app.run.spec import Config
+from kd_app.run_files import CASCADE
 
-CASCADE = "cascade.json"
 _MAX_NAMES = 5
 _WRITERS: dict[str, Callable[[Any, IO[bytes]], None]] = {
     ".csv": lambda table, file: table.to_csv(file, index=False),

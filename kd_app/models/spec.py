@@ -280,6 +280,7 @@ def _resolve_student_folder(folder: Path) -> Path:
 
 
 def _resolve_folder(role: str, folder: Path) -> WeightsSource:
+    check_links(folder)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         cfg = config["pretrained_cfg"]

@@ -15,6 +15,7 @@ import numpy as np
 
 from kd_app.config import RequestError, build_unknown_error
 from kd_app.config.errors import take_first_line
+from kd_app.config.links import check_links
 from kd_app.config.recorded_files import check_recorded
 from kd_app.models.weights_metadata import hash_weights
 from kd_app.reporting.predictions import write_predictions
@@ -178,6 +179,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     `TrialRefusedError` for a trial that its sweep refused.
     """
     folder = Path(path)
+    check_links(folder)
     if refusal := read_refusal(folder):
         raise TrialRefusedError(refusal.reason)
     return Run(folder, read(folder / RESULTS))

@@ -164,6 +164,7 @@ def check_same_classes(named: Sequence[tuple[str, tuple[str, ...]]]) -> None:
 
 def _resolve_folder(path: Path) -> tuple[Path, Path | None]:
     """The model folder that `path` refers to, and the folder of the model's run."""
+    check_links(path)
     if (path / RESULTS).is_file():
         check_links(path, READ)
         return path / STUDENT, path

@@ -20,7 +20,6 @@ from kd_app.config.errors import take_first_line
 from kd_app.config.links import check_links
 from kd_app.config.path_settings import relocate_paths
 from kd_app.config.recorded_files import check_recorded
-from kd_app.config.targets import check_targets
 from kd_app.config.values import check_values
 from kd_app.data.base import RunData
 from kd_app.metrics.verdict import VerdictRule
@@ -37,6 +36,7 @@ from kd_app.run.machine import (
     describe_unused,
     remove_machine,
 )
+from kd_app.run.record_rules import check_record
 from kd_app.run.recorded_pixels import (
     RecordedPixels,
     describe_conversion,
@@ -104,9 +104,11 @@ def read_run(folder: Path, command: Config, purpose: Purpose) -> SavedRun:
     which packages are trusted, which licenses are accepted, and, for a measurement,
     which images are used.
 
-    Raises `RequestError` if `folder` is not a run, the run is unfinished, or its
-    configuration is unreadable.
+    Raises `RequestError` if `folder` is not a run, the run is unfinished, its
+    configuration is unreadable, or names code or a location that the command does not
+    allow.
     """
+    check_links(folder)
     results = read(folder / RESULTS)
     if results.status != "finished":
         raise RequestError(
@@ -120,8 +122,10 @@ def read_run(folder: Path, command: Config, purpose: Purpose) -> SavedRun:
     config["stages"] = command["stages"] or os.path.abspath(stages if are_here else STAGES)
     pixels = read_recorded_pixels(folder, results)
     adapted = _adapt_config(config, command, purpose)
-    notes = _describe_omissions(config) if purpose == "train" else describe_unused(command)
+    DistillSettings(**adapted)
     has_own_data = purpose != "measure" or command["data"] is None
+    check_record(_select_groups(config, purpose, has_own_data=has_own_data), command["allow"])
+    notes = _describe_omissions(config) if purpose == "train" else describe_unused(command)
     if not has_own_data:
         adapted["data"] = set_channels(command["data"], pixels.decoding)
         notes += describe_conversion(command["data"], adapted["data"])
@@ -194,12 +198,9 @@ def _read_config(folder: Path, results: Results) -> Config:
 def build_saved_spec(saved: SavedRun) -> RunSpec:
     """Build and validate the parts of the run that the purpose needs.
 
-    Raises `RequestError` if a part is invalid, or is code that the command does not
-    trust.
+    Raises `RequestError` if a part is invalid.
     """
     config = saved.config
-    DistillSettings(**config)
-    check_targets(_select_groups(config, saved.purpose), config["allow"])
     # Of the controls only the models are needed. An entropy "auto" would build the
     # student's losses.
     controls = {
@@ -214,16 +215,20 @@ def build_saved_spec(saved: SavedRun) -> RunSpec:
     return spec
 
 
-def _select_groups(config: Config, purpose: Purpose) -> Config:
+def _select_groups(config: Config, purpose: Purpose, *, has_own_data: bool) -> Config:
     """The groups of a run's configuration from which parts are built."""
-    groups = (*_BUILT, *(_BUILT_TO_TRAIN if purpose == "train" else ()))
+    groups = {*_BUILT, *(_BUILT_TO_TRAIN if purpose == "train" else ())}
+    controls = {}
+    if purpose == "measure":
+        groups -= {"robustness"} if has_own_data else {"robustness", "data"}
+        controls = {
+            name: {"student": node.get("student")} for name, node in config["controls"].items()
+        }
     teacher = config["teacher"] or {}
     return {
-        **{group: config[group] for group in groups},
+        **{group: config[group] for group in sorted(groups)},
         "teacher": {key: value for key, value in teacher.items() if key not in _BUILT_TO_TRAIN},
-        "controls": {
-            name: {"student": node.get("student")} for name, node in config["controls"].items()
-        },
+        "controls": controls,
     }
 
 

@@ -18,6 +18,7 @@ from kd_app.config.keys import NESTED_NON_IDENTITY_KEYS, NON_IDENTITY_KEYS
 from kd_app.config.recorded_files import check_recorded
 from kd_app.files import is_outside, list_regular_files, remove
 from kd_app.reporting.runs import flatten
+from kd_app.run.run_content import is_run, list_left
 from kd_app.run.saved_config import fill_defaults
 from kd_app.run_files import CONFIG, READ, RESULTS
 from kd_app.stages import RECORD, hash_value, sweep_leftovers, write_atomically
@@ -33,8 +34,8 @@ _MAX_LISTED = 12
 def claim_folder(out: Path, config: Mapping[str, Any], *, overwrite: bool) -> Iterator[None]:
     """Lock the folder `out` for a job with this configuration.
 
-    A new folder is created; a folder of the same run is resumed; with `overwrite` the
-    folder is emptied first.
+    A new folder is created; a folder of the same run is resumed; with `overwrite` what
+    a run has left in the folder is removed first, and nothing else.
 
     Raises `RequestError` if another process uses the folder, the folder belongs to
     another configuration (the differences are listed) or to a changed one, or is not a
@@ -142,7 +143,7 @@ def _restore_on_refusal(
     out: Path, new_folders: Iterable[Path], *, overwrite: bool
 ) -> Iterator[None]:
     """Restore the folder if the body raises `RequestError`; with `overwrite` the body
-    starts with an empty folder.
+    starts without the files of the earlier run.
     """
     backup = out / _BACKUP
     remove(backup)
@@ -153,8 +154,10 @@ def _restore_on_refusal(
         if path.is_file() and not is_outside(path, out)
     }
     if overwrite:
+        left = list_left(out)
         backup.mkdir()
-        _move(_list_visible(out), backup)
+        _move(left, backup)
+    others = set(_list_visible(out))
     try:
         yield
         results = out / RESULTS
@@ -163,7 +166,7 @@ def _restore_on_refusal(
             _write_back(originals)
     except RequestError:
         if is_fresh:
-            _remove(_list_visible(out))
+            _remove(path for path in _list_visible(out) if path not in others)
         if overwrite:
             _move(_list_visible(backup), out)
         _write_back(originals)
@@ -183,11 +186,18 @@ def _write_back(originals: Mapping[Path, bytes]) -> None:
 def _check_owner(out: Path, *, overwrite: bool) -> None:
     """Raise `RequestError` for a folder with files that is not a run folder."""
     files = _list_visible(out) if out.is_dir() else []
-    if files and not (out / CONFIG).is_file():
-        override = "overwrite=true, but " if overwrite else ""
+    if not files:
+        return
+    override = "overwrite=true, but " if overwrite else ""
+    if not (out / CONFIG).is_file():
         raise RequestError(
             f"{override}{str(out)!r} is not a run folder: it contains {files[0].name}, but no"
             f" {CONFIG}. Nothing was deleted or written. Choose another folder with out=."
+        )
+    if overwrite and not is_run(out):
+        raise RequestError(
+            f"{override}{str(out)!r} is not a run folder: its {CONFIG} was not written by kd_app."
+            " Nothing was deleted or written. Choose another folder with out=."
         )
 
 
@@ -224,8 +234,8 @@ def _check_same_run(out: Path, config: Mapping[str, Any]) -> None:
         before = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise RequestError(
-            f"{str(path)!r} can't be read ({type(error).__name__}). Start over with overwrite=true,"
-            " or choose another folder with out=."
+            f"{str(path)!r} can't be read ({type(error).__name__}). Choose another folder with"
+            " out=; a folder with valid results may also be started over with overwrite=true."
         ) from None
     differences = find_differences(before or {}, config)
     if differences:

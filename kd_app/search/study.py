@@ -90,6 +90,7 @@ class Search:
                     " earlier settings to resume that search (hydra.sweeper.trials may grow)."
                 )
             self.proposed = previous["proposed"]
+            _check_proposals(out, self.proposed, space)
 
     @property
     def size(self) -> int:
@@ -158,6 +159,29 @@ class Search:
             values=values,
             intermediate_values=intermediate,
         )
+
+
+def _check_proposals(out: Path, proposed: Any, space: Space) -> None:
+    """Raise `RequestError` for proposals outside of the space. They become overrides of
+    trials, and the file may come from another person.
+    """
+    for number, params in enumerate(proposed if isinstance(proposed, list) else [proposed]):
+        is_complete = isinstance(params, dict) and set(params) == set(space)
+        if not is_complete or not all(_contains(space[key], params[key]) for key in space):
+            raise RequestError(
+                f"{str(out / FILE)!r} proposes {params!r} for trial {number}, which is not in the"
+                f" search space. Expected a value in its range for each of {', '.join(space)}. Move"
+                " that file away to start a new search; the trials are not affected."
+            )
+
+
+def _contains(kind: BaseDistribution, value: Any) -> bool:
+    if isinstance(kind, CategoricalDistribution):
+        return any(value == choice and type(value) is type(choice) for choice in kind.choices)
+    assert isinstance(kind, IntDistribution | FloatDistribution)
+    numbers = int if isinstance(kind, IntDistribution) else int | float
+    is_number = isinstance(value, numbers) and not isinstance(value, bool)
+    return is_number and kind.low <= value <= kind.high and kind._contains(value)
 
 
 def _read_values(results: Results | None, objectives: Mapping[str, str]) -> list[float] | None:

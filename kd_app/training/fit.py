@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kd_app.config import RequestError, RunError
+from kd_app.config.own_code import describe_own_error
 from kd_app.data.base import RunData
 from kd_app.data.batch import Batch
 from kd_app.data.normalize import normalize
@@ -123,7 +124,7 @@ def fit(
     step = prepare_resume(folder, console.print)
     if step is not None:
         console.print(f"  {job.name}: resumes at step {step}")
-    with explain_failures(trainer, job.name, recipe_callbacks, first_step=step or 0):
+    with explain_failures(trainer, recipe_callbacks, job.name, first_step=step or 0):
         _run(trainer, module, data, checkpoints, settings, is_resumed=step is not None)
     if settings.profiler:
         profiles = sorted(folder.glob(f"*{PROFILE}*.txt"))
@@ -376,7 +377,7 @@ def _run(
     except TrainingInterrupted:
         pass
     except SystemExit as stop:
-        if stop.code != 1:
+        if stop.code != 1 or describe_own_error(stop):
             raise
         # Lightning exits with 1 on Ctrl-C before the first step
         raise KeyboardInterrupt from None

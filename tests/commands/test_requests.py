@@ -86,13 +86,13 @@ WRONG = [
     ("remake=[studnt]", "no stage to remake 'studnt'. Did you mean 'student'?"),
     (
         "teacher._target_=nowhere.Net",
-        "teacher._target_='nowhere.Net' names code that is not part of kd_app",
+        "teacher._target_='nowhere.Net' does not exist: No module named 'nowhere'",
     ),
     (
-        "data.view._target_=os.system",
-        "data.view._target_='os.system' names code that is not part of kd_app",
+        "data.view._target_=builtins.dict",
+        "ImageData: view={",
     ),
-    ("loss.soft_target._target_=kd_app.losses.soft_target.SoftTargt", "'SoftTargt' is importable"),
+    ("loss.soft_target._target_=kd_app.losses.soft_target.SoftTargt", "attribute 'SoftTargt'"),
     # types and ranges
     ("trainer.max_epochs=abc", "max_epochs='abc' does not fit: expected a valid integer"),
     ("trainer.max_epochs=None", "None is read as text; write null for no value"),

@@ -51,3 +51,22 @@ def test_all_ways_into_a_run_check_its_links(run: Path) -> None:
         open_model(str(run), threads=None)
     with pytest.raises(RequestError, match="out of its folder"):
         build_model_spec("student", {"checkpoint": run}, None)
+
+
+def test_the_cache_of_the_hub_has_its_files_beside_the_folder(tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "c0ffee"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "models--a--b" / "blobs").mkdir()
+    (tmp_path / "models--a--b" / "blobs" / "f00d").touch()
+    (snapshot / "model.safetensors").symlink_to("../../blobs/f00d")
+    check_links(snapshot)
+    (snapshot / "config.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(RequestError, match="out of its folder"):
+        check_links(snapshot)
+
+
+def test_a_loop_of_links_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(RequestError, match=r"is a link to '[ab]', out of its folder"):
+        check_links(tmp_path)

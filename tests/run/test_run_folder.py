@@ -19,7 +19,8 @@ from kd_app.run.run_folder import (
     find_differences,
 )
 
-CONFIG = {"seed": 1, "loss": {"weight": 2.0}}
+GROUPS = {"data": {}, "student": {}, "trainer": {}, "verdict": {}, "stages": "s"}
+CONFIG = {**GROUPS, "seed": 1, "loss": {"weight": 2.0}}
 
 
 def claim(out: Path, config: dict[str, Any], *, overwrite: bool = False) -> None:
@@ -60,7 +61,7 @@ def test_another_configuration_is_refused_with_the_differences(tmp_path: Path) -
         RequestError, match=r"loss.weight was 2.0, now 3.0. Nothing was overwritten"
     ):
         claim(tmp_path / "run", {**CONFIG, "loss": {"weight": 3.0}})
-    with pytest.raises(RequestError, match="and 8 more"):
+    with pytest.raises(RequestError, match="and 12 more"):
         claim(tmp_path / "run", {f"k{number}": number for number in range(18)})
 
 
@@ -138,11 +139,23 @@ def test_after_a_refused_job_an_earlier_run_is_restored(tmp_path: Path, overwrit
     assert yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8")) == CONFIG
 
 
-def test_an_overwritten_run_starts_with_an_empty_folder(tmp_path: Path) -> None:
+def test_an_overwritten_run_loses_its_own_files_and_no_others(tmp_path: Path) -> None:
     claim(tmp_path, CONFIG)
-    (tmp_path / "left.txt").touch()
-    claim(tmp_path, {"seed": 2}, overwrite=True)
-    assert list_names(tmp_path) == ["config.yaml", "results.json"]
+    for name in ("split.csv", "notes.txt"):
+        (tmp_path / name).touch()
+    claim(tmp_path, {**CONFIG, "seed": 2}, overwrite=True)
+    assert list_names(tmp_path) == ["config.yaml", "notes.txt", "results.json"]
+    refuse(tmp_path, {**CONFIG, "seed": 3}, overwrite=True)
+    assert list_names(tmp_path) == ["config.yaml", "notes.txt", "results.json"]
+
+
+def test_a_folder_with_another_programs_configuration_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("a: 1", encoding="utf-8")
+    (tmp_path / "thesis.txt").touch()
+    with pytest.raises(RequestError, match=r"its config.yaml was not written by kd_app"):
+        claim(tmp_path, CONFIG, overwrite=True)
+    assert list_names(tmp_path) == ["config.yaml", "thesis.txt"]
+    assert (tmp_path / "config.yaml").read_text(encoding="utf-8") == "a: 1"
 
 
 def test_differences_are_those_that_identify_the_run() -> None:

@@ -194,6 +194,12 @@ def test_a_trial_that_somebody_laid_into_a_sweep_says_not_what_is_run_or_where_i
     accept_changes(theirs, **content)
     for key in ("out", "stages"):
         changed(theirs / "config.yaml", key, str(tmp_path / "elsewhere"))
+    elsewhere = {
+        "_target_": "kd_app.tracking.MLflow",
+        "experiment": "x",
+        "uri": "http://127.0.0.1:9",
+    }
+    changed(theirs / "config.yaml", "logger.elsewhere", elsewhere)
     if runs:
         changed(theirs / "config.yaml", "callbacks.x", touching(mark))
         changed(theirs / "config.yaml", "allow", ["os"])
@@ -201,7 +207,8 @@ def test_a_trial_that_somebody_laid_into_a_sweep_says_not_what_is_run_or_where_i
     assert "Trial 7 is the best on validation; testing it" in ended.out
     assert not (tmp_path / "elsewhere").exists()
     assert ended.code == (2 if runs else 0)
-    assert ("'os.mkdir' names code that is not part of kd_app" in ended.err) == runs
+    assert ("callbacks.x._target_ was 'os.mkdir', now None" in ended.err) == runs
+    assert "elsewhere" not in ended.out
 
 
 def test_nothing_of_a_run_is_changed_by_reading_it(run: Path) -> None:

@@ -294,7 +294,7 @@ def test_incompatible_settings_are_refused_by_name(
 
 
 def test_settings_of_kd_apps_images_are_refused_for_an_external_data_module() -> None:
-    own = ["allow=[tests]", "data._target_=tests.training.small_parts.OwnData", "data.batch_size=8"]
+    own = ["data._target_=tests.training.small_parts.OwnData", "data.batch_size=8"]
     for word in (
         "data.label_fraction=0.5",
         "data.views=2",

@@ -4,6 +4,7 @@ The ranks are child processes of this process, or of torchrun's processes on one
 several machines. Each rank reads the job from a JSON file.
 """
 
+import hashlib
 import json
 import os
 import socket
@@ -72,11 +73,13 @@ def fit_distributed(
     passed to `listen`. A failed rank stops all ranks: raises `RequestError` or
     `RunError` with the message of that rank.
     """
-    write_atomically(folder / JOB, json.dumps(job))
+    text = json.dumps(job)
+    write_atomically(folder / JOB, text)
+    sha256 = hash_job(text.encode())
     logs = [folder / f"rank{rank}.log" for rank in range(world_size)]
     prepare_resume(folder)
     points = len(list(read_curves(folder / FILE)))
-    ranks = _start_ranks(folder, world_size, logs)
+    ranks = _start_ranks(folder, sha256, world_size, logs)
     seconds = _STOP_SECONDS
     try:
         while _is_any_running(ranks) and not _list_failed(ranks):
@@ -93,7 +96,16 @@ def fit_distributed(
         path.unlink(missing_ok=True)
 
 
-def _start_ranks(folder: Path, world_size: int, logs: Sequence[Path]) -> list[RankHandle]:
+def hash_job(content: bytes) -> str:
+    """The sha256 of a job's file. It is handed to each rank: the folder of the stage
+    may be shared with other users, and a job names code.
+    """
+    return hashlib.sha256(content).hexdigest()
+
+
+def _start_ranks(
+    folder: Path, sha256: str, world_size: int, logs: Sequence[Path]
+) -> list[RankHandle]:
     torchrun = Torchrun.from_env()
     address = {
         "MASTER_ADDR": torchrun.address if torchrun else "127.0.0.1",
@@ -103,6 +115,7 @@ def _start_ranks(folder: Path, world_size: int, logs: Sequence[Path]) -> list[Ra
         return [
             ChildRank(
                 folder / JOB,
+                sha256,
                 {
                     "RANK": rank,
                     "LOCAL_RANK": rank,
@@ -114,8 +127,13 @@ def _start_ranks(folder: Path, world_size: int, logs: Sequence[Path]) -> list[Ra
             )
             for rank, log in zip(range(world_size), logs, strict=True)
         ]
-    first = ChildRank(folder / JOB, {**torchrun.build_rank_env(), **address}, logs[0])
-    job = {"job": str(folder / JOB), "logs": [str(log) for log in logs], "address": address}
+    first = ChildRank(folder / JOB, sha256, {**torchrun.build_rank_env(), **address}, logs[0])
+    job = {
+        "job": str(folder / JOB),
+        "sha256": sha256,
+        "logs": [str(log) for log in logs],
+        "address": address,
+    }
     return [first, *torchrun.start_job(job)]
 
 
@@ -128,6 +146,7 @@ def run_follower() -> None:
     for rank_job in torchrun.iterate_jobs(POLL_SECONDS):
         child = ChildRank(
             Path(rank_job.job["job"]),
+            rank_job.job["sha256"],
             {**torchrun.build_rank_env(), **rank_job.job["address"]},
             Path(rank_job.job["logs"][torchrun.rank]),
         )
@@ -170,7 +189,7 @@ def _raise_failure(
 class ChildRank:
     """A rank in a child process, which ends when this process ends."""
 
-    def __init__(self, job: Path, rank_env: Mapping[str, Any], log: Path) -> None:
+    def __init__(self, job: Path, sha256: str, rank_env: Mapping[str, Any], log: Path) -> None:
         cores_per_rank = max(1, (os.cpu_count() or 1) // rank_env["WORLD_SIZE"])
         threads = os.environ.get("OMP_NUM_THREADS") or cores_per_rank
         # With torchrun's variables, torch would expect torchrun to host the store of
@@ -182,7 +201,7 @@ class ChildRank:
         env["OMP_NUM_THREADS"] = str(threads)
         with log.open("wb") as file:
             output = None if rank_env["RANK"] == 0 else file
-            command = [sys.executable, "-m", "kd_app.run.worker", str(job)]
+            command = [sys.executable, "-m", "kd_app.run.worker", str(job), sha256]
             self._process = subprocess.Popen(
                 command, env=env, stdin=subprocess.PIPE, stdout=output, stderr=file
             )
