@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 RUN := .venv/.run
 ALL := .venv/.all
 
-.PHONY: setup demo test test-all faults models methods exports verdict docs lint bench headline cifar golden clean
+.PHONY: setup demo test test-all faults models methods exports verdict docs lint dist bench headline cifar golden clean
 
 setup: $(ALL)
 
@@ -58,6 +58,12 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# dist/ holds exactly what is published; constraints.txt in the sdist is the lock of its dependencies.
+dist: setup
+	rm -rf dist
+	$(BIN)/hatchling build -t sdist -t wheel -d dist
+	$(BIN)/python -m pytest -q tests/test_dist.py
 
 bench: setup
 	$(BIN)/python -m benchmarks.training_loop

@@ -57,7 +57,6 @@ SWIN = _model(
 MIXER = [
     *_model("small_mixer", num_classes=10),
     "student._target_=benchmarks.cifar.small_mixer",
-    "allow=[benchmarks]",
 ]
 MOBILE = _model("mobilenetv2_half")
 

@@ -260,7 +260,7 @@ def render_commands() -> str:
         "| 1 | the run failed: disk full, a loss that is not finite, a step that lost too much |\n"
         "| 2 | the request was wrong, or `kd-check` refused it |\n"
         "| 130 | Ctrl-C |\n"
-        "| 143 | SIGTERM |",
+        "| 143 | SIGTERM; another signal: 128 + its number |",
         "A wrong request is one paragraph on stderr: what was wrong, what was expected, and how to"
         " fix it.",
     ]

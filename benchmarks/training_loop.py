@@ -69,7 +69,6 @@ class Clock(pl.Callback):
 def build_workspace(teacher: str, student: str, folder: Path, steps: int) -> Workspace:
     """Return the workspace of a pair at 28x28, batch 128, on noise."""
     overrides = [
-        "allow=[benchmarks]",
         "data=digits",
         "data.source._target_=benchmarks.noise.Noise",
         "+data.source.images=12800",

@@ -5,12 +5,14 @@ small model.
 results of runs.
 """
 
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False  # importing typing takes as long as all of this package
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "distill", "load_run", "load_runs"]
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from kd_app.jobs.api import distill
     from kd_app.reporting.runs import load_run, load_runs
 
@@ -21,7 +23,7 @@ _LAZY = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     """Import a public function on first use, so that ``import kd_app`` is fast."""
     if name not in _LAZY:
         raise AttributeError(f"module 'kd_app' has no attribute {name!r}")

@@ -8,9 +8,18 @@ PREDICTIONS: Final = "predictions.parquet"
 INPUTS: Final = "inputs.json"
 SPLIT: Final = "split.csv"
 CURVES: Final = "metrics.csv"
+EXAMPLES: Final = "examples.parquet"
+EXPORT: Final = "export"
 STUDENT: Final = "student"
 TEACHER: Final = "teacher"
 REFERENCE: Final = "reference.json"
 """In the folder `TEACHER`: the location of the run's teacher."""
+READ: Final = (
+    *(CONFIG, RESULTS, PREDICTIONS, INPUTS, SPLIT, CURVES, EXAMPLES),
+    *(STUDENT, TEACHER, EXPORT),
+)
+"""The files and folders that are read from a run's folder."""
 MANIFEST: Final = "manifest.json"
 """In an export folder: a description of each file."""
+CASCADE: Final = "cascade.json"
+"""A cascade of models that kd-evaluate chose."""

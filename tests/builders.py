@@ -20,6 +20,7 @@ import kd_app.models.small  # noqa: F401
 from kd_app.config import InputSpec
 from kd_app.config.compose import compose_config
 from kd_app.deployment.predictions import measure_throughput
+from kd_app.digest import seal
 from kd_app.models.save import save_model
 from kd_app.reporting.console import Console
 from kd_app.run.role_jobs import build_student_job
@@ -207,3 +208,16 @@ def results(out: Path) -> dict[str, Any]:
 def stage(out: Path, name: str) -> Path:
     """Folder of a run's stage."""
     return next(Path(each["path"]) for each in results(out)["stages"] if each["name"] == name)
+
+
+def accept_changes(run: Path, **changes: Any) -> None:
+    """Change keys of results.json, and record its hash and those of all listed files
+    that are there anew, as if the run had written them so.
+    """
+    path = run / "results.json"
+    content = {**json.loads(path.read_text(encoding="utf-8")), **changes}
+    names = [file["name"] for file in content.get("files", ())]
+    content["files"] = [
+        {"name": name, "sha256": hash_file(run / name)} for name in names if (run / name).is_file()
+    ]
+    path.write_text(json.dumps(seal(content)), encoding="utf-8")

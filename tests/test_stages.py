@@ -16,7 +16,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kd_app.stages import Stage, Stages, hash_content, hash_file, hash_value, write_atomically
+from kd_app.stages import (
+    RECORD,
+    Stage,
+    Stages,
+    hash_content,
+    hash_file,
+    hash_value,
+    sweep_leftovers,
+    write_atomically,
+)
 
 PROCESSES = multiprocessing.get_context("spawn")
 PLAIN = st.recursive(
@@ -285,3 +294,135 @@ def test_after_a_kill_during_a_build_the_lock_is_free_and_the_files_remain(
     assert waiting.exitcode == 0
     assert (tmp_path / "found1").read_text() == "True ['by0', 'by1']"
     assert not make(Stages(tmp_path / "stages"), refuses).is_new
+
+
+def test_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "student").mkdir()
+    (tmp_path / ".folder.7.partial").mkdir()
+    kept = tmp_path / "kept"
+    kept.touch()
+    (tmp_path / ".link.x.partial").symlink_to(kept)
+    for name in ("results.json", "student/.model.safetensors.1.partial", ".results.json.9.partial"):
+        (tmp_path / name).touch()
+    sweep_leftovers(tmp_path)
+    names = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
+    assert names == ["kept", "results.json", "student"]
+
+
+def test_beside_the_stages_only_old_leftovers_are_removed(tmp_path: Path) -> None:
+    old, new = tmp_path / ".book.1.partial", tmp_path / ".book.2.partial"
+    for path in (old, new):
+        path.touch()
+    os.utime(old, (time.time() - 2 * 86400,) * 2)
+    (tmp_path / "student-0.partial").mkdir()  # an attempt that can be resumed
+    make(Stages(tmp_path), lambda folder: None)
+    assert not old.exists()
+    assert new.exists()
+    assert (tmp_path / "student-0.partial").is_dir()
+
+
+def test_an_attempt_starts_without_the_temporary_files_of_the_last_one(tmp_path: Path) -> None:
+    def fail(folder: Path) -> None:
+        (folder / ".last.ckpt.partial").touch()
+        (folder / "last.ckpt").touch()
+        raise OSError
+
+    names: list[str] = []
+    with pytest.raises(OSError):  # noqa: PT011
+        make(Stages(tmp_path), fail)
+    make(Stages(tmp_path), lambda folder: names.extend(os.listdir(folder)))
+    assert sorted(names) == ["last.ckpt", "stage.json"]
+
+
+def test_a_link_in_an_unfinished_stage_is_not_written_through(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    finished = make(Stages(tmp_path / "other"), writes("one")).path
+    partial = tmp_path / "stages" / f"{finished.name}.partial"
+    partial.mkdir(parents=True)
+    (partial / "result").symlink_to(victim)
+    assert make(Stages(partial.parent), writes("two")).path.joinpath("result").read_text() == "two"
+    assert victim.read_text() == "precious"
+
+
+def test_a_link_in_the_place_of_an_unfinished_stage_is_not_written_through(tmp_path: Path) -> None:
+    name = make(Stages(tmp_path / "other"), writes("one")).path.name
+    (tmp_path / "home").mkdir()
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / f"{name}.partial").symlink_to(tmp_path / "home")
+    make(Stages(tmp_path / "stages"), writes("two"))
+    assert list((tmp_path / "home").iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["link", "file", "link to a folder", "link in place of a file"])
+def test_a_stage_with_something_that_its_record_does_not_name_is_rebuilt(
+    tmp_path: Path, kind: str
+) -> None:
+    messages: list[str] = []
+    secret = tmp_path / "secret"
+    secret.mkdir() if "folder" in kind else secret.write_text("one")
+    stage = make(Stages(tmp_path / "stages"), writes("one")).path
+    if kind == "file":
+        (stage / "quantized.pte").touch()
+    elif "place" in kind:
+        (stage / "result").unlink()
+        (stage / "result").symlink_to(secret)
+    else:
+        (stage / "LICENSE.txt").symlink_to(secret)
+    again = make(Stages(tmp_path / "stages", say=messages.append), writes("one"))
+    assert again.is_new
+    assert [path.name for path in sorted(stage.iterdir())] == ["result", RECORD]
+    assert not (stage / "result").is_symlink()
+    (message,) = messages
+    assert "since the stage was built; the stage is rebuilt" in message
+    assert secret.exists()
+
+
+def test_a_hidden_file_that_a_system_left_does_not_matter(tmp_path: Path) -> None:
+    stage = make(Stages(tmp_path), writes("one")).path
+    (stage / ".DS_Store").touch()
+    assert not make(Stages(tmp_path), refuses).is_new
+
+
+def test_a_record_that_names_files_elsewhere_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("one")
+    stage = make(Stages(tmp_path / "stages"), writes("one")).path
+    record = json.loads((stage / RECORD).read_text())
+    del record["sha256"]
+    record["files"]["../../secret"] = hash_content(tmp_path / "secret")
+    (stage / RECORD).write_text(json.dumps({**record, "sha256": hash_value(record)}))
+    assert make(Stages(tmp_path / "stages"), writes("one")).is_new
+
+
+def test_a_finished_stage_needs_no_lock_and_no_right_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make(Stages(tmp_path), writes("one")).path
+    path.with_name(f".{path.name}.lock").unlink()
+    monkeypatch.setattr(Stages, "_lock", refuses)
+    monkeypatch.setattr(Path, "mkdir", refuses)
+    assert make(Stages(tmp_path), refuses).path == path
+
+
+def test_files_of_a_stage_have_the_rights_of_the_umask(tmp_path: Path) -> None:
+    def build(folder: Path) -> None:
+        (folder / "model").mkdir(mode=0o700)
+        (folder / "model" / "weights").touch(mode=0o600)
+
+    before = os.umask(0o002)
+    try:
+        stage = make(Stages(tmp_path), build).path
+    finally:
+        os.umask(before)
+    modes = [path.stat().st_mode & 0o777 for path in (stage, *sorted(stage.rglob("*")))]
+    assert modes == [0o775, 0o775, 0o664, 0o664]
+    assert not make(Stages(tmp_path), refuses).is_new
+
+
+def test_relative_stages_have_absolute_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert (
+        make(Stages(Path("runs/.stages")), writes("one")).path.parent == tmp_path / "runs/.stages"
+    )

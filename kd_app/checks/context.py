@@ -21,7 +21,7 @@ from kd_app.metrics.record import Predictions
 from kd_app.metrics.verdict import VerdictRule
 from kd_app.models.create import create, resolve_input
 from kd_app.models.spec import LoadedModel
-from kd_app.run.forecast import Forecast
+from kd_app.run.forecast import Forecast, forecast_run
 from kd_app.run.role_jobs import build_teacher_job
 from kd_app.run.train import find_trained
 from kd_app.run.workspace import RunModel, Workspace
@@ -116,6 +116,13 @@ class CheckContext:
     def random_head(self) -> str:
         """Why the teacher would predict with a random head; empty if it would not."""
         return self._pretrained_teacher[1]
+
+    @cached_property
+    def forecast(self) -> Forecast | None:
+        """The estimated duration of the run, with that of a step of each model; None if
+        the estimate fails.
+        """
+        return forecast_run(self.workspace, ready=self.is_ready)
 
     @cached_property
     def teacher(self) -> RunModel | None:

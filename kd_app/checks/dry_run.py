@@ -18,8 +18,8 @@ from kd_app.config import RequestError, RunError
 from kd_app.config.memory import explain_memory_error
 from kd_app.data.batch import Batch
 from kd_app.deployment.predictions import predict
-from kd_app.models.create import create, resolve_input
-from kd_app.models.spec import LoadedModel, ModelSpec
+from kd_app.models.create import create
+from kd_app.models.spec import LoadedModel
 from kd_app.reporting.console import Console
 from kd_app.run.role_jobs import draft_role_job
 from kd_app.training.callbacks import LAST
@@ -30,10 +30,8 @@ from kd_app.training.module import CHECKED_STEPS, Distillation
 from kd_app.training.timing import (
     EpochSteps,
     EpochTimer,
-    StepEstimate,
     count_images_per_batch,
     count_steps_per_epoch,
-    estimate,
 )
 
 _MAX_STEPS = 40
@@ -206,22 +204,16 @@ def _choose_length(
     """
     workspace = context.workspace
     accumulate = workspace.spec.trainer.accumulate_grad_batches
-    step_seconds = _estimate(context, workspace.resolve_spec(role), train=True).training
-    if teacher is not None and workspace.spec.teacher is not None:
-        step_seconds += _estimate(context, workspace.spec.teacher, train=False).inference
+    known = context.forecast.steps if context.forecast else {}
+    # Without an estimate the training has the fewest steps.
+    step_seconds = known[role].training if role in known else math.inf
+    if teacher is not None and "teacher" in known:
+        step_seconds += known["teacher"].inference
     seconds = min(context.limits.seconds, seconds_left)
     min_steps = (CHECKED_STEPS + 1) * accumulate
     steps = min(batches, max(min_steps, min(_MAX_STEPS, int(seconds / 2 / step_seconds))))
     min_epochs = 1 + math.ceil(CHECKED_STEPS / math.ceil(steps / accumulate))
     return steps, max(min_epochs, min(_MAX_EPOCHS, int(seconds / step_seconds / steps)))
-
-
-def _estimate(context: CheckContext, spec: ModelSpec, *, train: bool) -> StepEstimate:
-    workspace = context.workspace
-    input_spec = resolve_input(spec, workspace.compute_image_stats())
-    model = create(spec, input_spec, len(workspace.classes), seed=0).model
-    images = count_images_per_batch(workspace.data, "train")
-    return estimate(model, input_spec, images, workspace.spec.trainer, train=train)
 
 
 def _build_teacher(context: CheckContext, teacher: LoadedModel, batches: int) -> JobTeacher:

@@ -1,5 +1,6 @@
 """The checks before every training of ``kd-distill``: those that take seconds."""
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from kd_app.config.paths import CONF
 from kd_app.metrics.verdict import VerdictRule
 from kd_app.run.forecast import Forecast
 from kd_app.run.workspace import RunModel, Workspace
+from kd_app.stages import write_atomically
 
 Mode = Literal["refuse", "warn", "off"]
 
@@ -35,6 +37,7 @@ DATA_CHECKS = (
     check_few_steps,
 )
 TEACHER_CHECKS = (check_chance_level, check_teacher_input)
+_STAGE, _FINDINGS = "check-teacher", "findings.json"
 _IMAGES = 256
 _SECONDS, _SHARE = 2.0, 0.02
 """The checks of a teacher may take this many seconds, or this share of the forecast."""
@@ -75,9 +78,38 @@ class QuickChecks:
             is_quick=True,
             known_teacher=teacher,
         )
-        is_measured = teacher is not None and not context.is_unmeasured
-        checks = (*DATA_CHECKS, *(TEACHER_CHECKS if is_measured else ()))
-        return self._report([finding for run_check in checks for finding in run_check(context)])
+        findings = [finding for run_check in DATA_CHECKS for finding in run_check(context)]
+        if teacher is not None and not context.is_unmeasured:
+            findings += self._check_ready_teacher(context, teacher)
+        return self._report(findings)
+
+    def _check_ready_teacher(self, context: CheckContext, teacher: RunModel) -> list[Finding]:
+        """The findings about a teacher that is ready, computed once for all runs and
+        trials with the same teacher and data. Refusals are not kept: they name files.
+        """
+        stages = self.workspace.stages
+        config = {
+            "limits": vars(context.limits),
+            "confidence": self.rule.confidence,
+            "must_fit": context.teacher_must_fit,
+            "pixels": vars(teacher.loaded.pixels),
+            "limit": self.workspace.limit,
+        }
+        inputs = {
+            "data": self.workspace.data.fingerprint,
+            "teacher": teacher.loaded.weights.sha256,
+        }
+        key = {"config": json.loads(json.dumps(config)), "inputs": inputs}
+        if (stage := stages.find(_STAGE, **key)) is not None:
+            texts = json.loads((stage.path / _FINDINGS).read_text(encoding="utf-8"))
+            return [Finding(**each) for each in texts]
+        findings = [finding for run_check in TEACHER_CHECKS for finding in run_check(context)]
+        if all(finding.severity != "refusal" for finding in findings):
+            text = json.dumps([vars(finding) for finding in findings])
+            stages.find_or_build(
+                _STAGE, **key, build=lambda folder: write_atomically(folder / _FINDINGS, text)
+            )
+        return findings
 
     def check_trained_teacher(self, teacher: RunModel) -> list[str]:
         """Check a teacher that was trained in this run; returns the warnings."""

@@ -1,5 +1,6 @@
 """``kd-compress``: make the student of a finished run smaller, step by step."""
 
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from kd_app.commands.app import run
@@ -11,7 +12,9 @@ def _run_task(config: dict[str, Any], trial: int | None) -> None:
     compress(config, trial=trial)
 
 
-def _finish_sweep(config: dict[str, Any]) -> None:
+def _finish_sweep(
+    config: dict[str, Any], find_trial: Callable[[int], dict[str, Any] | None]
+) -> None:
     from kd_app.jobs.sweep import compare_trials
 
     compare_trials(config)

@@ -1,5 +1,6 @@
 """``kd-distill``: train teacher, controls and student, and write the results."""
 
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from kd_app.commands.app import run
@@ -11,10 +12,12 @@ def _run_task(config: dict[str, Any], trial: int | None) -> None:
     distill(config, trial=trial)
 
 
-def _finish_sweep(config: dict[str, Any]) -> None:
+def _finish_sweep(
+    config: dict[str, Any], find_trial: Callable[[int], dict[str, Any] | None]
+) -> None:
     from kd_app.jobs.sweep import finish_sweep
 
-    finish_sweep(config)
+    finish_sweep(config, find_trial)
 
 
 def main() -> NoReturn:

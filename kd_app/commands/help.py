@@ -51,7 +51,7 @@ EXAMPLES = {
     "report": (
         "kd-report 'runs=[runs/fm]'",
         "kd-report 'runs=[runs/a,runs/seed*]' out=report",
-        "kd-report schema=true",
+        "kd-report stages=runs/.stages",
     ),
 }
 
@@ -87,6 +87,7 @@ def format_help(primary: str) -> str:
         f"  {command} --cfg job ...    print the whole configuration",
         f"  {command} -m ...           a sweep: <setting>=a,b runs one trial for each value",
         f"  {command} --hydra-help     flags of Hydra: --config-dir, --shell-completion ...",
+        "  Settings and --config-dir are trusted like a script; files that are read run no code.",
         "  README.md and docs/ explain the methods, the controls and the verdict.",
     ]
     settings = list(_list_settings(primary, groups))

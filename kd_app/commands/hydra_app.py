@@ -3,9 +3,10 @@ remove Hydra's files.
 """
 
 import hashlib
+import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from kd_app.commands.exit_codes import STOPPED, combine, report, run_to_exit_code
+from kd_app.commands.app import AfterSweep
+from kd_app.commands.exit_codes import combine, report, report_stop, run_to_exit_code
 from kd_app.config.compose import (
     COMPOSE_ERRORS,
     check_choices,
@@ -27,8 +29,11 @@ from kd_app.config.compose import (
     to_plain_dict,
 )
 from kd_app.config.errors import RequestError
+from kd_app.config.hydra_messages import check_flags
 from kd_app.config.memory import explain_memory_error
+from kd_app.config.own_code import explain_own_error
 from kd_app.config.paths import CONF
+from kd_app.signals import STOPPED, find_stop, stop_children_first, stop_on_signals
 
 _SWEEP = {"-m", "--multirun"}
 _CONCERNS_HYDRA = re.compile(r"-|[+~]*hydra\b")
@@ -38,7 +43,7 @@ _CONCERNS_HYDRA = re.compile(r"-|[+~]*hydra\b")
 def run_with_hydra(
     task: Callable[[dict[str, Any], int | None], None],
     primary: str,
-    after_sweep: Callable[[dict[str, Any]], None] | None,
+    after_sweep: AfterSweep | None,
 ) -> int:
     """Compose ``conf/<primary>.yaml`` with the command line, run `task` once or once
     for each trial, and return the exit code.
@@ -54,11 +59,11 @@ def run_with_hydra(
 def _run_hydra_main(
     task: Callable[[dict[str, Any], int | None], None],
     primary: str,
-    after_sweep: Callable[[dict[str, Any]], None] | None,
+    after_sweep: AfterSweep | None,
     arguments: list[str],
 ) -> int:
     codes: list[int] = []
-    configs: list[DictConfig] = []
+    configs: dict[int | None, DictConfig] = {}
 
     @hydra.main(config_path=str(CONF), config_name=primary, version_base="1.3")
     def main(config: DictConfig) -> None:
@@ -71,35 +76,45 @@ def _run_hydra_main(
                 _run_task(task, to_plain_dict(config), trial)
 
         has_table = trial is not None and after_sweep is not None
-        codes.append(
-            run_to_exit_code(
+        with stop_on_signals() as is_child, stop_children_first(False):
+            code = run_to_exit_code(
                 run_trial if has_table else lambda: _run_task(task, to_plain_dict(config), trial),
                 about="" if trial is None else f"Trial {trial}: ",
             )
-        )
-        configs.append(config)
-        if codes[-1] in STOPPED:
-            raise _TrialsStopped
+        codes.append(code)
+        configs[trial] = config
+        if code in STOPPED:
+            if is_child:
+                # a launcher's process would run the next trial
+                sys.stdout.flush()
+                os._exit(code)
+            raise _TrialsStopped(code)
 
     try:
+        check_flags(sys.argv[1:])
         check_choices(each for each in sys.argv[1:] if not each.startswith("-"))
-        main()
-    except _TrialsStopped:
-        pass
+        with stop_children_first(True):
+            main()
+    except _TrialsStopped as stop:
+        codes.append(stop.code)
     except COMPOSE_ERRORS as error:
         overrides = [each for each in sys.argv[1:] if not each.startswith("-")]
         codes.append(report(2, explain_error(error, primary, overrides)))
-    except KeyboardInterrupt:
-        codes.append(130)
+    except (KeyboardInterrupt, SystemExit, RuntimeError) as error:
+        # between two trials, or while other processes run them
+        number = find_stop(wait=isinstance(error, RuntimeError))
+        if number is None:
+            raise
+        codes.append(report_stop(number))
     if _SWEEP & set(sys.argv):
-        _end_sweep(codes, after_sweep, lambda: _compose_sweep_config(primary, configs))
+        _end_sweep(codes, after_sweep, primary, configs)
     return combine(codes)
 
 
 def _run_task(
     task: Callable[[dict[str, Any], int | None], None], config: dict[str, Any], trial: int | None
 ) -> None:
-    with explain_memory_error("this command", config):
+    with explain_own_error(config), explain_memory_error("this command", config):
         task(config, trial)
 
 
@@ -117,19 +132,24 @@ def _record_refusal(trial: Path, overrides: Sequence[str]) -> Iterator[None]:
     remove_refusal(trial)
 
 
-def _compose_sweep_config(primary: str, configs: list[DictConfig]) -> dict[str, Any]:
+def _compose_sweep_config(primary: str, configs: Mapping[int | None, DictConfig]) -> dict[str, Any]:
     """The config of the last trial, or of the command if no trial ran here."""
     if configs:
-        return to_plain_dict(configs[-1])
+        return to_plain_dict(list(configs.values())[-1])
     return compose_config(primary, _drop_sweeps(sys.argv[1:]))
 
 
 def _end_sweep(
     codes: list[int],
-    after_sweep: Callable[[dict[str, Any]], None] | None,
-    config: Callable[[], dict[str, Any]],
+    after_sweep: AfterSweep | None,
+    primary: str,
+    configs: Mapping[int | None, DictConfig],
 ) -> None:
     """Remove Hydra's files and empty folders; run `after_sweep` if any trial ran."""
+
+    def find_trial(number: int) -> dict[str, Any] | None:
+        return to_plain_dict(configs[number]) if number in configs else None
+
     from kd_app.reporting.refusals import remove_refusals
 
     out = _find_sweep_folder(sys.argv[1:])
@@ -142,7 +162,11 @@ def _end_sweep(
     # without codes, the trials ran in other processes or in an earlier call
     has_trials = bool(set(codes) - {2}) if codes else any(out.glob("[0-9]*"))
     if after_sweep and has_trials and not STOPPED & set(codes):
-        codes.append(run_to_exit_code(lambda: after_sweep(config())))
+        codes.append(
+            run_to_exit_code(
+                lambda: after_sweep(_compose_sweep_config(primary, configs), find_trial)
+            )
+        )
 
 
 def _remove_if_empty(folder: Path) -> None:
@@ -168,7 +192,11 @@ def _parse(arguments: list[str]) -> list[Override]:
 
 
 class _TrialsStopped(BaseException):
-    """A signal stopped a trial; no further trials run."""
+    """A signal stopped a trial; no further trials run. code: the exit code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
 
 
 def _prepare_overrides(argv: list[str]) -> list[str]:

@@ -10,20 +10,25 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from kd_app.config.errors import (
     RequestError,
     list_causes,
     suggest_closest,
     suggest_closest_keys,
-    take_first_line,
+)
+from kd_app.config.hydra_messages import (
+    explain_interpolation,
+    explain_message,
+    explain_missing,
 )
 from kd_app.config.path_settings import quote_path, resolve_paths
 from kd_app.config.paths import CONF, list_choices
 from kd_app.config.values import check_values
 
-COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
-"""The exceptions of Hydra for wrong overrides."""
+COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError, RecursionError)
+"""The exceptions of Hydra for wrong overrides and wrong configuration files."""
 _PRESETS = "data.presets"
 """Defaults for other groups, which users do not set."""
 _SCHEDULE = re.compile(r"^(loss\.\w+\.schedule)=([a-z]\w*(?:,\w+)*)$")
@@ -55,11 +60,12 @@ def to_plain_dict(config: DictConfig) -> dict[str, Any]:
     paths, without Hydra's settings. Raises `RequestError`.
     """
     try:
-        resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise RequestError(
-            f"The configuration can't be resolved: {take_first_line(error)}."
-        ) from None
+        missing = [key for key in OmegaConf.missing_keys(config) if not key.startswith("hydra.")]
+        resolved = OmegaConf.to_container(config, resolve=True)
+    except (OmegaConfBaseException, RecursionError) as error:
+        raise RequestError(explain_interpolation(error)) from None
+    if missing:
+        raise RequestError(explain_missing(sorted(missing)))
     assert isinstance(resolved, dict)
     plain = {str(key): value for key, value in resolved.items() if key != "hydra"}
     check_values(plain)
@@ -107,6 +113,8 @@ def explain_error(error: BaseException, primary: str, overrides: Sequence[str]) 
     """Write one paragraph for an error of Hydra or OmegaConf about `overrides`, with
     the closest key or choice if there is one.
     """
+    if isinstance(error, RequestError):
+        return str(error)
     if isinstance(error, OverrideParseException):
         return (
             f"{error.override!r} can't be read. Expected <setting>=<value>, for example seed=1."
@@ -123,47 +131,7 @@ def explain_error(error: BaseException, primary: str, overrides: Sequence[str]) 
         return _explain_unknown_choice(*choice.groups())
     if "Config group override must be" in text:
         return _explain_null_group(overrides)
-    for pattern, sentence in _HYDRA_MESSAGES:
-        if match := pattern.search(text):
-            return sentence.format(*match.groups())
-    return text.split(" Config search path:")[0]
-
-
-_HYDRA_MESSAGES = (
-    (
-        re.compile(r"Could not append to config\. An item is already at '([^']+)'"),
-        "'+' adds a setting, but {0!r} already exists. Remove the '+'.",
-    ),
-    (
-        re.compile(r"Could not delete from config\. '([^']+)' does not exist"),
-        "'~' removes a setting, but {0!r} does not exist. '--cfg job' prints all settings.",
-    ),
-    (
-        re.compile(r"Could not delete from config\. The value of '([^']+)' is (.+) and not (.+)\."),
-        "'~{0}={2}' removes nothing: {0} is {1}. Use '~{0}', or {0}=<value> to change the value.",
-    ),
-    (
-        re.compile(r"Could not delete '([^'=]+)[^']*'\. No match in the defaults list"),
-        "'~{0}' removes nothing: {0} has no such choice. To change the choice, use {0}=<choice>, or"
-        " a list of choices.",
-    ),
-    (
-        re.compile(r"Could not override '([^']+)'\. Did you mean to override ([^?]+)\?"),
-        "There is no group {0!r}. Did you mean {1!r}?",
-    ),
-    (
-        re.compile(
-            r"looks like a config group override, but config group '([^']+)' does not exist"
-        ),
-        "There is no group {0!r}. '--help' lists the groups and their choices.",
-    ),
-    (
-        re.compile(r"Ambiguous value for argument '([^=]+)=([^']*)'"),
-        "{0}={1} gives several values to one run. Add -m to run once for each value, or use"
-        " '{0}=[{1}]' for a list.",
-    ),
-)
-"""Patterns of Hydra's messages, each with the message for users."""
+    return explain_message(text)
 
 
 def _explain_unknown_key(key: str, primary: str, overrides: Sequence[str]) -> str:

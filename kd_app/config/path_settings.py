@@ -24,6 +24,7 @@ PATH_KEYS: Final = (
 """Patterns of the settings that are paths, in all commands. ``*`` is a name, or the
 position in a list.
 """
+_STAGES = "stages"
 _LOCAL = "local-dir:"
 """The prefix of timm for a model's name that is a folder."""
 _OVERRIDE = re.compile(r"(\+{0,2}([\w.-]+))=(.+)", re.DOTALL)
@@ -72,7 +73,8 @@ def _expand(value: str) -> str:
 
 
 def resolve_paths(node: Any, key: str = "") -> Any:
-    """Copy a configuration with ``~`` expanded in every path.
+    """Copy a configuration with ``~`` expanded in every path, and ``stages`` absolute:
+    a run that is opened from another working directory finds its stages.
 
     Raises `RequestError` for a path that is no text, is empty, or can't exist: a name
     that is too long, a path below a file, a folder that this user may not enter.
@@ -90,7 +92,24 @@ def resolve_paths(node: Any, key: str = "") -> Any:
         )
     path = _expand(node)
     _check_path(key, path.removeprefix(_LOCAL))
-    return path
+    return os.path.abspath(path) if key == _STAGES else path
+
+
+def relocate_paths(node: Any, base: Any, key: str = "") -> Any:
+    """Copy the configuration of a run that was recorded in the working directory
+    `base`, with absolute paths for what is there and not in the present one.
+    """
+    if isinstance(node, Mapping):
+        return {name: relocate_paths(each, base, _join(key, name)) for name, each in node.items()}
+    if isinstance(node, list):
+        return [relocate_paths(each, base, _join(key, number)) for number, each in enumerate(node)]
+    if not isinstance(node, str) or not isinstance(base, str) or not _is_path(key, node):
+        return node
+    prefix = _LOCAL if node.startswith(_LOCAL) else ""
+    here = node.removeprefix(prefix)
+    there = os.path.join(base, here)
+    is_moved = not os.path.exists(here) and os.path.exists(there)
+    return f"{prefix}{there}" if is_moved else node
 
 
 def _join(key: str, name: object) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from kd_app.config.errors import RequestError, take_first_line
 from kd_app.config.regular_file import read_regular
 from kd_app.config.values import check_values, shorten
+from kd_app.digest import CHANGED, SELF, is_changed
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -34,15 +35,22 @@ WRONG: Final = (
 """What Python and libraries raise for a file or value that is not the expected one."""
 
 
-def load_record(path: Path, *, expected: str) -> Any:
+def load_record(path: Path, *, expected: str, is_sealed: bool = False) -> Any:
     """The plain values in a file: JSON, or YAML for ``.yaml`` and ``.yml``.
 
     expected: sentences for the error: what the file should be, and how to repair it.
+    is_sealed: the record may hold its own hash, which is verified and left out.
 
     Raises `RequestError` if the file is missing, no regular file, above `MAX_BYTES`,
-    not UTF-8, truncated, nested too deeply, or has a value that `check_values` refuses.
+    not UTF-8, truncated, nested too deeply, has a value that `check_values` refuses, or
+    has changed since it was sealed.
     """
-    return parse_text(path, read_text(path, expected=expected), expected=expected)
+    content = parse_text(path, read_text(path, expected=expected), expected=expected)
+    if is_sealed and isinstance(content, dict):
+        if is_changed(content):
+            raise RequestError(f"{str(path)!r} {CHANGED} {expected}")
+        content.pop(SELF, None)
+    return content
 
 
 def read_text(path: Path, *, expected: str) -> str:
@@ -86,13 +94,14 @@ def parse_values(text: str, *, is_yaml: bool = False) -> Any:
     return content
 
 
-def read_record(path: Path, schema: type[T], *, expected: str) -> T:
+def read_record(path: Path, schema: type[T], *, expected: str, is_sealed: bool = False) -> T:
     """Read a record of this `schema`: a pydantic model, a dataclass, or a type such as
     ``dict[str, float]``.
 
     Raises `RequestError` as `load_record` and `parse_record`.
     """
-    return parse_record(path, load_record(path, expected=expected), schema, expected=expected)
+    content = load_record(path, expected=expected, is_sealed=is_sealed)
+    return parse_record(path, content, schema, expected=expected)
 
 
 def parse_record(path: Path, content: Any, schema: type[T], *, expected: str) -> T:

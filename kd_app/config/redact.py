@@ -7,32 +7,55 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from kd_app.config.plain_yaml import dump_yaml
 from kd_app.config.records import load_record
+from kd_app.files import replace_file
 
 _SECRET = re.compile(
-    r"(?:^|[_.-])(?:api_?key|access_?key|token|secret|passw(?:or)?d|credentials?)$", re.IGNORECASE
+    r"(?:^|[_.-])(?:api_?key|access_?key|token|secret|passw(?:or)?d|passphrase|credentials?)$"
+    r"|[_.-](?:key|pat|pwd|pass|pw|dsn|auth)$",
+    re.IGNORECASE,
 )
+"""Names of settings and of environment variables that hold a secret. PWD is a folder.
+"""
+_TOKEN = re.compile(
+    r"\b(?:gh[opsur]_|github_pat_|glpat-|hf_|xox[abeprs]-|sk-|sk_live_|AKIA|ASIA|AIza|npm_|pypi-)"
+    r"[A-Za-z0-9_-]{16,}"
+    r"|\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"
+)
+"""Tokens of well-known services, by their prefixes."""
 _USER_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
-_SHORTEST_SECRET = 8
+_LOGIN = re.compile(r"://([^/@\s:]*):?([^/@\s]*)@")
+_SHORTEST_SECRET = 6
 _FILE = "file"
 """The column of a table with file names."""
 
 
 def redact(value: Any) -> Any:
     """Copy `value` (plain data) without keys with a secret's name, values of secret
-    environment variables, user names in URLs, and machine paths.
+    environment variables, tokens, user names in URLs, and machine paths.
 
     A path is reduced to the last part: ``/home/me/photos`` becomes ``photos``,
     ``local-dir:/home/me/net`` becomes ``local-dir:net``.
     """
-    secrets = [
-        text
-        for name, text in os.environ.items()
-        if _SECRET.search(name) and len(text) >= _SHORTEST_SECRET
-    ]
-    return _redact(value, secrets)
+    return _redact(value, _list_secrets())
+
+
+def _list_secrets() -> list[str]:
+    """The secrets of the environment, the longest first: values of variables with a
+    secret's name, and passwords in URLs.
+    """
+    secrets = set()
+    for name, text in os.environ.items():
+        if _SECRET.search(name):
+            secrets |= {text, *text.splitlines()}
+        for user, password in _LOGIN.findall(text):
+            # the DSN of some services has its key in the place of the user
+            secrets.add(unquote(password or user))
+            secrets.add(password or user)
+    return sorted((each for each in secrets if len(each) >= _SHORTEST_SECRET), key=len)[::-1]
 
 
 def relativize(names: Sequence[str]) -> list[str]:
@@ -66,7 +89,8 @@ def _redact_text_file(path: Path, copy: Path) -> Path:
         return path
     copy.parent.mkdir(parents=True, exist_ok=True)
     text = dump_yaml(clean) if path.suffix == ".yaml" else json.dumps(clean, indent=1)
-    copy.write_text(text, encoding="utf-8")
+    with replace_file(copy) as file:
+        file.write(text.encode())
     return copy
 
 
@@ -82,10 +106,11 @@ def _redact_table_file(path: Path, copy: Path) -> Path:
         return path
     table[_FILE] = relativize(table[_FILE].tolist())
     copy.parent.mkdir(parents=True, exist_ok=True)
-    if is_parquet:
-        table.to_parquet(copy, index=False)
-    else:
-        table.to_csv(copy, index=False, lineterminator="\n")
+    with replace_file(copy) as file:
+        if is_parquet:
+            table.to_parquet(file, index=False)
+        else:
+            table.to_csv(file, index=False, lineterminator="\n")
     return copy
 
 
@@ -106,7 +131,7 @@ def _redact(value: Any, secrets: list[str]) -> Any:
 def _redact_text(text: str, secrets: list[str]) -> str:
     for secret in secrets:
         text = text.replace(secret, "***")
-    text = _USER_IN_URL.sub("", text)
+    text = _USER_IN_URL.sub("", _TOKEN.sub("***", text))
     return _compile_path_pattern().sub(lambda match: match[0].rstrip("/").rsplit("/", 1)[-1], text)
 
 

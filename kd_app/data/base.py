@@ -114,6 +114,10 @@ class RunData(Protocol):
         """Images per batch in one process."""
 
     @property
+    def smallest_batch(self) -> int | None:
+        """Images of the smallest training batch of an epoch; None if unknown."""
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """Notes about these data for the user, one sentence each."""
 

@@ -189,6 +189,19 @@ class ExternalDataModule(LightningDataModule):
         return int(getattr(self.module, "batch_size", None) or len(self._first or ()))
 
     @property
+    def smallest_batch(self) -> int | None:
+        """Images of the last batch of the train loader, if its sampler has a length."""
+        loader = self.module.train_dataloader()
+        if not isinstance(loader, DataLoader) or loader.batch_size is None:
+            return None
+        try:
+            images = len(loader.sampler)  # type: ignore[arg-type]
+        except TypeError:
+            return None
+        rest = images % loader.batch_size
+        return loader.batch_size if loader.drop_last or not rest else rest
+
+    @property
     def channels(self) -> int:
         """Number of channels of the images."""
         assert self._first is not None

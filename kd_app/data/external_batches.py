@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from kd_app.config import RequestError
 from kd_app.data.batch import Batch
 from kd_app.data.targets import check_target
+from kd_app.data.worker_loader import iterate_workers
 
 
 @dataclass
@@ -48,7 +50,7 @@ def _start_loader(loader: Iterable[Any], seed: int) -> Iterator[Any]:
         torch.manual_seed(seed)
         for generator in own:
             generator.manual_seed(seed)
-        iterator = iter(loader)
+        iterator = iterate_workers(loader) if isinstance(loader, DataLoader) else iter(loader)
         first = list(islice(iterator, 1))
         for generator, state in zip(own, states, strict=True):
             generator.set_state(state)

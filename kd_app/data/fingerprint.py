@@ -19,6 +19,7 @@ import numpy as np
 
 from kd_app.config.regular_file import open_regular
 from kd_app.data.source import Listing
+from kd_app.files import replace_file
 
 WHOLE_LIMIT = 2 * 1024**3
 """Total size in bytes up to which files are hashed as a whole.
@@ -62,17 +63,15 @@ class DigestBook:
 
     def save(self, path: Path) -> None:
         """Write the book, atomically."""
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         names = "\0".join(self._entries).encode("utf-8", "surrogateescape")
         entries = list(self._entries.values())
-        with partial.open("wb") as file:
+        with replace_file(path) as file:
             np.savez(
                 file,
                 paths=np.frombuffer(names, dtype=np.uint8),
                 states=np.array([entry[:4] for entry in entries], dtype=np.int64).reshape(-1, 4),
                 digests=np.frombuffer(b"".join(entry[4] for entry in entries), dtype=np.uint8),
             )
-        os.replace(partial, path)
 
     @staticmethod
     def load(path: Path) -> "DigestBook":

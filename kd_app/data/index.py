@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 from pydantic import Field
 
-from kd_app.config import RequestError
+from kd_app.config import RequestError, RunError
 from kd_app.config.errors import list_some
 from kd_app.data.base import ScanJob
 from kd_app.data.division import ImageDivision, SplitRatios
@@ -258,7 +258,7 @@ class ImageIndex(ImageDivision):
         """Return the decoded image `index` as a small PNG; None if it can't be read."""
         try:
             return encode_thumbnail(self.store.read_image(index))
-        except BadImageError:
+        except (BadImageError, RunError):
             return None
 
     def compute_pixel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -5,10 +5,10 @@ workers; reading can begin at any position of an epoch.
 """
 
 import math
-import signal
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,12 +17,13 @@ from jaxtyping import Bool, Float32, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from kd_app.config import InputSpec, RequestError
+from kd_app.config import InputSpec, RequestError, RunError
 from kd_app.data.batch import Batch
 from kd_app.data.crop import match_channels
 from kd_app.data.mix import BatchMixer, mix_labels, mix_pixels
 from kd_app.data.pixel_store import ImageSelection, PixelStore
 from kd_app.data.views import EVALUATION, Keys, Pictures, View, compute_image_keys
+from kd_app.data.worker_loader import PipedBatch, iterate_workers, note_no_workers, pack_batch
 
 Position = Callable[[], tuple[int, int]]
 """Returns (epoch, completed batches of this epoch); called when an iteration starts."""
@@ -154,20 +155,27 @@ class _Stream:
                 yield _pin_batch(self._builder[request])
             return
         self._requests.current = requests
-        for result in self._start():
-            if isinstance(result, RequestError):
-                raise result
-            yield _pin_batch(result)
+        items = iterate_workers(self._open_workers())
+        try:
+            first = list(islice(items, 1))
+        except OSError as error:
+            note_no_workers(error)
+            self._num_workers = 0
+            yield from self(requests)
+            return
+        for item in chain(first, items):
+            if isinstance(item, Exception):
+                raise item
+            yield _pin_batch(item.unpack() if isinstance(item, PipedBatch) else item)
 
-    def _start(self) -> Iterable[Any]:
+    def _open_workers(self) -> DataLoader[Any]:
         if self._workers is None:
             self._workers = DataLoader(
-                _ErrorReturningBuilder(self._builder),
+                _WorkerBuilder(self._builder),
                 sampler=self._requests,
                 batch_size=None,
                 num_workers=self._num_workers,
                 collate_fn=_return_unchanged,
-                worker_init_fn=_start_worker,
                 persistent_workers=True,
             )
             weakref.finalize(self, _end_workers, self._workers)
@@ -190,18 +198,17 @@ class _Requests(Sampler[BatchRequest]):
 
 
 @dataclass(frozen=True)
-class _ErrorReturningBuilder(Dataset[Batch | RequestError]):
-    """Returns a `RequestError` instead of raising it in a worker process.
-
-    torch would add the worker's traceback to the message.
+class _WorkerBuilder(Dataset[Batch | PipedBatch | Exception]):
+    """Builds batches in a worker process, and returns errors that are not faults of the
+    program instead of raising them: torch would add the worker's traceback.
     """
 
     builder: BatchBuilder
 
-    def __getitem__(self, request: BatchRequest) -> Batch | RequestError:
+    def __getitem__(self, request: BatchRequest) -> Batch | PipedBatch | Exception:
         try:
-            return self.builder[request]
-        except RequestError as error:
+            return pack_batch(self.builder[request])
+        except (RequestError, RunError, OSError, MemoryError) as error:
             return error
 
 
@@ -216,12 +223,6 @@ def _end_workers(loader: DataLoader[Any]) -> None:
 
 def _return_unchanged(value: Any) -> Any:
     return value
-
-
-def _start_worker(_: int) -> None:
-    """Leave the handling of signals to the main process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _pin_batch(batch: Batch) -> Batch:

@@ -165,6 +165,10 @@ class ImageData(LightningDataModule, Typed):
             math.ceil(share / self.batch_size),
         )
 
+    @property
+    def smallest_batch(self) -> int:
+        return min(self.batch_size, len(self.index.training_rows))
+
     # -- content of the index
 
     @property

@@ -14,9 +14,9 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
-from kd_app.config import RequestError
+from kd_app.config import RequestError, RunError
 from kd_app.config.memory import read_available_memory
-from kd_app.data.images import reduce_image
+from kd_app.data.images import BadImageError, reduce_image
 from kd_app.data.scan import PIXELS, Scan, read_scan
 from kd_app.data.source import Source
 
@@ -116,9 +116,15 @@ class DecodingStore(PixelStore):
     def read_image(self, index: int) -> UInt8[np.ndarray, "height width channels"]:
         """Decode image `index`.
 
-        Raises `BadImageError` for a file that was damaged after the scan.
+        Raises `RunError` for a file that was damaged after the scan.
         """
-        image = self._source.read(index, shorter_side=self._decode_size)
+        try:
+            image = self._source.read(index, shorter_side=self._decode_size)
+        except BadImageError as error:
+            raise RunError(
+                f"{error} The file could be read when the images were scanned. Completed work is"
+                " kept: restore the file and repeat the command to resume."
+            ) from error
         picture = np.asarray(reduce_image(image, self._decode_size, stored=image.size))
         return picture.reshape(*picture.shape[:2], self._source.channels)
 

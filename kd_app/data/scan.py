@@ -7,6 +7,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -27,6 +28,7 @@ from kd_app.data.duplicates import (
     make_thumbnail,
 )
 from kd_app.data.images import BadImageError, reduce_image
+from kd_app.data.scan_progress import PROGRESS, ScanProgress
 from kd_app.data.source import Source
 from kd_app.stages import write_atomically
 
@@ -97,40 +99,44 @@ def scan(
 
     keep: also write the pixels, unless they need more than half of the free disk space.
     Bad images are recorded and raise no error, so that ``data.on_error`` can change
-    without another scan.
+    without another scan. Resumes an earlier attempt in `folder`.
     """
-    sizes, shapes = (np.zeros((images, 2), dtype=np.int64) for _ in range(2))
-    hashes = np.zeros(images, dtype=np.uint64)
     is_compared = images <= MAX_COMPARED
-    thumbnails = torch.zeros(images if is_compared else 0, 1, FINE, FINE)
-    bad: dict[str, str] = {}
-    allowed = shutil.disk_usage(folder).free // 2
-    size_bytes = 0
-    with (folder / PIXELS).open("wb") as file:
+    thumbnails = (images if is_compared else 0, 1, FINE, FINE)
+    state = ScanProgress.load(folder, PIXELS, images, thumbnails)
+    allowed = (shutil.disk_usage(folder).free + state.position.file_bytes) // 2
+    start = state.position.images
+    with (folder / PIXELS).open("ab") as file:
         decoder = _Decoder(source, decode_size, is_compared)
-        for index, image in enumerate(_decode_images(decoder, images, threads)):
-            if image.pixels is None:
-                bad[str(index)] = image.problem
-            else:
-                sizes[index], shapes[index] = image.size, image.pixels.shape[:2]
-                hashes[index] = image.hash
-                if image.thumbnail is not None:
-                    thumbnails[index] = image.thumbnail
-                size_bytes += image.pixels.size
-                if keep and size_bytes <= allowed:
-                    file.write(image.pixels.data)
-            progress(index + 1, images)
-    kept = keep and size_bytes <= allowed
+        try:
+            for index, image in enumerate(_decode_images(decoder, start, images, threads), start):
+                if image.pixels is None:
+                    state.bad[str(index)] = image.problem
+                else:
+                    state.sizes[index], state.shapes[index] = image.size, image.pixels.shape[:2]
+                    state.hashes[index] = image.hash
+                    if image.thumbnail is not None:
+                        state.thumbnails[index] = image.thumbnail
+                state.add(image.pixels, file, limit=allowed if keep else -1)
+                state.save_if_due(folder, file)
+                progress(index + 1, images)
+        except BaseException:
+            with suppress(OSError):  # the disk may be full
+                state.save(folder, file)
+            raise
+    _, size_bytes, file_bytes, _ = state.position
+    kept = keep and file_bytes == size_bytes
     if not kept:
         (folder / PIXELS).unlink()
-    np.save(folder / SIZES, sizes)
-    np.save(folder / SHAPES, shapes)
-    contents = PictureContents.compare(hashes, thumbnails)
+    np.save(folder / SIZES, state.sizes)
+    np.save(folder / SHAPES, state.shapes)
+    contents = PictureContents.compare(state.hashes, torch.from_numpy(state.thumbnails))
     np.save(folder / HASHES, contents.hashes)
     np.save(folder / SIMILAR, contents.similar)
-    np.save(folder / THUMBNAILS, thumbnails.half().numpy())
-    summary = Summary(decode_size, bad, kept, size_bytes)
+    np.save(folder / THUMBNAILS, state.thumbnails.astype(np.float16))
+    summary = Summary(decode_size, state.bad, kept, size_bytes)
     write_atomically(folder / RECORD, json.dumps(asdict(summary), indent=1))
+    (folder / PROGRESS).unlink(missing_ok=True)
 
 
 def read_scan(folder: Path) -> Scan:
@@ -211,12 +217,12 @@ class _Decoder(NamedTuple):
         )
 
 
-def _decode_images(decoder: _Decoder, images: int, threads: int) -> Iterator[_Decoded]:
+def _decode_images(decoder: _Decoder, start: int, images: int, threads: int) -> Iterator[_Decoded]:
     """Yield decoded images in order; the queue is limited to 8 images per thread."""
     waiting: deque[Future[_Decoded]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
-            for index in range(images):
+            for index in range(start, images):
                 waiting.append(pool.submit(decoder.decode, index))
                 if len(waiting) >= 8 * threads:
                     yield waiting.popleft().result()

@@ -161,6 +161,8 @@ def _open_folders(root: Path) -> dict[str, Any]:
         # timm takes the innermost folder for the class, and would mix the splits.
         splits = find_splits(root)[0] if root.is_dir() else {}
         parts = splits or {"": root}
+    for part in parts.values():
+        _check_index(part)
     try:
         return {split: create_reader("", root=str(path)) for split, path in parts.items()}
     except (*_ABSENT, OSError) as error:
@@ -168,6 +170,18 @@ def _open_folders(root: Path) -> dict[str, Any]:
             f"timm's reader can't read {str(root)!r}: {error}. Expected: a folder or .tar of class"
             " folders."
         ) from error
+
+
+def _check_index(part: Path) -> None:
+    """Raise `RequestError` if timm would write its index of a large .tar through a link
+    that came with the .tar.
+    """
+    index = part.parent / f"_{part.stem}_tarinfos.pickle"
+    if part.suffix == ".tar" and index.is_symlink():
+        raise RequestError(
+            f"{str(index)!r}, where timm keeps the index of {str(part)!r}, is a link, and is not"
+            " followed. Remove it."
+        )
 
 
 def _open_by_name(reader: str, root: str | None) -> dict[str, Any]:

@@ -18,7 +18,9 @@ from kd_app.config.pixels import Decoding
 from kd_app.config.records import load_record, parse_with
 from kd_app.deployment.confidence import MEASURES, compute_confidence, compute_log_probabilities
 from kd_app.deployment.logits import number_images
-from kd_app.deployment.manifest import describe_decoding, hash_file, parse_decoding
+from kd_app.deployment.manifest import describe_decoding, parse_decoding
+from kd_app.digest import hash_file, seal
+from kd_app.stages import write_atomically
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -134,12 +136,8 @@ class ModelCascade:
         }
         if self.decoding is not None:
             settings["decoding"] = describe_decoding(self.decoding)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_text(
-            json.dumps({"stages": stages, **settings}, indent=2, allow_nan=False) + "\n",
-            encoding="utf-8",
-        )
-        partial.replace(path)
+        text = json.dumps(seal({"stages": stages, **settings}), indent=2, allow_nan=False)
+        write_atomically(path, f"{text}\n")
 
     @classmethod
     def load(cls, path: Path, open_stage: "Callable[[Path], ImageStage]") -> "ModelCascade":
@@ -199,7 +197,7 @@ def _read(path: Path) -> dict[str, Any]:
         "Expected a cascade.json from kd-evaluate with stages, thresholds, temperatures and a known"
         " measure. Write it again with kd-evaluate."
     )
-    record = load_record(path, expected=expected)
+    record = load_record(path, expected=expected, is_sealed=True)
 
     def parse() -> dict[str, Any]:
         stages = len(record["stages"])

@@ -16,6 +16,7 @@ from kd_app.deployment.artifact import Artifact, open_artifact
 from kd_app.deployment.formats.base import Format, UInt8Model
 from kd_app.deployment.manifest import VERSION, describe_decoding, describe_input
 from kd_app.deployment.own_files import mark_written
+from kd_app.digest import seal
 from kd_app.run_files import MANIFEST
 from kd_app.stages import hash_file, write_atomically
 
@@ -86,9 +87,9 @@ def measure_difference(
 
 
 def write_manifest(folder: Path, files: Mapping[str, Mapping[str, Any]], **facts: Any) -> None:
-    """Write ``manifest.json`` atomically.
+    """Write ``manifest.json`` atomically, with its own hash.
 
     files: an entry for each file · facts: entries about all files.
     """
-    manifest = {"schema_version": VERSION, **facts, "files": files}
+    manifest = seal({"schema_version": VERSION, **facts, "files": files})
     write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1, allow_nan=False) + "\n")

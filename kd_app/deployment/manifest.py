@@ -3,7 +3,6 @@
 This module imports nothing outside of the standard library.
 """
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from kd_app.config.errors import RequestError
 from kd_app.config.pixels import Decoding, InputSpec, choose_decoding
 from kd_app.config.records import load_record, parse_with
 from kd_app.config.values import shorten
+from kd_app.digest import hash_file
 from kd_app.run_files import MANIFEST
 
 VERSION: Final = 1
@@ -85,10 +85,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Read the manifest of a folder.
 
     Raises:
-        RequestError: the manifest is missing, truncated, or has another schema.
+        RequestError: the manifest is missing, truncated, changed, or of another
+            schema.
     """
     path = folder / MANIFEST
-    manifest = load_record(path, expected=_EXPECTED)
+    manifest = load_record(path, expected=_EXPECTED, is_sealed=True)
     version = manifest.get("schema_version") if isinstance(manifest, dict) else None
     if version != VERSION:
         raise RequestError(
@@ -113,10 +114,12 @@ def parse_decoding(node: Any) -> Decoding:
     """Read the output of `describe_decoding`.
 
     Raises:
-        ValueError: the entry has another schema, or another way of decoding.
+        RequestError: the entry has another schema, or another way of decoding.
     """
     if not isinstance(node, Mapping) or any(node.get(key) != _ALWAYS[key] for key in _ALWAYS):
-        raise ValueError(f"decoding={node!r}")
+        raise RequestError(
+            f"it does not say how to decode images as kd_app does: decoding={node!r}"
+        )
     return Decoding(_check_size(node.get("channels")), _check_size(node.get("shorter_side")))
 
 
@@ -166,9 +169,3 @@ def _check_size(size: Any) -> int:
     if not isinstance(size, int) or not 0 < size <= 2**15:
         raise ValueError(f"a size of {size!r}")
     return size
-
-
-def hash_file(path: Path) -> str:
-    """sha256 of a file, as in `kd_app.stages`, which needs more packages."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from kd_app.deployment.manifest import hash_file
+from kd_app.digest import hash_file
 
 _WRITTEN: set[str] = set()
 

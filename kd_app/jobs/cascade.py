@@ -36,6 +36,7 @@ from kd_app.run.cascade_record import (
     summarize_latency,
     time_calls,
 )
+from kd_app.run.machine import choose_device
 from kd_app.run.measurement import add_data, start_results
 from kd_app.run.open_model import OpenModel, check_same_classes, open_model
 from kd_app.run.open_run import open_run, read_run
@@ -44,9 +45,8 @@ from kd_app.run.run_output import list_groups, write_predictions
 from kd_app.run.schema import EvaluationSettings
 from kd_app.run.spec import Config
 from kd_app.run.workspace import Workspace
+from kd_app.run_files import CASCADE as FILE
 from kd_app.stages import hash_file
-
-FILE = "cascade.json"
 
 
 def evaluate_cascade(
@@ -68,7 +68,8 @@ def evaluate_cascade(
     EvaluationSettings(**config)
     routing, console = Routing(**config["routing"]), console or Console()
     check_request(config)
-    stages = [open_model(path, threads=1) for path in config["cascade"]]
+    device = choose_device(config)
+    stages = [open_model(path, threads=1, device=device) for path in config["cascade"]]
     check_same_classes([(stage.name, stage.model.classes) for stage in stages])
     saved = read_run(_find_run(config, stages), config, "measure")
     out = Path(config["out"]) / ("" if trial is None else str(trial))

@@ -24,9 +24,8 @@ from kd_app.config import RequestError, Typed
 from kd_app.config.make import make
 from kd_app.metrics.verdict import VerdictRule
 from kd_app.reporting.console import Console
-from kd_app.run.forecast import forecast_run
 from kd_app.run.plan import describe_forecast, describe_models
-from kd_app.run.role_jobs import draft_role_job
+from kd_app.run.role_jobs import check_batches, draft_role_job
 from kd_app.run.run_folder import check_stages
 from kd_app.run.run_length import list_length_notes
 from kd_app.run.spec import Config, ExternalParts, build_spec
@@ -110,14 +109,20 @@ def inspect_setup(
     except RequestError as error:
         return CheckReport((refuse("data", str(error)),))
     start = time.monotonic()
-    with TemporaryDirectory(prefix="kd-check-") as scratch:
+    # beside the stages, if any, where leftovers of killed processes are removed
+    root = stages.root if stages.root.is_dir() else None
+    with TemporaryDirectory(prefix=".check-", suffix=".partial", dir=root) as scratch:
         context = CheckContext(workspace, limits, rule, Path(scratch))
         is_ready = context.is_ready
-        forecast = forecast_run(workspace, ready=is_ready)
+        forecast = context.forecast
         context.deadline = start + limits.choose_seconds(forecast)
         findings = [note("data", text) for text in workspace.data.notes]
         findings += [note("length", text) for text in list_length_notes(workspace)]
         findings += [warn("term-void", text) for text in void_parts]
+        try:
+            check_batches(workspace, ready=is_ready)
+        except RequestError as error:
+            findings.append(refuse("single-image", str(error)))
         findings += _run_checks(context, console)
         dry_runs, skipped = _train_all_briefly(context, console)
         findings += check_loss_terms(context, dry_runs)

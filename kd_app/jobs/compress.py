@@ -17,7 +17,7 @@ from kd_app.compression.latency import measure_latencies
 from kd_app.compression.step import Step
 from kd_app.config import RequestError, RunError, Typed, build_unknown_error
 from kd_app.config.make import make
-from kd_app.config.targets import check_targets
+from kd_app.config.redact import redact
 from kd_app.metrics.record import Predictions
 from kd_app.metrics.verdict import Judgment, VerdictRule
 from kd_app.reporting.console import Console
@@ -53,6 +53,7 @@ _NOT_RECORDED = (
     "logger",
     "tags",
     "license",
+    "trainer",
 )
 """Settings that do not change the compressed student."""
 
@@ -80,6 +81,7 @@ class Compression(Typed, called="kd-compress"):
         logger: Group,
         tags: list[str],
         license: Group,
+        trainer: Group,
         **blocks: Group,
     ) -> None:
         for name in (*steps, *remake):
@@ -124,8 +126,8 @@ def compress(config: Config, *, console: Console | None = None, trial: int | Non
     Raises `RequestError` for a wrong request, and `RunError` if a step loses more than
     ``max_loss``; the folder then holds the student before that step.
     """
+    config = {**config, "tags": redact(config["tags"])}
     settings, console = Compression(**config), console or Console()
-    check_targets(settings.blocks, config["allow"])
     steps: list[tuple[str, Step]] = [
         (name, make(settings.blocks[name], Step)) for name in settings.steps
     ]

@@ -1,12 +1,14 @@
 """The job of ``kd-distill``: trains and measures teacher, controls and student."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from kd_app.checks.quick import QuickChecks
 from kd_app.config import RequestError
 from kd_app.config.make import make
 from kd_app.config.memory import explain_memory_error
+from kd_app.config.redact import redact
 from kd_app.metrics.verdict import VerdictRule
 from kd_app.reporting.console import Console
 from kd_app.reporting.html import write_report
@@ -20,14 +22,20 @@ from kd_app.run.inputs import RunInputs
 from kd_app.run.measurement import format_top1, measure_models, name_data, start_results
 from kd_app.run.plan import write_plan
 from kd_app.run.results_builder import ResultsBuilder, SplitName
-from kd_app.run.role_jobs import build_control_job, build_student_job, build_teacher_job, check_pair
+from kd_app.run.role_jobs import (
+    build_control_job,
+    build_student_job,
+    build_teacher_job,
+    check_batches,
+    check_pair,
+)
 from kd_app.run.run_folder import build_run_name, check_out, check_stages, claim_folder
 from kd_app.run.run_length import list_length_notes
 from kd_app.run.run_output import list_uploads, write_models
 from kd_app.run.spec import Config, ExternalParts, RunSpec, build_spec
 from kd_app.run.train import Listeners, train
 from kd_app.run.workspace import RunModel, Workspace
-from kd_app.run_files import CURVES, RESULTS, SPLIT
+from kd_app.run_files import CONFIG, CURVES, RESULTS, SPLIT
 from kd_app.search.pruning import MedianPruner, TrialPruned
 from kd_app.stages import Stages, hash_file
 from kd_app.tracking import Backend, Tracker
@@ -50,6 +58,7 @@ def distill(
     written if the request is wrong, and `RunError` if the run fails.
     """
     console = console or Console()
+    config = {**config, "tags": redact(config["tags"])}
     out = _name_folder(config, trial)
     spec = _build_spec(config, own, out)
     spec.licenses.check()
@@ -61,8 +70,8 @@ def distill(
     check_out(out, Path(config["stages"]))
     with claim_folder(out, {**config, "own": external}, overwrite=config["overwrite"]):
         inputs = RunInputs(out, config, spec.data)
-        if not config["overwrite"] and (before := _read_results(out)) is not None:
-            inputs.check(before, console)
+        if not config["overwrite"] and (out / RESULTS).is_file():
+            inputs.check(_read_results(out, console), console)
         results = None if config["remake"] else find_results(out, spec, splits, console)
         if results is not None:
             console.print(
@@ -80,7 +89,7 @@ def distill(
         workspace = Workspace(spec, stages, console, tracker)
         builder = start_results(workspace, out, rule)
         checks = QuickChecks.parse(workspace, rule, config["checks"])
-        with tracker.close_at_exit():
+        with tracker.close_at_exit(), workspace.keep_work():
             _run(workspace, builder, splits, checks, inputs, pruner=pruner, trial=trial)
     return out
 
@@ -100,11 +109,15 @@ def _build_spec(config: Config, own: ExternalParts | None, out: Path) -> RunSpec
         ) from None
 
 
-def _read_results(out: Path) -> Results | None:
-    """The results of an earlier attempt; None if they are missing or damaged."""
+def _read_results(out: Path, console: Console | None = None) -> Results | None:
+    """The results of an earlier attempt; None if they are missing or, which the console
+    prints, damaged.
+    """
     try:
         return read(out / RESULTS) if (out / RESULTS).is_file() else None
-    except RequestError:
+    except RequestError as error:
+        if console is not None:
+            console.print(f"Note: {error} This command writes it anew.")
         return None
 
 
@@ -154,7 +167,9 @@ def find_results(
         may_be_pruned = config["trial_pruning"] is not None or config["budget"] is not None
         has_same_budget = results.config.get("budget") == config["budget"]
         return results if may_be_pruned and has_same_budget else None
-    damaged = next((file.name for file in results.files if not _is_intact(out, file)), None)
+    # The configuration was compared before this command wrote its own.
+    files = (file for file in results.files if file.name != CONFIG)
+    damaged = next((file.name for file in files if not _is_intact(out, file)), None)
     if damaged:
         console.print(f"{out / damaged} has changed since this run wrote it; it is rewritten")
         return None
@@ -217,7 +232,8 @@ def _run(
         console.print(f"{reason} {reason.hint}")
         return
     except Exception as error:
-        builder.write("failed", str(error) or type(error).__name__)
+        with suppress(OSError):  # the disk may be full
+            builder.write("failed", str(error) or type(error).__name__)
         raise
     console.print()
     console.show(build_summary(results))
@@ -245,6 +261,7 @@ def _prepare(
     is_ready = teacher is not None
     forecast = forecast_run(workspace, ready=is_ready)
     console.print(write_plan(workspace, ready=is_ready, forecast=forecast))
+    check_batches(workspace, ready=is_ready)
     check_pair(workspace)
     builder.notes += checks.check_run(teacher, forecast)
     if spec.budget is not None:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from kd_app.config import RequestError
 from kd_app.config.compose import compose_config
-from kd_app.config.targets import FACTORY, check_targets
+from kd_app.config.targets import FACTORY
 from kd_app.data.evaluation import Evaluation
 from kd_app.jobs.evaluate import select_split
 from kd_app.metrics.verdict import VerdictRule
@@ -17,6 +17,12 @@ from kd_app.reporting.results import read
 from kd_app.reporting.tables import build_summary
 from kd_app.reporting.teacher_reference import read_teacher_reference
 from kd_app.run.known_images import KnownImages, leave_out_used
+from kd_app.run.machine import (
+    adapt_trainer,
+    choose_limit,
+    describe_unused,
+    remove_machine,
+)
 from kd_app.run.measurement import measure_models, start_results
 from kd_app.run.model_specs import build_model_spec, open_artifact_teacher
 from kd_app.run.open_run import STAGES
@@ -29,7 +35,7 @@ from kd_app.run.recorded_pixels import (
     read_recorded_pixels,
     set_channels,
 )
-from kd_app.run.run_folder import claim_folder
+from kd_app.run.run_folder import check_out, check_stages, claim_folder
 from kd_app.run.schema import EvaluationSettings
 from kd_app.run.spec import Config, RunSpec, build_spec
 from kd_app.run.workspace import RunModel, Workspace
@@ -64,10 +70,12 @@ def evaluate_model(
     pixels = read_model_pixels(model, run)
     data = set_channels(config["data"], pixels.decoding)
     spec = _build_spec({**config, "data": data}, model)
-    for note in describe_conversion(config["data"], data):
+    for note in (*describe_conversion(config["data"], data), *describe_unused(config)):
         console.print(f"Note: {note}")
     rule = VerdictRule(**spec.config["verdict"])
-    with claim_folder(out, config, overwrite=config["overwrite"]):
+    check_out(out, Path(spec.config["stages"]))
+    check_stages(Path(spec.config["stages"]))
+    with claim_folder(out, remove_machine(config), overwrite=config["overwrite"]):
         stages = Stages(Path(spec.config["stages"]), say=console.print)
         workspace = Workspace(spec, stages, console, None, recorded=pixels)
         names = model.origin.label_names
@@ -155,7 +163,6 @@ def read_model_pixels(model: ModelSpec, run: Path | None) -> RecordedPixels:
 def _build_spec(config: Config, model: ModelSpec) -> RunSpec:
     """The specification of a run whose student is `model`, without a training."""
     defaults = compose_config("distill", _ALONE)
-    check_targets({"data": config["data"]}, config["allow"])
     complete = {
         **defaults,
         "data": config["data"],
@@ -165,7 +172,10 @@ def _build_spec(config: Config, model: ModelSpec) -> RunSpec:
         "examples": config["examples"],
         "robustness": config["robustness"],
         "student": {**defaults["student"], "name": model.name, "checkpoint": config["model"]},
-        "trainer": {**defaults["trainer"], "devices": 1, "limit_test_batches": config["limit"]},
+        "trainer": {
+            **adapt_trainer(defaults["trainer"], config, measures=True),
+            "limit_test_batches": choose_limit(config),
+        },
     }
     # The model itself replaces the student of the configuration.
     spec = build_spec({**complete, "student": {**defaults["student"], "name": "resnet18"}})
@@ -176,6 +186,12 @@ def _load(workspace: Workspace, model: ModelSpec) -> RunModel:
     if isinstance(model, CompositeTeacher):
         model.bind_data(workspace.classes, workspace.compute_image_stats())
     loaded = workspace.load_model(model, seed=0)
+    if loaded.loaded.weights.new_head and model.match is not None and model.match.fits:
+        raise RequestError(
+            f"The weights of the model {model.name} have no classifier, so there is nothing to"
+            " measure. Train one with kd-distill (student.checkpoint=<the weights>), or name"
+            " weights with a classifier."
+        )
     if loaded.loaded.weights.new_head:
         raise RequestError(
             f"The model {model.name} does not predict {len(workspace.classes)} classes, which the"

@@ -2,7 +2,6 @@
 file, and recommends one.
 """
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from pydantic import Field, PositiveInt, StrictBool
 import kd_app
 from kd_app.config import RequestError, RunError, Typed, build_unknown_error
 from kd_app.config.make import make
-from kd_app.config.targets import check_targets
 from kd_app.deployment.artifact import open_foreign
 from kd_app.deployment.export import write_manifest
 from kd_app.deployment.formats.base import Format
@@ -22,6 +20,7 @@ from kd_app.deployment.logits import NonFiniteLogitsError, name_images
 from kd_app.deployment.predictions import predict_with_artifact
 from kd_app.deployment.price import Price
 from kd_app.deployment.timing import Benchmark
+from kd_app.files import replace_file
 from kd_app.metrics.record import Predictions
 from kd_app.metrics.verdict import VerdictRule
 from kd_app.reporting.console import Console
@@ -61,6 +60,7 @@ class Export(Typed, called="kd-export"):
         allow: list[Place],
         test: Literal["auto", "always", "never"],
         license: Group,
+        trainer: Group,
         formats: Annotated[dict[str, Group], Field(min_length=1)],
         benchmark: Group,
         price: Group,
@@ -102,7 +102,6 @@ def export_run(config: Config, *, console: Console | None = None, trial: int | N
     Raises `RequestError` for a wrong request, and `RunError` if a model can't be
     written in a format or if a file's logits differ from the model's in torch.
     """
-    check_targets({key: config[key] for key in ("formats", "benchmark", "price")}, config["allow"])
     settings, console = Export(**config), console or Console()
     saved = read_run(settings.run, config, "export")
     out = settings.out if trial is None else settings.out / str(trial)
@@ -241,9 +240,8 @@ def copy_whole(source: Path, target: Path) -> None:
     """Copy a file so that `target` is never a partial copy. Raises `RunError` if the
     copy differs from the source.
     """
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.copyfile(source, partial)
-    os.replace(partial, target)
+    with source.open("rb") as old, replace_file(target) as new:
+        shutil.copyfileobj(old, new)
     if hash_file(target) != hash_file(source):
         raise RunError(
             f"{str(target)!r} differs from the file it was copied from. Check that the disk is not"

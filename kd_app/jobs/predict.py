@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import IO, Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +25,13 @@ from kd_app.data.images import BadImageError, open_image
 from kd_app.deployment.cascade import prepare_batch
 from kd_app.deployment.confidence import compute_log_probabilities
 from kd_app.deployment.logits import name_images, number_images
+from kd_app.files import replace_file
 from kd_app.reporting.console import Console
+from kd_app.run.machine import choose_device, describe_unused
 from kd_app.run.open_model import ImageClassifier, open_cascade, open_model
 from kd_app.run.spec import Config
+from kd_app.run_files import CASCADE
 
-CASCADE = "cascade.json"
 _MAX_NAMES = 5
 
 
@@ -38,9 +40,9 @@ def quote_cells(table: Any) -> Any:
     return table.map(quote_cell)
 
 
-_WRITERS: dict[str, Callable[[Any, Path], None]] = {
-    ".csv": lambda table, path: quote_cells(table).to_csv(path, index=False),
-    ".parquet": lambda table, path: table.to_parquet(path, index=False),
+_WRITERS: dict[str, Callable[[Any, IO[bytes]], None]] = {
+    ".csv": lambda table, file: quote_cells(table).to_csv(file, index=False),
+    ".parquet": lambda table, file: table.to_parquet(file, index=False),
 }
 NonEmpty = Annotated[str, Field(min_length=1)]
 StageOutputs = tuple[NDArray[np.float64], NDArray[np.int64] | None]
@@ -62,6 +64,7 @@ class Prediction(Typed, called="kd-predict"):
         on_error: Literal["raise", "skip"],
         threads: PositiveInt | None,
         overwrite: StrictBool,
+        trainer: dict[str, Any],
     ) -> None:
         self.model = model
         self.images = images
@@ -71,6 +74,7 @@ class Prediction(Typed, called="kd-predict"):
         self.on_error = on_error
         self.threads = threads
         self.overwrite = overwrite
+        self.device = choose_device({"trainer": trainer})
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,8 @@ def predict(config: Config, *, console: Console | None = None) -> Path:
     """
     settings, console = Prediction(**config), console or Console()
     check_out(settings)
+    for text in describe_unused(config):
+        console.print(f"Note: {text}")
     images = read_image_list(settings.images)
     labeler = _open_labeler(settings)
     if settings.top > len(labeler.classes):
@@ -165,11 +171,11 @@ def _open_labeler(settings: Prediction) -> _Labeler:
     path = Path(settings.model)
     path = path / CASCADE if (path / CASCADE).is_file() else path
     if path.suffix == ".json" and path.is_file():
-        opened = open_cascade(path, threads=settings.threads)
+        opened = open_cascade(path, threads=settings.threads, device=settings.device)
         names = tuple(file.name for file in opened.files)
         decoding = opened.cascade.decoding or _combine([each.decoding for each in opened.models])
         return _Labeler(opened.models[0].classes, opened.cascade.infer, decoding, names)
-    model = open_model(settings.model, threads=settings.threads).model
+    model = open_model(settings.model, threads=settings.threads, device=settings.device).model
     return _Labeler(model.classes, lambda images: (_infer(model, images), None), model.decoding)
 
 
@@ -311,12 +317,8 @@ def _build_table(predictions: _LabeledImages, labeler: _Labeler, images: ImageLi
 
 def _write_table(table: Any, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        _WRITERS[out.suffix.lower()](table, partial)
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replace_file(out) as file:
+        _WRITERS[out.suffix.lower()](table, file)
 
 
 def _summarize(predictions: _LabeledImages, labeler: _Labeler, settings: Prediction) -> str:

@@ -2,11 +2,12 @@
 winner, suggestions, and one report.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from kd_app.config import RequestError, RunError
+from kd_app.config.keys import NON_IDENTITY_KEYS
 from kd_app.config.records import read_record
 from kd_app.jobs import distill as job
 from kd_app.reporting.comparison import compare
@@ -15,30 +16,63 @@ from kd_app.reporting.html import write_report
 from kd_app.reporting.refusals import list_refusals
 from kd_app.reporting.runs import load_run
 from kd_app.reporting.tables import Trial, build_sweep_table
+from kd_app.run.record_rules import check_record
 from kd_app.run.run_folder import find_differences
 from kd_app.run_files import CONFIG
 from kd_app.search.trials import read_proposals, read_trial_results, require_optuna
 
+_CALLBACKS: Final = "callbacks"
 
-def finish_sweep(config: Mapping[str, Any]) -> None:
+
+def finish_sweep(
+    config: Mapping[str, Any], find_trial: Callable[[int], dict[str, Any] | None]
+) -> None:
     """Test the winner of the sweep in ``config['out']`` (if ``test=auto``) and show all
-    trials. Raises `RunError` with the failed trials.
+    trials.
+
+    config: of the command, for one of the trials. find_trial: the configuration of a
+    trial that ran in this process. Raises `RunError` with the failed trials.
     """
     console, out = Console(), Path(config["out"])
     trials = load_trials(out)
     winner = select_winner(trials)
     if winner is not None and config["test"] == "auto":
         console.print(f"Trial {winner} is the best on validation; testing it")
-        shared = {key: config[key] for key in ("out", "stages", "allow", "examples", "license")}
-        settings = {"test": "always", "remake": [], "overwrite": False, **shared}
-        job.distill(
-            {**_read_config(out / str(winner)), **settings},
-            console=Console(silent=True),
-            trial=winner,
-        )
+        own = find_trial(winner)
+        if own is None:
+            own = merge_trial(config, _read_config(out / str(winner)))
+        settings = {"test": "always", "remake": [], "overwrite": False}
+        job.distill({**own, **settings}, console=Console(silent=True), trial=winner)
         trials = load_trials(out)
     sentences = [*_suggest_next(out), *_summarize_seeds(out, trials)]
     _show_trials(console, out, trials, winner=winner, sentences=sentences)
+
+
+def merge_trial(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a trial that did not run in this process: what is trained
+    from the trial's `record`, and everything else from the `config` of the command.
+
+    Of the callbacks, which are never built from a record, only the numbers are the
+    trial's. Raises `RequestError` if the record names code or a location that the
+    command does not allow.
+    """
+    known = {key: value for key, value in record.items() if key in config}
+    trained = {
+        key: value
+        for key, value in known.items()
+        if key not in NON_IDENTITY_KEYS and key != _CALLBACKS
+    }
+    check_record(trained, config["allow"])
+    callbacks = _merge_numbers(config[_CALLBACKS], record.get(_CALLBACKS))
+    return {**config, **trained, _CALLBACKS: callbacks}
+
+
+def _merge_numbers(config: Any, record: Any) -> Any:
+    """`config` with the numbers of `record` that stand in the place of numbers."""
+    if isinstance(config, Mapping) and isinstance(record, Mapping):
+        return {key: _merge_numbers(each, record.get(key)) for key, each in config.items()}
+    are_numbers = isinstance(config, int | float) and isinstance(record, int | float)
+    return record if are_numbers else config
 
 
 def _suggest_next(out: Path) -> list[str]:

@@ -64,6 +64,8 @@ _INERT_NAMES = {
 names of `builtins` without their module.
 """
 _MAX_NAMES, _MAX_DEPTH = 400, 100
+_OTHER_ARCHIVES = ("locating file data.pkl", "file in archive is not in a subdirectory")
+"""Parts of torch's messages about archives that are no files of tensors."""
 _MODULE_KEYS = ("_modules", "_parameters", "_buffers")
 """The attributes in which a pickled module keeps its tensors."""
 
@@ -239,6 +241,11 @@ def _explain_failure(error: Exception) -> str:
         if match:
             return f"it contains {match[1]}, which is not a tensor."
         return "it is not a file of tensors."
+    if any(text in str(error) for text in _OTHER_ARCHIVES):
+        return (
+            "it is an archive of another kind, such as a torch.export program (.pt2) or arrays of"
+            " numpy (.npz)."
+        )
     if "TorchScript" in str(error):
         return "it is a TorchScript program. Open it with torch.jit.load and save its state_dict()."
     return take_first_line(error)[:200]
@@ -252,9 +259,24 @@ def _collect(content: Any) -> tuple[dict[str, Tensor], dict[str, str], bool]:
     for parts, container, tensor in _walk(content, (), None, set()):
         name = ".".join(part for part in parts if part not in _MODULE_KEYS)
         is_module |= container is not None
-        tensors[name] = tensor
+        tensors[name] = _convert_to_plain(tensor, name)
         containers[name] = ".".join(parts[:-1] if container is None else container)
     return tensors, containers, is_module
+
+
+def _convert_to_plain(tensor: Tensor, name: str) -> Tensor:
+    """Return sparse tensors as dense ones, and those of 8-bit floats, with which torch
+    does not compute, in 32 bits.
+    """
+    if tensor.is_meta:
+        raise ValueError(
+            f"{name} has a shape and no values (a tensor on the 'meta' device): the model was"
+            " saved before its weights were loaded."
+        )
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
+    is_small = tensor.is_floating_point() and tensor.element_size() == 1
+    return tensor.float() if is_small else tensor
 
 
 def _walk(

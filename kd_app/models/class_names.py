@@ -81,7 +81,8 @@ def match_classes(classes: Sequence[str], model: ModelClasses) -> ClassMatch:
     if not model.names:
         if model.count in (None, count):
             return ClassMatch(fits=True)
-        return ClassMatch(fits=False, reason=f"has {model.count} classes")
+        reason = f"has {model.count} classes" if model.count else "has no classifier"
+        return ClassMatch(fits=False, reason=reason)
     if model.names == classes:
         return ClassMatch(fits=True)
     numbers = {name: number for number, name in enumerate(model.names)}

@@ -59,6 +59,8 @@ class ClassMappedTeacher(CompositeTeacher):
         assert count is not None
         loaded = create(self.inner, input_spec, count, seed=seed)
         weights = loaded.weights
+        if weights.new_head:
+            raise _build_headless_error(self.inner)
         sha256 = hashlib.sha256(f"{weights.sha256}:{self._rows}".encode()).hexdigest()
         report = replace(
             weights,
@@ -73,13 +75,19 @@ def find_model_classes(spec: ModelSpec) -> ModelClasses:
     classes is unknown.
     """
     classes = spec.record.classes
-    if classes.count is None:
-        raise RequestError(
-            f"The number of classes of the teacher {spec.name} is unknown, so teacher.classes can't"
-            " map them. Expected a timm model with a tag, a run, a folder in timm's local-dir"
-            " layout, a file of weights with a classifier, or an exported file."
-        )
+    if not classes.count:
+        raise _build_headless_error(spec)
     return classes
+
+
+def _build_headless_error(spec: ModelSpec) -> RequestError:
+    return RequestError(
+        f"No classifier was found in the weights of the teacher {spec.name}, so teacher.classes"
+        " can't map its classes. Train a classifier for the data's classes instead (remove"
+        " teacher.classes, and set teacher.max_epochs to 1 or more), or name weights with one: a"
+        " timm model with a tag, a run, a folder in timm's local-dir layout, a file of weights"
+        " with a classifier, or an exported file."
+    )
 
 
 class EmaTeacher(CompositeTeacher):
@@ -173,7 +181,13 @@ class TeacherEnsemble(CompositeTeacher):
             input_spec,
         )
         matched = sum(each.weights.matched for each in models.values())
-        return LoadedModel(model.eval(), input_spec, WeightsReport(source, sha256, matched))
+        notes = tuple(
+            f"has the member {name}, which {note}"
+            for name, each in models.items()
+            for note in each.weights.notes
+        )
+        report = WeightsReport(source, sha256, matched, notes=notes)
+        return LoadedModel(model.eval(), input_spec, report)
 
 
 def _build_not_ready_error(name: str, member: ModelSpec) -> RequestError:

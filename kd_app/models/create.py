@@ -149,6 +149,7 @@ def _create_timm(spec: ModelSpec, input_spec: InputSpec, num_classes: int) -> Lo
         first_conv=(first,) if isinstance(first, str) else tuple(first),
         rows=match.rows,
         renew_head=not match.fits,
+        role=spec.role,
     )
     return LoadedModel(model, input_spec, _add_classes(report, match), widths)
 
@@ -234,6 +235,7 @@ def _create_from_factory(spec: ModelSpec, input_spec: InputSpec, num_classes: in
         head=(),
         source=f"file {path.name}",
         sha256=hash_weights(path),
+        role=spec.role,
     )
     return LoadedModel(model.eval(), input_spec, report)
 
@@ -252,12 +254,20 @@ def _check_logits(
                 raise
             raise RequestError(
                 f"The {spec.role} {spec.name} can't take images of"
-                f" {input_spec.channels}x{input_spec.height}x{input_spec.width}:"
+                f" {input_spec.channels}x{input_spec.height}x{input_spec.width}"
+                f"{f' with {spec.kwargs!r}' if spec.kwargs else ''}:"
                 f" {_describe_failure(error)}."
                 f"{_suggest_size(spec, input_spec, num_classes)} Change data.image_size,"
                 f" {spec.role}.image_size or {spec.role}.kwargs.* (patch_size, img_size, in_chans)."
             ) from None
-    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if not isinstance(logits, Tensor):
+        raise RequestError(
+            f"The {spec.role} {spec.name} returns a {type(logits).__name__} for a batch of images,"
+            f" expected one tensor of logits. Remove what changes the output from"
+            f" {spec.role}.kwargs ({spec.kwargs!r}; features_only returns maps), or wrap your own"
+            " module so that it returns logits."
+        )
+    shape = tuple(logits.shape)
     if shape != (2, num_classes):
         raise RequestError(
             f"The {spec.role} {spec.name} returns {shape} for two images, expected logits of"

@@ -8,24 +8,29 @@ from torch import Tensor, nn
 _STATISTICS = ("running_mean", "running_var")
 
 
-def find_nonfinite(model: nn.Module) -> list[str]:
-    """Return the names of the parameters and statistics that hold NaN or infinity.
+def find_nonfinite(model: nn.Module) -> dict[str, int]:
+    """Return the parameters and statistics that hold NaN or infinity, with the number
+    of such values.
 
     Other buffers may hold infinity, as the masks of an attention do, but not NaN.
     """
     with torch.no_grad():
         parameters = dict(model.named_parameters())
-        return [
-            name
-            for name, tensor in {**parameters, **_list_saved_buffers(model)}.items()
-            if not _is_finite(tensor, name in parameters or name.endswith(_STATISTICS))
-        ]
+        counts = {}
+        for name, tensor in {**parameters, **_list_saved_buffers(model)}.items():
+            infinity_counts = name in parameters or name.endswith(_STATISTICS)
+            if not _is_finite(tensor, infinity_counts):
+                wrong = ~tensor.isfinite() if infinity_counts else tensor.isnan()
+                counts[name] = int(wrong.sum())
+        return counts
 
 
-def describe_nonfinite(names: list[str]) -> str:
-    """Return a list of some names for a message."""
-    more = ", ..." if len(names) > 3 else ""
-    return f"{', '.join(names[:3])}{more}"
+def describe_nonfinite(counts: Mapping[str, int]) -> str:
+    """Return some of the names with their counts, for a message."""
+    listed = [
+        f"{name}: {count:,} value{'s' if count > 1 else ''}" for name, count in counts.items()
+    ]
+    return f"{', '.join(listed[:3])}{', ...' if len(listed) > 3 else ''}"
 
 
 def _list_saved_buffers(model: nn.Module) -> Mapping[str, Tensor]:

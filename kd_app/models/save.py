@@ -12,6 +12,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 from kd_app.config import InputSpec, RunError
+from kd_app.files import list_regular_files
 from kd_app.models.finite import describe_nonfinite, find_nonfinite
 from kd_app.models.layer_widths import WIDTHS
 from kd_app.models.model_config import CONFIG, read_model_config
@@ -36,6 +37,7 @@ def save_model(
     classes: Sequence[str],
     license: str,
     widths: Mapping[str, Any] | None = None,
+    label: str = "the model",
 ) -> None:
     """Write `model.safetensors` and `config.json` in timm's local-dir layout:
     architecture, arguments, normalization, size, class names, license.
@@ -47,13 +49,16 @@ def save_model(
     ``torch.export.load("model.pt2").module()``, which takes batches of any size and
     needs neither kd_app nor timm.
 
-    Raises `RunError` if a weight is NaN or infinite.
+    Raises `RunError`, which names the model by its `label`, if a weight is NaN or
+    infinite.
     """
     if wrong := find_nonfinite(model):
         raise RunError(
-            f"The trained weights hold NaN or infinite values ({describe_nonfinite(wrong)}), so the"
-            " model is not saved: the training diverged. Lower optimizer.lr, set"
-            " trainer.gradient_clip_val, or use trainer.precision=32-true."
+            f"The weights of {label} hold NaN or infinite values in {len(wrong)} tensor"
+            f"{'s' if len(wrong) > 1 else ''}"
+            f" ({describe_nonfinite(wrong)}), so nothing was saved. A training that diverges ends"
+            " like that: lower optimizer.lr, set trainer.gradient_clip_val, or use"
+            " trainer.precision=32-true."
         )
     folder.mkdir(parents=True, exist_ok=True)
     model = model.to(memory_format=torch.contiguous_format)
@@ -110,12 +115,19 @@ def copy_labeled(
     teacher: str | None,
     decoding: Mapping[str, Any],
 ) -> None:
-    """Copy a model folder to the new folder `target`, with `license` and `teacher`
-    written into the weights and the config.json.
+    """Copy the regular files of a model folder into the folder `target`, with `license`
+    and `teacher` written into the weights and the config.json.
+
+    Links are not followed: the folder may be somebody else's, and the copy is shipped.
+    A finished stage holds no other files than those in its record.
 
     decoding: how the run decoded image files, for the config.json.
     """
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns(WEIGHTS, CONFIG))
+    target.mkdir(parents=True, exist_ok=True)
+    for name in list_regular_files(source)[0]:
+        if name not in (WEIGHTS, CONFIG) and not name.startswith("."):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, target / name)
     write_with_metadata(source / WEIGHTS, target / WEIGHTS, license=license, teacher=teacher)
     config = read_model_config(source).raw
     config |= {

@@ -15,6 +15,8 @@ from torch import nn
 
 import kd_app.models.small  # noqa: F401
 from kd_app.config import InputSpec, RequestError, Typed, build_unknown_error
+from kd_app.config.links import check_links
+from kd_app.config.recorded_files import check_recorded
 from kd_app.models.class_names import ClassMatch, ModelClasses, match_classes
 from kd_app.models.layer_widths import Widths
 from kd_app.models.license import NONE, UNKNOWN
@@ -30,7 +32,7 @@ from kd_app.models.weights_source import (
     parse_labels,
     read_record,
 )
-from kd_app.run_files import RESULTS, STUDENT
+from kd_app.run_files import READ, RESULTS, STUDENT
 
 _SET_ELSEWHERE = {
     "pretrained": "{role}.pretrained",
@@ -116,7 +118,7 @@ class ModelSpec(Typed):
         """What is recorded with the weights. Reads a file of weights, or the
         configuration in a hub's repository. Raises `RequestError` if that fails.
         """
-        return read_record(self.origin, self.kwargs, is_timm=self.factory is None)
+        return read_record(self.origin, self.kwargs, is_timm=self.factory is None, role=self.role)
 
     def bind_classes(self, classes: tuple[str, ...]) -> ClassMatch:
         """Match the weights' classes to those of the data. From now on, the model is
@@ -226,11 +228,14 @@ def _resolve_timm(
             f"No {role} is named. Set {role}.name=<a timm model>, for example {role}.name=resnet18."
         )
     if name.startswith("local-dir:"):
-        return _resolve_folder(role, Path(name.removeprefix("local-dir:")))
+        folder = Path(name.removeprefix("local-dir:"))
+        check_recorded(folder)
+        return _resolve_folder(role, folder)
     if name.startswith("hf-hub:"):
         return WeightsSource("hub", name)
     cfg = _find_registered(role, name)
     if checkpoint is not None:
+        check_recorded(checkpoint)
         return WeightsSource("file", name, checkpoint, _read_license(checkpoint))
     if pretrained is False or (pretrained == "auto" and "." not in name):
         return WeightsSource("random", name, license=NONE)
@@ -264,11 +269,18 @@ def _find_registered(role: str, name: str) -> dict[str, Any]:
 
 
 def _resolve_student_folder(folder: Path) -> Path:
-    """Return the student folder of a run, or the folder itself."""
-    return folder / STUDENT if (folder / RESULTS).is_file() else folder
+    """Return the student folder of a run, or the folder itself. Raises `RequestError`
+    if the run recorded other files there, or a link leads out of the run's folder.
+    """
+    if (folder / RESULTS).is_file():
+        check_links(folder, READ)
+        folder = folder / STUDENT
+    check_recorded(folder)
+    return folder
 
 
 def _resolve_folder(role: str, folder: Path) -> WeightsSource:
+    check_links(folder)
     try:
         config = read_model_config(folder)
     except RequestError as error:

@@ -18,7 +18,7 @@ from kd_app.config.records import parse_with
 from kd_app.models.checkpoint import Checkpoint, read_checkpoint
 from kd_app.models.class_names import ModelClasses, name_imagenet_classes
 from kd_app.models.license import UNKNOWN
-from kd_app.models.weights import find_place
+from kd_app.models.place import find_place
 
 Kind = Literal["random", "hub", "folder", "file", "own"]
 _HUB_TIMEOUT = 5.0
@@ -59,16 +59,20 @@ class WeightsRecord:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_record(origin: WeightsSource, kwargs: dict[str, Any], *, is_timm: bool) -> WeightsRecord:
+def read_record(
+    origin: WeightsSource, kwargs: dict[str, Any], *, is_timm: bool, role: str
+) -> WeightsRecord:
     """Read the classes of the weights: their names, or for weights of an ImageNet set
     its WordNet ids; the number of classes of a file from the rows of its classifier.
+
+    role: decides between a student and a teacher in one file.
 
     Raises `RequestError` if a file or a hub's repository can't be read.
     """
     if origin.kind == "file":
         assert origin.path is not None
         checkpoint = read_checkpoint(origin.path)
-        count = _count_classes(checkpoint, origin, kwargs) if is_timm else None
+        count = _count_classes(checkpoint, origin, kwargs, role) if is_timm else None
         names = checkpoint.class_names
         if count is not None and len(names) != count:
             names = name_imagenet_classes(count)
@@ -93,13 +97,13 @@ def parse_labels(labels: Any) -> tuple[str, ...] | None:
 
 
 def _count_classes(
-    checkpoint: Checkpoint, origin: WeightsSource, kwargs: dict[str, Any]
+    checkpoint: Checkpoint, origin: WeightsSource, kwargs: dict[str, Any], role: str
 ) -> int | None:
     """Return the number of rows of a file's classifier; None if it has none."""
     own = list_entries(origin.name.split(".")[0], kwargs)
     heads = name_heads(load_timm_config(origin))
     keys = {key for key in own if any(key.startswith(f"{name}.") for name in heads)}
-    prefix = find_place(checkpoint, own, keys).prefix if own else ""
+    prefix = find_place(checkpoint, own, keys, role=role).prefix if own else ""
     for key in sorted(keys):
         tensor = checkpoint.tensors.get(prefix + key)
         if tensor is not None and own[key].dim() > 1 and tensor.dim() > 1:

@@ -271,8 +271,11 @@ def _compare_models(
     columns = ["index", "target", "student_top1"]
     try:
         table, reference = (
-            pd.read_parquet(run.path / PREDICTIONS, columns=columns) for run in pair
+            pd.read_parquet(run.find_file(PREDICTIONS), columns=columns) for run in pair
         )
+    except RequestError as error:
+        notes.append(f"Two models could not be compared image by image: {error}")
+        return None
     except WRONG as error:
         notes.append(
             f"Two models could not be compared image by image: a {PREDICTIONS} can't be read"

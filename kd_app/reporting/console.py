@@ -3,6 +3,8 @@
 import shutil
 import sys
 
+from kd_app.config.escape import escape_controls
+
 
 class Console:
     """Prints lines that stay, and transient lines that the next line replaces.
@@ -19,12 +21,13 @@ class Console:
         """Print a line that stays."""
         if not self.silent:
             self._clear()
-            print(text, flush=True)
+            print(escape_controls(text), flush=True)
 
     def print_transient(self, text: str) -> None:
         """Print a line that the next one replaces."""
         if self.silent:
             return
+        text = escape_controls(text)
         if not self.live:
             print(text, flush=True)
             return

@@ -1,6 +1,5 @@
 """``examples.parquet``: informative images with the predictions of each model."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,10 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Int64
 
+from kd_app.files import replace_file
+
 if TYPE_CHECKING:
     from kd_app.metrics.examples import ExampleRow
-
-EXAMPLES = "examples.parquet"
 
 
 def write_examples(
@@ -51,9 +50,8 @@ def write_examples(
         columns[f"{model}_probabilities"] = pa.array(
             list(map(_compute_probabilities, each[rows], classes)), pa.list_(pa.float32())
         )
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    parquet.write_table(pa.table(columns), partial)
-    os.replace(partial, path)
+    with replace_file(path) as table:
+        parquet.write_table(pa.table(columns), table)
 
 
 def _compute_probabilities(

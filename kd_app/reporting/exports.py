@@ -1,16 +1,14 @@
 """The exported files of a run, as ``export/manifest.json`` records them."""
 
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from kd_app.config.records import read_record
 from kd_app.reporting.constraints import Count, Finite, NonNegative, Number, Rate
 from kd_app.reporting.results import Verdict
-from kd_app.run_files import MANIFEST
-
-FOLDER: Final = "export"
+from kd_app.run_files import EXPORT, MANIFEST
 
 
 class _Open(BaseModel):
@@ -130,7 +128,9 @@ def read_exports(run: Path) -> Exports | None:
 
     Raises `RequestError` if the manifest is truncated or does not fit the schema.
     """
-    path = run / FOLDER / MANIFEST
+    path = run / EXPORT / MANIFEST
     if not path.is_file():
         return None
-    return read_record(path, Exports, expected="Export the run again with kd-export.")
+    return read_record(
+        path, Exports, expected="Export the run again with kd-export.", is_sealed=True
+    )

@@ -1,12 +1,12 @@
 """``predictions.parquet``: the predictions of every model for every image."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int64
 
+from kd_app.files import replace_file
 from kd_app.metrics.blocks import slice_rows
 
 
@@ -36,9 +36,8 @@ def write_predictions(
     for model, each in logits.items():
         for name, column in _build_columns(each, target).items():
             columns[f"{model}_{name}"] = column
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    pd.DataFrame(columns).to_parquet(partial, index=False)
-    os.replace(partial, path)
+    with replace_file(path) as table:
+        pd.DataFrame(columns).to_parquet(table, index=False)
 
 
 def _build_columns(

@@ -1,5 +1,6 @@
 """``results.json``: the schema of a run's results, source of every table and plot."""
 
+import json
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
@@ -7,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
 
 from kd_app.config import RequestError
+from kd_app.config.links import check_links
 from kd_app.config.records import load_record, parse_record
+from kd_app.digest import SELF, seal
 from kd_app.metrics.model_metrics import MODEL_METRICS
 from kd_app.metrics.pair_metrics import PAIR_METRICS
 from kd_app.metrics.spec import MetricSpec
@@ -25,6 +28,7 @@ from kd_app.reporting.constraints import (
     check_lengths,
     check_models,
 )
+from kd_app.run_files import READ
 from kd_app.stages import write_atomically
 
 VERSION: Final = 1
@@ -618,26 +622,31 @@ class Results(_Part):
 
 def build_json_schema() -> dict[str, Any]:
     """The JSON Schema of ``results.json``."""
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **Results.model_json_schema(mode="serialization"),
+    schema = Results.model_json_schema(mode="serialization")
+    schema["properties"][SELF] = {
+        "description": "Hash of the other keys, as kd_app wrote them.",
+        "type": "string",
     }
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 def write(path: Path, results: Results) -> None:
     """Write ``results.json`` atomically, as plain JSON with null for numbers that are
-    not finite.
+    not finite, and with its own hash.
     """
-    write_atomically(path, results.model_dump_json(indent=1) + "\n")
+    content = seal(json.loads(results.model_dump_json()))
+    write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def read(path: Path) -> Results:
     """Read a ``results.json``.
 
     Raises `RequestError` if the file is missing, truncated, of another schema version,
-    or does not fit the schema.
+    has changed since it was written, or does not fit the schema, or if a link leads
+    out of the run's folder.
     """
-    content = load_record(path, expected=_EXPECTED)
+    check_links(path.parent, READ)
+    content = load_record(path, expected=_EXPECTED, is_sealed=True)
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != VERSION:
         raise RequestError(

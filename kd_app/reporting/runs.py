@@ -15,15 +15,16 @@ import numpy as np
 
 from kd_app.config import RequestError, build_unknown_error
 from kd_app.config.errors import take_first_line
+from kd_app.config.links import check_links
+from kd_app.config.recorded_files import check_recorded
 from kd_app.config.records import parse_with
 from kd_app.models.weights_metadata import hash_weights
-from kd_app.reporting.examples import EXAMPLES
 from kd_app.reporting.predictions import write_predictions
 from kd_app.reporting.refusals import FOLDER as REFUSED
 from kd_app.reporting.refusals import TrialRefusedError, list_refusals, read_refusal
 from kd_app.reporting.results import Results, read
 from kd_app.reporting.teacher_reference import read_teacher_reference
-from kd_app.run_files import CURVES, PREDICTIONS, REFERENCE, RESULTS, STUDENT, TEACHER
+from kd_app.run_files import CURVES, EXAMPLES, PREDICTIONS, REFERENCE, RESULTS, STUDENT, TEACHER
 from kd_app.stages import write_atomically
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Run:
         """
         import pandas as pd
 
-        path = self._require_file(PREDICTIONS)
+        path = self.find_file(PREDICTIONS)
         return parse_with(path, lambda: pd.read_parquet(path), expected=_REWRITE)
 
     def read_confusion(self, model: str = "student") -> "DataFrame":
@@ -99,7 +100,7 @@ class Run:
             raise RequestError(
                 f"The run {str(self.path)!r} has no {EXAMPLES}: its configuration sets examples=0."
             )
-        path = self._require_file(EXAMPLES)
+        path = self.find_file(EXAMPLES)
         return parse_with(path, lambda: pd.read_parquet(path), expected=_REWRITE)
 
     @cached_property
@@ -109,12 +110,12 @@ class Run:
         """
         import pandas as pd
 
-        path = self._require_file(CURVES)
+        path = self.find_file(CURVES)
         return parse_with(path, lambda: pd.read_csv(path), expected=_REWRITE)
 
     def load_student(self) -> "nn.Module":
         """Load the shipped student with timm, in eval mode."""
-        return _load_model(self._require_file(STUDENT))
+        return _load_model(self.find_file(STUDENT))
 
     def load_teacher(self) -> "nn.Module":
         """Load the teacher of this run with timm, in eval mode.
@@ -126,7 +127,7 @@ class Run:
             raise RequestError(
                 f"The run {str(self.path)!r} has no teacher: its student learned from labels only."
             )
-        reference = read_teacher_reference(self._require_file(f"{TEACHER}/{REFERENCE}").parent)
+        reference = read_teacher_reference(self.find_file(f"{TEACHER}/{REFERENCE}").parent)
         folder = reference.path
         if folder is None or folder.is_file():
             raise RequestError(
@@ -147,13 +148,18 @@ class Run:
             )
         return _load_model(folder)
 
-    def _require_file(self, name: str) -> Path:
+    def find_file(self, name: str) -> Path:
+        """The path of a file or folder that the run wrote.
+
+        Raises `RequestError` if it is missing or has changed.
+        """
         path = self.path / name
         if not path.exists():
             raise RequestError(
                 f"The run {str(self.path)!r} has no {name}: its status is {self.results.status!r}."
                 " Run the same command again to resume the run."
             )
+        check_recorded(path)
         return path
 
 
@@ -179,6 +185,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     `TrialRefusedError` for a trial that its sweep refused.
     """
     folder = Path(path)
+    check_links(folder)
     if refusal := read_refusal(folder):
         raise TrialRefusedError(refusal.reason)
     return Run(folder, read(folder / RESULTS))

@@ -16,6 +16,10 @@ from kd_app.training.trainer import TrainerSettings
 
 _PACKAGES: Final = ("torch", "lightning", "timm", "torchmetrics", "numpy")
 _SOURCE: Final = Path(kd_app.__file__).parent
+FOLDER: Final = "folder"
+"""The working directory of the command, to which paths in its configuration are
+relative.
+"""
 
 
 def describe_environment(trainer: TrainerSettings) -> dict[str, Any]:
@@ -32,6 +36,7 @@ def describe_environment(trainer: TrainerSettings) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": find_commit(_SOURCE),
+        FOLDER: str(Path.cwd()),
     }
 
 

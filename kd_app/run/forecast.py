@@ -3,7 +3,8 @@ batch of each loader.
 """
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from kd_app.config import InputSpec, RequestError
 from kd_app.config.errors import take_first_line
@@ -17,13 +18,13 @@ from kd_app.training.timing import (
     estimate,
 )
 
-_SPEED_SECONDS = 1.5
+_SPEED_SECONDS = 1.0
 """Seconds in which the speed of one model is measured."""
-_STEP_OVERHEAD = 0.004
+_STEP_OVERHEAD = 0.003
 """Seconds of a step besides model and images: optimizer, loss terms, logging."""
-_EPOCH_OVERHEAD = 0.1
+_EPOCH_OVERHEAD = 0.05
 """Seconds of an epoch besides its steps: metrics and checkpoints."""
-_TRAINING_OVERHEAD = 1.0
+_TRAINING_OVERHEAD = 0.3
 """Seconds of a training besides its epochs."""
 
 
@@ -34,12 +35,14 @@ class Forecast:
     training: all trainings with their validation. outputs: the teacher's outputs on
     validation, and those that are computed before the trainings. measuring: the
     predictions on validation and test. speed: the measurement of the models' speed.
+    steps: of a batch of each model, by role.
     """
 
     training: float
     outputs: float
     measuring: float
     speed: float
+    steps: Mapping[str, StepEstimate] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:
@@ -77,40 +80,63 @@ class _Estimator:
 
     def estimate(self) -> Forecast:
         spec, data = self.workspace.spec, self.workspace.data
-        teacher_step = self.teacher.inference if self.teacher else 0.0
-        student = self._sum_training(spec.recipe.max_epochs, self.student, teacher_step)
-        training = student * (1 + len(spec.assistants))
-        measured = [self.student, self.teacher] if self.teacher else [self.student]
-        outputs = 0.0
-        if self.teacher and spec.teacher_recipe and not self.ready:
-            training += self._sum_training(spec.teacher_recipe.max_epochs, self.teacher)
+        measured = {"student": self.student}
+        training = outputs = 0.0
+        if self.teacher:
+            measured["teacher"] = self.teacher
+            if spec.teacher_recipe and not self.ready:
+                training += self._sum_training(spec.teacher_recipe.max_epochs, self.teacher)
+        # The student and the controls learn from the last assistant.
+        source = self.teacher
+        for assistant in spec.assistants:
+            cost = self._time(assistant.spec)
+            training += self._sum_training(spec.recipe.max_epochs, cost, source)
+            outputs += self._cache(source, assistant.spec)
+            outputs += self._predict(cost, data.sizes["validation"])
+            source = cost
+        student = self._sum_training(spec.recipe.max_epochs, self.student, source)
+        training += student
+        outputs += self._cache(source, spec.student)
         for name, control in spec.controls.items():
             model = self.workspace.resolve_spec(name)
             cost = self.student if model is spec.student else self._time(model)
-            step = teacher_step if control.needs_teacher else 0.0
             training += (
                 student
                 if control.match_wall_time
-                else self._sum_training(control.max_epochs, cost, step)
+                else self._sum_training(
+                    control.max_epochs, cost, source if control.needs_teacher else None
+                )
             )
-            measured.append(cost)
-            if control.label_entropy_temperature is not None and self.teacher:
-                outputs += self._predict(self.teacher, data.sizes["train"])
-        if self.teacher and spec.teacher_outputs == "cached":
-            views = data.replay(self._resolve(spec.student))
-            outputs += self._predict(self.teacher, len(views.rows) * views.views if views else 0)
+            measured[name] = cost
+            if control.label_entropy_temperature is not None and source:
+                outputs += self._predict(source, data.sizes["train"])
         splits = ("validation", "test") if spec.config["test"] != "never" else ("validation",)
         measuring = sum(
-            self._predict(model, data.sizes[split]) for model in measured for split in splits
+            self._predict(model, data.sizes[split])
+            for model in measured.values()
+            for split in splits
         )
         return Forecast(
             training=training,
             outputs=outputs,
             measuring=measuring,
-            speed=_SPEED_SECONDS * len({id(model) for model in measured}),
+            speed=_SPEED_SECONDS * len({id(model) for model in measured.values()}),
+            steps=measured,
         )
 
-    def _sum_training(self, epochs: int, model: StepEstimate, teacher_step: float = 0.0) -> float:
+    def _cache(self, source: StepEstimate | None, student: ModelSpec) -> float:
+        """Seconds of the teacher's outputs that are computed before a training."""
+        if source is None or self.workspace.spec.teacher_outputs != "cached":
+            return 0.0
+        views = self.workspace.data.replay(self._resolve(student))
+        return self._predict(source, len(views.rows) * views.views) if views else 0.0
+
+    def _sum_training(
+        self, epochs: int, model: StepEstimate, source: StepEstimate | None = None
+    ) -> float:
+        """Seconds of a training; source: the teacher of the model."""
+        is_live = self.workspace.spec.teacher_outputs != "cached"
+        teacher_step = source.inference if source and is_live else 0.0
         step = model.training + teacher_step + self.loading + _STEP_OVERHEAD
         validation = self.steps.validation * (model.inference + self.loading)
         epoch = self.steps.training * step + validation + _EPOCH_OVERHEAD

@@ -12,7 +12,7 @@ from typing import Any, Final
 from kd_app.config import RequestError
 from kd_app.config.csv_cells import escape_undecodable
 from kd_app.config.errors import list_some
-from kd_app.config.records import parse_record, read_record
+from kd_app.config.records import load_record, parse_record
 from kd_app.data.base import RunData
 from kd_app.data.fingerprint import DigestBook, use_digests
 from kd_app.data.source import Listing
@@ -22,6 +22,7 @@ from kd_app.data.splits import (
     read_split,
     shorten_digest,
 )
+from kd_app.digest import SELF, is_sealed, seal
 from kd_app.reporting.console import Console
 from kd_app.reporting.results import Results
 from kd_app.run.input_files import find_paths, hash_inputs
@@ -49,18 +50,17 @@ class InputRecord:
 
     def write(self, folder: Path) -> None:
         """Write inputs.json into the folder of a run."""
-        content = vars(self)
-        record = {**content, "sha256": hash_value(content)}
-        write_atomically(folder / INPUTS, json.dumps(record, indent=1))
+        write_atomically(folder / INPUTS, json.dumps(seal(vars(self)), indent=1))
 
     @staticmethod
     def read(folder: Path) -> "InputRecord | None":
         """Read the record of a run; None if it is missing or damaged."""
         try:
-            content = read_record(folder / INPUTS, dict[str, Any], expected="")
-            is_whole = content.pop("sha256", None) == hash_value(content)
+            content = load_record(folder / INPUTS, expected="")
+            is_whole = is_sealed(content)
+            del content[SELF]
             record = parse_record(folder / INPUTS, content, InputRecord, expected="")
-        except RequestError:
+        except (RequestError, AttributeError, KeyError, TypeError):
             return None
         return record if is_whole else None
 
@@ -92,22 +92,28 @@ class RunInputs:
     def list_images(self) -> None:
         """List the images of the data.
 
-        Raises `RequestError` for data that can't be listed.
+        Raises `RequestError` for data that can't be listed. If a signal stops the
+        listing, the digests of the files that were read are kept.
         """
-        with use_digests(self._book):
-            _ = self.data.listing
+        try:
+            with use_digests(self._book):
+                _ = self.data.listing
+        except (KeyboardInterrupt, SystemExit):
+            self.keep_digests()
+            raise
 
-    def check(self, results: Results, console: Console) -> None:
+    def check(self, results: Results | None, console: Console) -> None:
         """Compare the inputs with those of an earlier attempt at the run, which ended
-        with these `results`.
+        with these `results`. None: they are damaged, and the run may be finished.
 
         Raises `RequestError` if inputs of a finished run have changed. For an
         unfinished run, a note names the changes.
         """
+        has_ended = results is None or results.status in _ENDED
         try:
             self.list_images()
         except RequestError as error:
-            if results.status not in _ENDED:
+            if not has_ended:
                 raise
             raise RequestError(
                 f"{str(self.out)!r} holds a finished run, whose data can't be compared with the"
@@ -116,7 +122,7 @@ class RunInputs:
         changes = self._find_changes(results)
         if not changes:
             return
-        if results.status in _ENDED:
+        if has_ended:
             raise RequestError(
                 f"{str(self.out)!r} holds a finished run, but what it read has changed since:"
                 f" {'; '.join(changes)}. {self._explain_kept()}"
@@ -135,7 +141,7 @@ class RunInputs:
             " inputs, the command shows the results again."
         )
 
-    def _find_changes(self, results: Results) -> list[str]:
+    def _find_changes(self, results: Results | None) -> list[str]:
         """What is not as it was recorded, as clauses; empty if nothing has changed."""
         before = InputRecord.read(self.out)
         if before is None:
@@ -167,10 +173,10 @@ class RunInputs:
         root = self._config["data"].get("root")
         return f"data.root={root}" if root else "the data"
 
-    def _compare_loaded(self, results: Results) -> list[str]:
+    def _compare_loaded(self, results: Results | None) -> list[str]:
         """Compare data without a listing, which must be loaded to be compared."""
         self.data.load(None)
-        known = results.data.fingerprint if results.data else ""
+        known = results.data.fingerprint if results and results.data else ""
         return [] if known in ("", self.data.fingerprint) else [f"the data: {_OTHER}"]
 
     def _describe_images(self, *, same_hash: bool) -> str:

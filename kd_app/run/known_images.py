@@ -9,6 +9,7 @@ from typing import Final, Literal
 from torch import Tensor
 
 from kd_app.config import RequestError
+from kd_app.config.recorded_files import check_recorded
 from kd_app.data.base import RunData
 from kd_app.data.duplicates import match_similar
 from kd_app.data.scan import read_thumbnails
@@ -45,6 +46,7 @@ class KnownImages:
 
         results: of the run, which name the stage with the thumbnails.
         """
+        check_recorded(folder / SPLIT)
         rows = read_split(folder / SPLIT) or {}
         splits = {row.digest: row.split for row in rows.values() if row.digest}
         numbered = [row.split for row in rows.values()]

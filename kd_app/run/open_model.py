@@ -11,6 +11,7 @@ import timm
 import torch
 
 from kd_app.config import Decoding, InputSpec, RequestError, choose_decoding, suggest_closest
+from kd_app.config.links import check_links
 from kd_app.deployment.artifact import open_foreign
 from kd_app.deployment.cascade import ImageStage, ModelCascade
 from kd_app.deployment.torch_model import TorchModel
@@ -21,7 +22,7 @@ from kd_app.models.save import WEIGHTS
 from kd_app.models.spec import ImageStats, ModelSpec
 from kd_app.reporting.teacher_reference import read_teacher_reference
 from kd_app.run.recorded_pixels import read_decoding
-from kd_app.run_files import REFERENCE, RESULTS, STUDENT
+from kd_app.run_files import READ, REFERENCE, RESULTS, STUDENT
 
 _EXPECTED = (
     "Expected: a file that kd-export wrote, next to its manifest.json; a run folder (its student);"
@@ -29,6 +30,7 @@ _EXPECTED = (
 )
 ARTIFACTS: Final = (".onnx", ".pte", ".pt2")
 _BARE_WEIGHTS = (".safetensors", ".pth", ".pth.tar", ".pt", ".ckpt", ".bin", ".index.json")
+CPU: Final = torch.device("cpu")
 _UNUSED_STATS = ImageStats(3, 1, (0.0,), (1.0,))
 """Image statistics for a model folder, whose config.json already contains the input."""
 
@@ -63,9 +65,10 @@ class OpenModel:
     run: Path | None
 
 
-def open_model(name: str, *, threads: int | None) -> OpenModel:
+def open_model(name: str, *, threads: int | None, device: torch.device = CPU) -> OpenModel:
     """Open the model at the path `name`. threads: number of threads of an artifact's
-    runtime. Raises `RequestError` if the path is not a model.
+    runtime. device: of a model in torch. Raises `RequestError` if the path is no
+    model.
     """
     path = Path(name)
     if not path.exists():
@@ -75,15 +78,15 @@ def open_model(name: str, *, threads: int | None) -> OpenModel:
         raise RequestError(f"There is no {name!r}. {hint}{_EXPECTED}.")
     if path.is_dir():
         folder, run = _resolve_folder(path)
-        return OpenModel(name, _load_folder(folder, name, run), folder / WEIGHTS, run)
+        return OpenModel(name, _load_folder(folder, name, run, device), folder / WEIGHTS, run)
     run = path.parent.parent if (path.parent.parent / RESULTS).is_file() else None
-    return OpenModel(name, open_file(path, threads=threads), path, run)
+    return OpenModel(name, open_file(path, threads=threads, device=device), path, run)
 
 
-def open_file(path: Path, *, threads: int | None) -> ImageClassifier:
+def open_file(path: Path, *, threads: int | None, device: torch.device = CPU) -> ImageClassifier:
     """Open an artifact, or the weights of a model folder. Raises `RequestError`."""
     if path.name == WEIGHTS:
-        return _load_folder(path.parent, str(path), None)
+        return _load_folder(path.parent, str(path), None, device)
     if path.suffix == ".json":
         raise RequestError(f"{str(path)!r} is not a model file. {_EXPECTED}.")
     if path.name.endswith(_BARE_WEIGHTS):
@@ -110,7 +113,7 @@ class OpenedCascade:
     files: tuple[Path, ...]
 
 
-def open_cascade(path: Path, *, threads: int | None) -> OpenedCascade:
+def open_cascade(path: Path, *, threads: int | None, device: torch.device = CPU) -> OpenedCascade:
     """Open the cascade described by a cascade.json.
 
     Raises `RequestError` if the file is invalid, a stage is missing or was replaced, or
@@ -119,7 +122,7 @@ def open_cascade(path: Path, *, threads: int | None) -> OpenedCascade:
     models: dict[Path, ImageClassifier] = {}
 
     def open_stage(file: Path) -> ImageClassifier:
-        models[file] = open_file(file, threads=threads)
+        models[file] = open_file(file, threads=threads, device=device)
         return models[file]
 
     try:
@@ -160,7 +163,9 @@ def check_same_classes(named: Sequence[tuple[str, tuple[str, ...]]]) -> None:
 
 def _resolve_folder(path: Path) -> tuple[Path, Path | None]:
     """The model folder that `path` refers to, and the folder of the model's run."""
+    check_links(path)
     if (path / RESULTS).is_file():
+        check_links(path, READ)
         return path / STUDENT, path
     if (path / REFERENCE).is_file():
         return _resolve_teacher(path), path.parent
@@ -197,7 +202,7 @@ def _resolve_teacher(path: Path) -> Path:
     return folder
 
 
-def _load_folder(folder: Path, name: str, run: Path | None) -> TorchModel:
+def _load_folder(folder: Path, name: str, run: Path | None, device: torch.device) -> TorchModel:
     """Load the model in timm's local-dir layout. name: the path in error messages ·
     run: the folder of the model's run, whose student has the run's decoding.
     """
@@ -226,6 +231,5 @@ def _load_folder(folder: Path, name: str, run: Path | None) -> TorchModel:
     model = create(spec, input_spec, origin.num_classes, seed=0).model
     names = origin.label_names or describe_classes(spec.record.classes.names)
     classes = names or tuple(map(str, range(origin.num_classes)))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     decoding = read_decoding(run / STUDENT if run else folder) or choose_decoding(input_spec)
     return TorchModel(model, classes, input_spec, decoding, device, repr(name))

@@ -6,6 +6,7 @@ training only, callbacks and loggers never. A run whose loss was renamed can the
 still be measured.
 """
 
+import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,8 +16,10 @@ from typing import Any, Literal
 from typing_extensions import TypedDict
 
 from kd_app.config import RequestError
+from kd_app.config.links import check_links
+from kd_app.config.path_settings import relocate_paths
+from kd_app.config.recorded_files import check_recorded
 from kd_app.config.records import parse_record, parse_with, read_record
-from kd_app.config.targets import check_targets
 from kd_app.data.base import RunData
 from kd_app.metrics.verdict import VerdictRule
 from kd_app.models.model_config import CONFIG as MODEL_CONFIG
@@ -25,6 +28,14 @@ from kd_app.models.spec import ModelSpec
 from kd_app.reporting.console import Console
 from kd_app.reporting.results import Results, read
 from kd_app.reporting.teacher_reference import read_teacher_reference
+from kd_app.run.environment import FOLDER
+from kd_app.run.machine import (
+    adapt_trainer,
+    choose_limit,
+    describe_unused,
+    remove_machine,
+)
+from kd_app.run.record_rules import check_record
 from kd_app.run.recorded_pixels import (
     RecordedPixels,
     describe_conversion,
@@ -108,26 +119,31 @@ def read_run(folder: Path, command: Config, purpose: Purpose) -> SavedRun:
     which packages are trusted, which licenses are accepted, and, for a measurement,
     which images are used.
 
-    Raises `RequestError` if `folder` is not a run, the run is unfinished, or its
-    configuration is unreadable.
+    Raises `RequestError` if `folder` is not a run, the run is unfinished, its
+    configuration is unreadable, or names code or a location that the command does not
+    allow.
     """
+    check_links(folder)
     results = read(folder / RESULTS)
     if results.status != "finished":
         raise RequestError(
             f"The run {str(folder)!r} is {results.status}, not finished. Expected a finished run."
             " Run its kd-distill command again to finish it."
         )
-    config, stages = _read_config(folder, results)
-    paths = (Path(stage.path) for stage in results.stages)
-    are_here = any((path / RECORD).is_file() and path.parent == stages for path in paths)
-    config["stages"] = command["stages"] or (str(stages) if are_here else STAGES)
+    config = _read_config(folder, results)
+    stages = Path(config["stages"])
+    names = (Path(stage.path).name for stage in results.stages)
+    are_here = any((stages / name / RECORD).is_file() for name in names)
+    config["stages"] = command["stages"] or os.path.abspath(stages if are_here else STAGES)
     pixels = read_recorded_pixels(folder, results)
     adapted = _adapt_config(config, command, purpose)
-    notes = _describe_omissions(config) if purpose == "train" else ()
+    DistillSettings(**adapted)
     has_own_data = purpose != "measure" or command["data"] is None
+    check_record(_select_groups(config, purpose, has_own_data=has_own_data), command["allow"])
+    notes = _describe_omissions(config) if purpose == "train" else describe_unused(command)
     if not has_own_data:
         adapted["data"] = set_channels(command["data"], pixels.decoding)
-        notes = describe_conversion(command["data"], adapted["data"])
+        notes += describe_conversion(command["data"], adapted["data"])
     return SavedRun(folder, results, adapted, purpose, pixels, has_own_data, notes)
 
 
@@ -140,16 +156,17 @@ def _adapt_config(config: Config, command: Config, purpose: Purpose) -> Config:
         "budget": None,
         "remake": [],
     }
+    trainer = adapt_trainer(config["trainer"], command, measures=purpose != "train")
+    adapted["trainer"] = trainer
     if purpose == "train":
         return adapted | {"controls": {}, "callbacks": {}, "logger": {}}
-    trainer = {**config["trainer"], "accelerator": "auto", "devices": 1, "precision": "auto"}
     if purpose == "export":
-        return adapted | {"controls": {}, "trainer": trainer}
+        return adapted | {"controls": {}}
     return adapted | {
         "data": command["data"] or _move_data(config["data"], command.get("root")),
         "examples": command["examples"],
         "robustness": command["robustness"],
-        "trainer": {**trainer, "limit_test_batches": command["limit"]},
+        "trainer": {**trainer, "limit_test_batches": choose_limit(command)},
     }
 
 
@@ -168,30 +185,32 @@ def _describe_omissions(config: Config) -> tuple[str, ...]:
     )
 
 
-def _read_config(folder: Path, results: Results) -> tuple[Config, Path]:
-    """The configuration in a run's folder, and the folder of the run's stages."""
+def _read_config(folder: Path, results: Results) -> Config:
+    """The configuration in a run's folder, with paths that work from here."""
     path, expected = folder / CONFIG, "Name a complete run folder."
+    check_recorded(path)
     saved = read_record(path, dict[str, Any], expected=expected)
-    config: Config = parse_with(path, lambda: fill_defaults(saved), expected=expected)
+    config: Config = parse_with(
+        path,
+        lambda: fill_defaults(relocate_paths(saved, results.environment.get(FOLDER))),
+        expected=expected,
+    )
     parse_record(path, config, SavedGroups, expected=expected)
-    stages, known = Path(config["stages"]), {"teacher", "student", *config["controls"]}
+    known = {"teacher", "student", *config["controls"]}
     if unknown := sorted(set(results.models) - known):
         raise RequestError(
             "The run's results name models that its configuration does not:"
             f" {', '.join(map(repr, unknown[:5]))}. Name an unmodified run folder."
         )
-    return {key: value for key, value in config.items() if key not in (OWN, COMPRESSED)}, stages
+    return {key: value for key, value in config.items() if key not in (OWN, COMPRESSED)}
 
 
 def build_saved_spec(saved: SavedRun) -> RunSpec:
     """Build and validate the parts of the run that the purpose needs.
 
-    Raises `RequestError` if a part is invalid, or is code that the command does not
-    trust.
+    Raises `RequestError` if a part is invalid.
     """
     config = saved.config
-    DistillSettings(**config)
-    check_targets(_select_groups(config, saved.purpose), config["allow"])
     # Of the controls only the models are needed. An entropy "auto" would build the
     # student's losses.
     controls = {
@@ -206,16 +225,20 @@ def build_saved_spec(saved: SavedRun) -> RunSpec:
     return spec
 
 
-def _select_groups(config: Config, purpose: Purpose) -> Config:
+def _select_groups(config: Config, purpose: Purpose, *, has_own_data: bool) -> Config:
     """The groups of a run's configuration from which parts are built."""
-    groups = (*_BUILT, *(_BUILT_TO_TRAIN if purpose == "train" else ()))
+    groups = {*_BUILT, *(_BUILT_TO_TRAIN if purpose == "train" else ())}
+    controls = {}
+    if purpose == "measure":
+        groups -= {"robustness"} if has_own_data else {"robustness", "data"}
+        controls = {
+            name: {"student": node.get("student")} for name, node in config["controls"].items()
+        }
     teacher = config["teacher"] or {}
     return {
-        **{group: config[group] for group in groups},
+        **{group: config[group] for group in sorted(groups)},
         "teacher": {key: value for key, value in teacher.items() if key not in _BUILT_TO_TRAIN},
-        "controls": {
-            name: {"student": node.get("student")} for name, node in config["controls"].items()
-        },
+        "controls": controls,
     }
 
 
@@ -245,8 +268,10 @@ def open_run(
     for note in saved.notes:
         console.print(f"Note: {note}")
     folder = Path(saved.config["stages"])
-    check_out(out, folder)
+    check_out(out, folder, saved.folder)
     check_stages(folder)
+    if saved.purpose != "train":
+        record = remove_machine(record)
     with claim_folder(out, record, overwrite=overwrite):
         stages = Stages(folder, remake=remake, say=console.print)
         workspace = Workspace(spec, stages, console, tracker, recorded=saved.pixels)
@@ -256,9 +281,10 @@ def open_run(
         if saved.purpose == "train":
             workspace.check_losses()
         _check_classes(workspace.classes, saved.results)
-        yield OpenRun(
-            saved.folder, saved.results, saved.config, verdict, workspace, saved.has_own_data
-        )
+        with workspace.keep_work():
+            yield OpenRun(
+                saved.folder, saved.results, saved.config, verdict, workspace, saved.has_own_data
+            )
 
 
 def _check_classes(classes: tuple[str, ...], results: Results) -> None:
@@ -282,14 +308,15 @@ def load_models(run: OpenRun, roles: Collection[str] | None = None) -> dict[str,
     """
     workspace = run.workspace
     models: dict[str, RunModel] = {}
-    stages = {stage.name: Path(stage.path) for stage in run.results.stages}
+    root = workspace.stages.root
+    stages = {stage.name: _find_stage(Path(stage.path), root) for stage in run.results.stages}
     for role in run.results.models:
         if roles is not None and role not in roles:
             continue
         stage = stages.get(role, run.folder)
         folder = run.folder / STUDENT if role == "student" else stage / MODEL
         if role == "teacher":
-            spec = _build_teacher_spec(workspace.spec, run.folder)
+            spec = _build_teacher_spec(workspace, run.folder)
         else:
             spec = _build_trained_spec(workspace.spec, role, folder)
         if spec is None:
@@ -341,11 +368,20 @@ def _check_weights(run: OpenRun, role: str, model: RunModel) -> None:
         )
 
 
-def _build_teacher_spec(spec: RunSpec, run: Path) -> ModelSpec | None:
+def _find_stage(path: Path, root: Path) -> Path:
+    """The folder of a stage that a run recorded: the stages may have moved to `root`,
+    or the path be relative to another working directory.
+    """
+    return path if path.is_dir() else root / path.name
+
+
+def _build_teacher_spec(workspace: Workspace, run: Path) -> ModelSpec | None:
+    check_recorded(run / TEACHER)
     reference = read_teacher_reference(run / TEACHER)
     if reference.stage is None:
-        return spec.teacher
-    return _build_trained_spec(spec, "teacher", reference.stage / MODEL)
+        return workspace.spec.teacher
+    stage = _find_stage(reference.stage, workspace.stages.root)
+    return _build_trained_spec(workspace.spec, "teacher", stage / MODEL)
 
 
 def _build_trained_spec(spec: RunSpec, role: str, folder: Path) -> ModelSpec | None:
@@ -356,6 +392,7 @@ def _build_trained_spec(spec: RunSpec, role: str, folder: Path) -> ModelSpec | N
     """
     if not (folder / MODEL_CONFIG).is_file():
         return None
+    check_links(folder)
     control = spec.controls.get(role)
     candidates = control.students if control else ()
     student = candidates[0] if candidates else spec.student

@@ -1,6 +1,5 @@
 """Robustness of the models to image corruptions."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from kd_app.data.corruptions import SETTINGS, Corruption
+from kd_app.files import replace_file
 from kd_app.metrics.blocks import slice_rows
 from kd_app.reporting.results import CorruptionMetrics
 from kd_app.run.workspace import RunModel, Workspace
@@ -98,7 +98,5 @@ def _name_file(corruption: Corruption) -> str:
 
 
 def _save(path: Path, classes: Int64[np.ndarray, " images"]) -> None:
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
+    with replace_file(path) as file:
         np.save(file, classes)
-    os.replace(partial, path)

@@ -17,8 +17,14 @@ from kd_app.run.controls import compute_mean_entropy
 from kd_app.run.workspace import RunModel, Workspace
 from kd_app.training.fit import build
 from kd_app.training.job import JobTeacher, Recipe, TrainingJob
+from kd_app.training.single_image import check_single_image
 from kd_app.training.teacher_cache import CACHE_STAGE, cache_teacher_logits
-from kd_app.training.timing import EPOCHS, MatchedEpochs, match_wall_time
+from kd_app.training.timing import (
+    EPOCHS,
+    MatchedEpochs,
+    count_steps_per_epoch,
+    match_wall_time,
+)
 
 
 def build_teacher_job(workspace: Workspace) -> TrainingJob:
@@ -91,6 +97,23 @@ def check_pair(workspace: Workspace) -> None:
         JobTeacher(spec.teacher, teacher),
     )
     build(job, student, workspace.data, spec.trainer)
+
+
+def check_batches(workspace: Workspace, *, ready: bool) -> None:
+    """Raise `RequestError` if the last training batch of an epoch is one image, which a
+    model of the run can't be trained on. ready: the teacher is not trained.
+    """
+    spec, data = workspace.spec, workspace.data
+    all_batches = data.count_steps_per_epoch(spec.trainer.world_size)[0]
+    if count_steps_per_epoch(data, spec.trainer).training < all_batches:
+        return
+    trained = {role: workspace.resolve_spec(role) for role in (*spec.controls, "student")}
+    if spec.teacher is not None and not ready:
+        trained = {"teacher": spec.teacher, **trained}
+    images, num_classes = workspace.compute_image_stats(), len(workspace.classes)
+    for role, model in trained.items() if data.smallest_batch == 1 else ():
+        loaded = create(model, resolve_input(model, images), num_classes, seed=0)
+        check_single_image(loaded.model, loaded.pixels, role)
 
 
 def balance_classes(recipe: Recipe, data: RunData) -> Recipe:

@@ -15,15 +15,19 @@ from filelock import FileLock, Timeout
 from kd_app.config import RequestError
 from kd_app.config.keys import NESTED_NON_IDENTITY_KEYS, NON_IDENTITY_KEYS
 from kd_app.config.plain_yaml import dump_yaml
+from kd_app.config.recorded_files import check_recorded
 from kd_app.config.records import parse_with, read_record
+from kd_app.files import is_outside, list_regular_files, remove
 from kd_app.reporting.runs import flatten
+from kd_app.run.run_content import is_run, list_left
 from kd_app.run.saved_config import fill_defaults
-from kd_app.run_files import CONFIG, RESULTS
-from kd_app.stages import hash_value, write_atomically
+from kd_app.run_files import CONFIG, READ, RESULTS
+from kd_app.stages import RECORD, hash_value, sweep_leftovers, write_atomically
 
 _LOCK, _BACKUP = ".lock", ".before"
 _FREE_KEYS = (*NON_IDENTITY_KEYS, *NESTED_NON_IDENTITY_KEYS, "test", "robustness")
 """Keys that may change when a run is resumed: they do not decide what is trained."""
+_WRITTEN = (*READ, "wandb", "tensorboard", "mlflow")
 _MAX_LISTED = 12
 
 
@@ -31,13 +35,14 @@ _MAX_LISTED = 12
 def claim_folder(out: Path, config: Mapping[str, Any], *, overwrite: bool) -> Iterator[None]:
     """Lock the folder `out` for a job with this configuration.
 
-    A new folder is created; a folder of the same run is resumed; with `overwrite` the
-    folder is emptied first.
+    A new folder is created; a folder of the same run is resumed; with `overwrite` what
+    a run has left in the folder is removed first, and nothing else.
 
     Raises `RequestError` if another process uses the folder, the folder belongs to
-    another configuration (the differences are listed), or is not a run folder. If the
-    body raises `RequestError`, the folder is restored, or removed if it was created
-    here.
+    another configuration (the differences are listed) or to a changed one, or is not a
+    run folder. If the body raises `RequestError`, the folder is restored, or removed if
+    it was created here. If it leaves results.json as it is, the configuration of those
+    results stays, too.
     """
     _check_owner(out, overwrite=overwrite)
     new_folders = _make_folder(out)
@@ -54,18 +59,42 @@ def claim_folder(out: Path, config: Mapping[str, Any], *, overwrite: bool) -> It
             f"The folder out={str(out)!r} can't be written: {error.strerror or error}. Choose"
             " another folder with out=."
         ) from None
+    sweep_leftovers(out)
     try:
         with _restore_on_refusal(out, new_folders, overwrite=overwrite):
             _check_same_run(out, config)
+            _unlink_outward(out)
             write_atomically(out / CONFIG, dump_yaml(dict(config)))
             yield
     finally:
         lock.release()
 
 
-def check_out(out: Path, stages: Path) -> None:
-    """Raise `RequestError` if `out` is the folder of the stages or lies in it."""
+def _unlink_outward(out: Path) -> None:
+    """Remove the links that lead out of the folder from where the run and its trackers
+    write.
+    """
+    for path in (out / name for name in _WRITTEN):
+        links = [""] if path.is_symlink() else list_regular_files(path)[1]
+        for link in (path / each for each in links):
+            if link.is_symlink() and is_outside(link, out):
+                link.unlink()
+
+
+def check_out(out: Path, stages: Path, run: Path | None = None) -> None:
+    """Raise `RequestError` if `out` is the folder of the stages or lies in it, or if it
+    is a link that leads out of the folder of the finished `run`.
+    """
     inner, outer = out.resolve(), stages.resolve()
+    is_named_in_run = run is not None and Path(os.path.abspath(out)).is_relative_to(
+        os.path.abspath(run)
+    )
+    if run is not None and is_named_in_run and is_outside(out, run):
+        raise RequestError(
+            f"out={str(out)!r} is a link out of the run's folder, to {str(inner)!r}. A run's folder"
+            f" may be somebody else's, so links in it are not followed. Name the folder itself:"
+            f" out={inner}."
+        )
     if inner == outer or outer in inner.parents:
         raise RequestError(
             f"out={str(out)!r} {'is' if inner == outer else 'lies in'} the folder of the cached"
@@ -75,12 +104,20 @@ def check_out(out: Path, stages: Path) -> None:
 
 
 def check_stages(stages: Path) -> None:
-    """Raise `RequestError` if the folder of the stages can't be created or written."""
+    """Raise `RequestError` if the folder of the stages can't be created or written.
+
+    A folder of another user that holds finished stages may be read only: the job can
+    need no others.
+    """
     path = stages.absolute()
     existing = next(each for each in (path, *path.parents) if each.exists())
     if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
         return
-    reason = "this user may not write to it" if existing.is_dir() else "it is a file"
+    if existing == path and any(path.glob(f"*/{RECORD}")):
+        return
+    reason = (
+        "permission denied: this user may not write to it" if existing.is_dir() else "it is a file"
+    )
     raise RequestError(
         f"The folder of the cached stages, stages={str(stages)!r}, can't be written"
         f" ({str(existing)!r}: {reason}). Set stages= to another folder."
@@ -105,27 +142,33 @@ def _restore_on_refusal(
     out: Path, new_folders: Iterable[Path], *, overwrite: bool
 ) -> Iterator[None]:
     """Restore the folder if the body raises `RequestError`; with `overwrite` the body
-    starts with an empty folder.
+    starts without the files of the earlier run.
     """
     backup = out / _BACKUP
-    shutil.rmtree(backup, ignore_errors=True)
+    remove(backup)
     is_fresh = overwrite or not (out / CONFIG).is_file()
     originals = {
-        path: path.read_bytes() for path in (out / CONFIG, out / RESULTS) if path.is_file()
+        path: path.read_bytes()
+        for path in (out / CONFIG, out / RESULTS)
+        if path.is_file() and not is_outside(path, out)
     }
     if overwrite:
+        left = list_left(out)
         backup.mkdir()
-        _move(_list_visible(out), backup)
+        _move(left, backup)
+    others = set(_list_visible(out))
     try:
         yield
+        results = out / RESULTS
+        is_kept = results in originals and results.is_file()
+        if is_kept and results.read_bytes() == originals[results]:
+            _write_back(originals)
     except RequestError:
         if is_fresh:
-            _remove(_list_visible(out))
+            _remove(path for path in _list_visible(out) if path not in others)
         if overwrite:
             _move(_list_visible(backup), out)
-        for path, content in originals.items():
-            if not path.is_file() or path.read_bytes() != content:
-                path.write_bytes(content)
+        _write_back(originals)
         shutil.rmtree(backup, ignore_errors=True)
         _remove_empty(out, new_folders)
         raise
@@ -133,14 +176,27 @@ def _restore_on_refusal(
         shutil.rmtree(backup, ignore_errors=True)
 
 
+def _write_back(originals: Mapping[Path, bytes]) -> None:
+    for path, content in originals.items():
+        if not path.is_file() or path.read_bytes() != content:
+            path.write_bytes(content)
+
+
 def _check_owner(out: Path, *, overwrite: bool) -> None:
     """Raise `RequestError` for a folder with files that is not a run folder."""
     files = _list_visible(out) if out.is_dir() else []
-    if files and not (out / CONFIG).is_file():
-        override = "overwrite=true, but " if overwrite else ""
+    if not files:
+        return
+    override = "overwrite=true, but " if overwrite else ""
+    if not (out / CONFIG).is_file():
         raise RequestError(
             f"{override}{str(out)!r} is not a run folder: it contains {files[0].name}, but no"
             f" {CONFIG}. Nothing was deleted or written. Choose another folder with out=."
+        )
+    if overwrite and not is_run(out):
+        raise RequestError(
+            f"{override}{str(out)!r} is not a run folder: its {CONFIG} was not written by kd_app."
+            " Nothing was deleted or written. Choose another folder with out=."
         )
 
 
@@ -172,7 +228,11 @@ def _check_same_run(out: Path, config: Mapping[str, Any]) -> None:
     path = out / CONFIG
     if not path.is_file():
         return
-    expected = "Start over with overwrite=true, or choose another folder with out=."
+    check_recorded(path)
+    expected = (
+        "Choose another folder with out=; a folder with valid results may also be started over"
+        " with overwrite=true."
+    )
     before = read_record(path, dict[str, Any], expected=expected)
     differences = find_differences(before, config)
     if differences:

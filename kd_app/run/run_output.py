@@ -1,16 +1,15 @@
 """The files in a run's folder other than results.json."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from kd_app.deployment.manifest import describe_decoding
+from kd_app.files import make_folder, replace_folder
 from kd_app.metrics.record import Predictions
 from kd_app.models.save import INT8, WEIGHTS, copy_labeled
-from kd_app.reporting.examples import EXAMPLES
 from kd_app.reporting.html import PAGE
 from kd_app.reporting.predictions import write_predictions as write_table
 from kd_app.reporting.results import FileRecord
@@ -19,6 +18,7 @@ from kd_app.run.workspace import RunModel, Workspace, describe_reference
 from kd_app.run_files import (
     CONFIG,
     CURVES,
+    EXAMPLES,
     INPUTS,
     PREDICTIONS,
     REFERENCE,
@@ -31,9 +31,9 @@ from kd_app.stages import hash_file, write_atomically
 from kd_app.training.curve_log import FILE, read_curves
 from kd_app.training.fit import MODEL
 
-FILES = (PREDICTIONS, EXAMPLES, CURVES, SPLIT, INPUTS, f"{TEACHER}/{REFERENCE}")
+FILES = (CONFIG, PREDICTIONS, EXAMPLES, CURVES, SPLIT, INPUTS, f"{TEACHER}/{REFERENCE}")
 """Files that a run writes next to results.json and the student's folder."""
-UPLOADED = (CONFIG, RESULTS, PAGE, STUDENT, TEACHER, *FILES)
+UPLOADED = (RESULTS, PAGE, STUDENT, TEACHER, *FILES)
 """Files and folders of a run that are uploaded to trackers."""
 
 
@@ -91,7 +91,7 @@ def write_models(out: Path, workspace: Workspace, models: Mapping[str, RunModel]
     write_curves(out / CURVES, curves)
     size = write_student(out / STUDENT, workspace, models["student"])
     if "teacher" in models:
-        (out / TEACHER).mkdir(exist_ok=True)
+        make_folder(out / TEACHER)
         reference = json.dumps(describe_reference(models["teacher"]), indent=1)
         write_atomically(out / TEACHER / REFERENCE, reference)
     return size
@@ -104,16 +104,13 @@ def write_student(target: Path, workspace: Workspace, student: RunModel) -> int:
     source = student.folder / MODEL if student.folder else student.spec.origin.path
     assert source is not None
     teacher = workspace.spec.teacher
-    partial = target.with_name(f".{target.name}.partial")
-    for old in (partial, target):
-        shutil.rmtree(old, ignore_errors=True)
-    copy_labeled(
-        source if source.is_dir() else source.parent,
-        partial,
-        license=workspace.spec.licenses.ships,
-        teacher=teacher.name if teacher is not None else None,
-        decoding=describe_decoding(workspace.decoding),
-    )
-    partial.replace(target)
+    with replace_folder(target) as partial:
+        copy_labeled(
+            source if source.is_dir() else source.parent,
+            partial,
+            license=workspace.spec.licenses.ships,
+            teacher=teacher.name if teacher is not None else None,
+            decoding=describe_decoding(workspace.decoding),
+        )
     file = target / INT8
     return (file if file.is_file() else target / WEIGHTS).stat().st_size

@@ -217,6 +217,7 @@ class EvaluationSettings(Typed, called="kd-evaluate"):
         data: Group | None,
         robustness: Group,
         routing: Group,
+        trainer: Group,
     ) -> None:
         if cascade is None and run is None and model is None:
             raise RequestError(

@@ -96,8 +96,16 @@ def check_teacher_logits(
     logits for the data's classes.
     """
     match = teacher.match
-    reason = (match and match.reason) or "has no classifier"
     detail = f" {match.detail}" if match and match.detail else ""
+    if match is None or match.fits or not teacher.record.classes.count:
+        reason = "has no classifier"
+        ways = "train a classifier with teacher.max_epochs=1 or more, name weights with one"
+    else:
+        reason = match.reason
+        ways = (
+            "train a classifier with teacher.max_epochs=1 or more, map the teacher's classes"
+            " (teacher.classes=<a CSV file>)"
+        )
     for loss in losses:
         for name, term in loss.chosen.items():
             if term.needs_teacher and term.teacher_reads & {"logits", "classifier"}:
@@ -105,10 +113,8 @@ def check_teacher_logits(
                     f"The teacher {teacher.name} {reason}, the data have"
                     f" {num_classes} classes, and teacher.max_epochs=0"
                     " forbids its training: its head would be random, but the loss term"
-                    f" {name} reads the logits. Choose loss terms that do not read logits"
-                    " (embedding_mse, review, sp), map the teacher's classes"
-                    " (teacher.classes=<a CSV file>), or set teacher.max_epochs to 1 or more."
-                    f"{detail}"
+                    f" {name} reads the logits. You can {ways}, or choose loss terms that do not"
+                    f" read logits (embedding_mse, review, sp).{detail}"
                 )
 
 

@@ -1,5 +1,5 @@
-"""One process of a distributed training: ``python -m kd_app.run.worker job.json``, with
-RANK in the environment.
+"""One process of a distributed training: ``python -m kd_app.run.worker job.json
+<sha256>``, with RANK in the environment.
 
 The process exits when its standard input is closed, so it never outlives the process
 that started it.
@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from kd_app.config import InputSpec, RequestError, RunError
 from kd_app.config.memory import explain_memory_error
-from kd_app.training.distributed.launch import FAILED, REFUSED
+from kd_app.signals import compute_exit_code, find_stop, name_signal, stop_on_signals
+from kd_app.streams import drop_lost_output
+from kd_app.training.distributed.launch import FAILED, REFUSED, hash_job
 
 if TYPE_CHECKING:
     from kd_app.data.base import RunData
@@ -26,16 +28,40 @@ if TYPE_CHECKING:
 def main() -> None:
     """Train as one rank; an error is the last line on stderr."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    with drop_lost_output(), stop_on_signals():
+        _run()
+
+
+def _run() -> None:
     try:
-        order = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+        order = read_order(Path(sys.argv[1]), sys.argv[2])
         with explain_memory_error(f"process {os.environ['RANK']} of the training", order):
             _train(order, rank=int(os.environ["RANK"]))
     except (RequestError, RunError) as error:
         print(error, file=sys.stderr)
         _exit(REFUSED if isinstance(error, RequestError) else FAILED)
-    except Exception:
-        traceback.print_exc()
+    except BaseException as error:
+        number = find_stop()
+        if number is not None:
+            print(f"This process was stopped by {name_signal(number)}.", file=sys.stderr)
+            _exit(compute_exit_code(number))
+        traceback.print_exception(error)
         _exit(FAILED)
+
+
+def read_order(path: Path, sha256: str) -> dict[str, Any]:
+    """The content of a job's file. Raises `RunError` if it is not the file that the
+    starting process wrote.
+    """
+    content = path.read_bytes()
+    if hash_job(content) != sha256:
+        raise RunError(
+            f"{str(path)!r} was changed between the start of the training and its processes, so it"
+            " is not read. If other users may write to the folder of the stages, use stages= for"
+            " another one."
+        )
+    order: dict[str, Any] = json.loads(content)
+    return order
 
 
 def _exit(code: int) -> NoReturn:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from kd_app.config.records import read_record
 from kd_app.data.base import RunData
 from kd_app.data.batch import Batch
 from kd_app.data.corruptions import Corruption
+from kd_app.data.worker_loader import explain_lost_worker
 from kd_app.deployment.logits import NonFiniteLogitsError, check_finite, name_images
 from kd_app.deployment.predictions import predict
 from kd_app.deployment.xnnpack import Lowered
@@ -27,8 +29,10 @@ from kd_app.run.controls import Control, select_nearest
 from kd_app.run.recorded_pixels import RecordedPixels
 from kd_app.run.spec import RunSpec
 from kd_app.run.validation import check_scopes, check_teacher_logits
+from kd_app.signals import check_stop
 from kd_app.stages import Stage, Stages, hash_file, write_atomically
 from kd_app.training.job import describe_source
+from kd_app.training.record import RECORD
 
 SPEED = "speed.json"
 
@@ -318,6 +322,20 @@ class Workspace:
             expected="Remove the folder of that stage to measure again.",
         )
 
+    @contextmanager
+    def keep_work(self) -> Iterator[None]:
+        """Raise `RunError` in place of a `RequestError` once a model has been trained
+        here: a refusal would undo the work.
+        """
+        try:
+            yield
+        except RequestError as error:
+            if any(stage.is_new and (stage.path / RECORD).is_file() for stage in self.used):
+                raise RunError(
+                    f"{error} Completed work is kept: repeat the command to resume."
+                ) from error
+            raise
+
     @property
     def limit(self) -> float | None:
         """The number (or share) of batches of a split on which a model is measured."""
@@ -376,19 +394,23 @@ class Workspace:
         """The stage with this name, configuration and inputs, built if it does not
         exist; recorded as used.
         """
+        check_stop()
         try:
             with explain_memory_error(f"the stage {name}", self.spec.config, self._count_images()):
                 stage = self.stages.find_or_build(
                     name, config=_round_trip_json(config), inputs=inputs, build=build
                 )
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except PermissionError as error:
+            if not str(error.filename).startswith(str(self.stages.root)):
                 raise
             raise RunError(
-                f"{str(error).strip()} That process loaded images; the system kills such processes"
-                " when memory runs out. The training so far is saved. Repeat the command to"
-                " resume, with data.num_workers=0 to load images in the main process."
-            ) from error
+                f"Permission denied: the stage {name} is not finished in"
+                f" stages={str(self.stages.root)!r}, and this user may not write"
+                f" {str(error.filename)!r}. Set stages= to another folder, or let the owner of the"
+                " folder allow it: the files there have the rights of the umask of who wrote them."
+            ) from None
+        except RuntimeError as error:
+            raise explain_lost_worker(error) or error from error
         self.used.append(stage)
         return stage
 

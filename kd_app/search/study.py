@@ -25,6 +25,7 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from kd_app.config import RequestError, Typed
 from kd_app.config.records import parse_with
+from kd_app.digest import seal
 from kd_app.reporting.results import Results
 from kd_app.reporting.runs import flatten
 from kd_app.search.trials import EXPECTED, FILE, read_curve, read_proposals, read_trial_results
@@ -127,7 +128,7 @@ class Search:
             self.proposed.append(self._propose(number))
             self.out.mkdir(parents=True, exist_ok=True)
             record = {"search": self._record, "proposed": self.proposed}
-            write_atomically(self.out / FILE, json.dumps(record, indent=1))
+            write_atomically(self.out / FILE, json.dumps(seal(record), indent=1))
         return self.proposed[number]
 
     def _propose(self, number: int) -> Params:
@@ -161,6 +162,29 @@ class Search:
         )
 
 
+def _check_proposals(out: Path, proposed: Any, space: Space) -> None:
+    """Raise `RequestError` for proposals outside of the space. They become overrides of
+    trials, and the file may come from another person.
+    """
+    for number, params in enumerate(proposed if isinstance(proposed, list) else [proposed]):
+        is_complete = isinstance(params, dict) and set(params) == set(space)
+        if not is_complete or not all(_contains(space[key], params[key]) for key in space):
+            raise RequestError(
+                f"{str(out / FILE)!r} proposes {params!r} for trial {number}, which is not in the"
+                f" search space. Expected a value in its range for each of {', '.join(space)}. Move"
+                " that file away to start a new search; the trials are not affected."
+            )
+
+
+def _contains(kind: BaseDistribution, value: Any) -> bool:
+    if isinstance(kind, CategoricalDistribution):
+        return any(value == choice and type(value) is type(choice) for choice in kind.choices)
+    assert isinstance(kind, IntDistribution | FloatDistribution)
+    numbers = int if isinstance(kind, IntDistribution) else int | float
+    is_number = isinstance(value, numbers) and not isinstance(value, bool)
+    return is_number and kind.low <= value <= kind.high and kind._contains(value)
+
+
 def _read_values(results: Results | None, objectives: Mapping[str, str]) -> list[float] | None:
     """The values of the objectives in a trial; None if the trial is not finished or a
     value is missing.
@@ -170,21 +194,6 @@ def _read_values(results: Results | None, objectives: Mapping[str, str]) -> list
     metrics = dict(flatten(results.model_dump(mode="json")))
     values = [metrics.get(key) for key in objectives]
     return None if None in values else [float(value) for value in values if value is not None]
-
-
-def _check_proposals(out: Path, proposed: Iterable[Params], space: Space) -> None:
-    """Raise `RequestError` for recorded parameters outside of the space."""
-
-    def check() -> None:
-        for params in proposed:
-            for key, value in params.items():
-                if not isinstance(space[key], CategoricalDistribution) and not isinstance(
-                    value, int | float
-                ):
-                    raise ValueError(f"{key}={value!r} is not a number")
-            create_trial(state=TrialState.FAIL, params=params, distributions=dict(space))
-
-    parse_with(out / FILE, check, expected=EXPECTED)
 
 
 def suggest_next(out: Path) -> list[str]:

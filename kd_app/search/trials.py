@@ -12,6 +12,7 @@ from typing_extensions import TypedDict
 
 from kd_app.config import RequestError
 from kd_app.config.errors import quote_some
+from kd_app.config.recorded_files import check_recorded
 from kd_app.config.records import parse_with, read_record
 from kd_app.config.regular_file import open_regular_text
 from kd_app.reporting.results import Results, read
@@ -52,7 +53,7 @@ def read_proposals(out: Path) -> SearchRecord | None:
     path = out / FILE
     if not path.is_file():
         return None
-    record = read_record(path, SearchRecord, expected=EXPECTED)
+    record = read_record(path, SearchRecord, expected=EXPECTED, is_sealed=True)
     keys = set(record["search"]["space"])
     for number, params in enumerate(record["proposed"]):
         if set(params) != keys:
@@ -76,6 +77,7 @@ def read_curve(folder: Path) -> dict[int, float]:
     path = folder / CURVES
     if not path.is_file():
         return {}
+    check_recorded(path)
 
     def parse() -> dict[int, float]:
         with open_regular_text(path) as file:

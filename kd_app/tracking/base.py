@@ -99,7 +99,7 @@ class TrackerRun(ABC):
 
     @abstractmethod
     def close(self, exit_code: int) -> None:
-        """Close the run; 0 is success, 130 and 143 are interruptions."""
+        """Close the run; 0 is success, one of `STOPPED` a signal."""
 
 
 class Backend(Typed, ABC):

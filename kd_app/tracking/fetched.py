@@ -1,12 +1,12 @@
 """Downloading the records of runs from Weights & Biases."""
 
 import os
-import shutil
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kd_app.config import RequestError
 from kd_app.config.errors import take_first_line
+from kd_app.files import replace_folder
 from kd_app.reporting.runs import find_runs, load_run
 from kd_app.run_files import RESULTS
 from kd_app.tracking.base import STUDENT, restore_environment
@@ -57,12 +57,8 @@ def _download(artifact: Any, folder: Path) -> None:
         raise ValueError(
             f"{artifact.name} contains {outside[0]!r}, which would be written outside its folder."
         )
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    try:
+    with replace_folder(folder) as partial:
         artifact.download(str(partial), skip_cache=True)
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _hash_students(root: Path) -> set[str]:

@@ -6,13 +6,13 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from kd_app.config import RequestError
+from kd_app.signals import STOPPED
 from kd_app.tracking.base import Backend, Outcome, Point, RunStart, TrackerRun, restore_environment
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
-_INTERRUPTED = (130, 143)
 
 
 class TensorBoard(Backend):
@@ -91,7 +91,7 @@ class _LightningRun(TrackerRun):
         self._logger.log_metrics(numbers, self._last)
 
     def close(self, exit_code: int) -> None:
-        status = self._stop_status if exit_code in _INTERRUPTED else "failed"
+        status = self._stop_status if exit_code in STOPPED else "failed"
         self._logger.finalize("success" if exit_code == 0 else status)
 
 

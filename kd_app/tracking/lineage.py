@@ -23,7 +23,7 @@ def describe_split(
     content = {"data": name, "fingerprint": fingerprint, "sizes": dict(sizes)}
     return TrackedArtifact(
         "split",
-        f"{_sanitize_name(name)}-split",
+        f"{_sanitize_name(str(redact(name)))}-split",
         fingerprint,
         redact(content),
         files={file.name: file} if file.is_file() else {},

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_app.config.redact import relativize
-from kd_app.reporting.examples import EXAMPLES
-from kd_app.run_files import PREDICTIONS
+from kd_app.run_files import EXAMPLES, PREDICTIONS
 from kd_app.tracking.base import Outcome
 
 _TOP1 = "_top1"

@@ -32,8 +32,9 @@ class Tracker:
     """Logs one run to every tracker in `backends` (the ``logger`` group).
 
     Each stage is a separate tracker run in the same `group`. Secrets and machine paths
-    are removed from `config`. Finished teachers and controls that are reused get a run,
-    too, unless `skip_reused` is set (in a sweep, all trials would log the same stages).
+    are removed from `config`, and from name, group and tags. Finished teachers and
+    controls that are reused get a run, too, unless `skip_reused` is set (in a sweep,
+    all trials would log the same stages).
     """
 
     def __init__(
@@ -51,9 +52,9 @@ class Tracker:
         self._backends = dict(backends)
         self._failed: set[str] = set()
         self._out = out.absolute()
-        self._name = name
-        self._group = group
-        self._tags = tuple(tags)
+        self._name = str(redact(name))
+        self._group = str(redact(group))
+        self._tags = tuple(redact(list(tags)))
         self._config = redact(
             {key: value for key, value in config.items() if key not in _LOCAL_KEYS}
         )

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from kd_app.config import RequestError
 from kd_app.config.errors import take_first_line
 from kd_app.config.records import read_record
-from kd_app.config.redact import copy_redacted
+from kd_app.config.redact import copy_redacted, redact
 from kd_app.metrics.model_metrics import MODEL_METRICS
 from kd_app.metrics.pair_metrics import PAIR_METRICS
 from kd_app.stages import write_atomically
@@ -141,6 +141,7 @@ class Wandb(Backend):
             group=start.group,
             job_type=start.stage,
             tags=start.tags,
+            notes=redact(os.environ.get("WANDB_NOTES")),
             config=dict(start.config),
             dir=str(start.out),
             mode=mode,

@@ -3,10 +3,10 @@ they may monitor, and how their failures are reported.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cache
 from itertools import combinations
-from types import TracebackType
+from traceback import walk_tb
 from typing import Any, Literal
 
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, WeightAveraging
@@ -16,7 +16,7 @@ from kd_app.config import RequestError, RunError, suggest_closest
 from kd_app.config.errors import take_first_line
 from kd_app.config.length import LengthNeed
 from kd_app.config.make import make
-from kd_app.config.targets import CALLBACKS, resolve_target
+from kd_app.config.targets import resolve_target
 from kd_app.metrics.classification import build_model_metrics
 from kd_app.metrics.model_metrics import MODEL_METRICS
 from kd_app.metrics.pair import build_pair_metrics
@@ -24,6 +24,7 @@ from kd_app.metrics.pair_metrics import PAIR_METRICS
 
 Direction = Literal["higher", "lower"]
 _PREFIX = "validation/"
+_LIGHTNING = "lightning.pytorch.callbacks"
 _REMAINING = 0.05
 """Share of the first weights in an average that is small enough."""
 _UNSUPPORTED = {
@@ -60,7 +61,7 @@ _UNSUPPORTED = {
     ),
     "LambdaCallback": (
         "its arguments are functions, which a configuration can't hold",
-        "Put a class of your own into a package and set 'allow=[<package>]'",
+        "Put a class of your own into a module and name it in callbacks.<name>._target_",
     ),
     "ThroughputMonitor": (
         "its arguments are functions, which a configuration can't hold",
@@ -97,7 +98,7 @@ def check_supported(name: str, node: Mapping[str, Any]) -> None:
     if not isinstance(target, str):
         return
     for base in getattr(resolve_target(f"callbacks.{name}", target), "__mro__", ()):
-        if base.__module__.startswith(CALLBACKS) and base.__name__ in _UNSUPPORTED:
+        if base.__module__.startswith(_LIGHTNING) and base.__name__ in _UNSUPPORTED:
             reason, instead = _UNSUPPORTED[base.__name__]
             raise RequestError(
                 f"callbacks.{name}={target} does not work in kd_app: {reason}. {instead}."
@@ -176,11 +177,15 @@ def build_patience_need(patience: int) -> LengthNeed:
     )
 
 
-def explain_callback_error(error: Exception, callbacks: Mapping[str, Callback]) -> RunError | None:
+def explain_callback_error(
+    error: BaseException, callbacks: Mapping[str, Callback]
+) -> RunError | None:
     """The failure of a training by one of its configured `callbacks`; None if the
     error came from elsewhere.
     """
-    for frame in reversed(_list_frames(error.__traceback__)):
+    if isinstance(error, SystemExit) and error.code in (130, 143):
+        return None  # a signal that arrived in the callback
+    for frame, _ in walk_tb(error.__traceback__):
         owner = frame.f_locals.get("self")
         for name, callback in callbacks.items():
             if owner is callback:
@@ -191,11 +196,3 @@ def explain_callback_error(error: Exception, callbacks: Mapping[str, Callback]) 
                     " is saved."
                 )
     return None
-
-
-def _list_frames(traceback: TracebackType | None) -> Sequence[Any]:
-    frames = []
-    while traceback is not None:
-        frames.append(traceback.tb_frame)
-        traceback = traceback.tb_next
-    return frames

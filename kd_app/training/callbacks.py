@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,6 +19,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from kd_app.config import RunError
+from kd_app.files import replace_file
+from kd_app.signals import STOP_SIGNALS, StopRequest
 from kd_app.stages import hash_file
 from kd_app.training.averaging import EMA
 
@@ -27,9 +30,9 @@ _BEFORE = f".{BEST}.before"
 """The best weights that `LAST` refers to, until `LAST` refers to `BEST`."""
 _SECONDS_BETWEEN_EPOCH_LINES = 3.0
 """Shortest time between the lines of two epochs on a console without live lines."""
-_STEPS_BETWEEN_VOTES = 16
-"""Clocks differ between ranks, so the ranks vote every so many steps on whether to
-save.
+_STEPS_BETWEEN_VOTES, _SECONDS_BETWEEN_VOTES = 16, 1.0
+"""Clocks and signals differ between ranks, so the ranks vote on whether to save or to
+stop: every so many steps, or more often if a step is slow.
 """
 
 
@@ -45,10 +48,10 @@ class ResumableCheckpoint(Checkpoint):
     The best epoch has the highest validation top1; the lowest nll breaks ties. With an
     `average`, both the averaged and the raw weights of an epoch are candidates.
 
-    SIGINT and SIGTERM end the training with `TrainingInterrupted` after the current
-    step or the running validation; a second signal ends the training at once. SIGUSR1
-    and SIGUSR2 do the same if a handler is installed (submitit requeues its job that
-    way). With several ranks every signal ends the process at once.
+    A stop signal ends the training with `TrainingInterrupted` after the current step or
+    the running validation; a second signal ends the training at once. SIGUSR1 and
+    SIGUSR2 do so if a handler is installed (submitit requeues its job that way).
+    Several ranks stop after the same step, within about a second.
     """
 
     def __init__(
@@ -63,10 +66,11 @@ class ResumableCheckpoint(Checkpoint):
         self.folder = folder
         self.best: dict[str, Any] = {}
         self.sha256 = ""
-        self.stopped_by: int | None = None
+        self.stop = StopRequest()
         self._minutes, self._steps = minutes, steps
         self._average = average
-        self._saved_at = time.monotonic()
+        self._saved_at = self._voted_at = time.monotonic()
+        self._next_vote = self._voted_step = 0
         self._validated_weights: dict[str, dict[str, Tensor]] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -75,19 +79,20 @@ class ResumableCheckpoint(Checkpoint):
         """
         if threading.current_thread() is not threading.main_thread():
             return
-        handler = self._request_stop if trainer.world_size == 1 else signal.SIG_DFL
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, handler)
-        for number in (signal.SIGUSR1, signal.SIGUSR2):
-            if callable(signal.getsignal(number)) and trainer.world_size == 1:
+        for number in STOP_SIGNALS:
+            handler = signal.getsignal(number)
+            is_user_signal = number in (signal.SIGUSR1, signal.SIGUSR2)
+            if handler != signal.SIG_IGN and (callable(handler) or not is_user_signal):
                 signal.signal(number, self._request_stop)
 
     def _request_stop(self, number: int, frame: FrameType | None) -> None:
-        if self.stopped_by is not None:
+        is_first = self.stop.number is None
+        if not self.stop.receive(number):
+            return
+        if not is_first:
             raise TrainingInterrupted
-        self.stopped_by = number
-        os.write(2, b"Stopping after the current step. Repeat the signal to stop at once.\n")
+        with suppress(OSError):
+            os.write(2, b"Stopping after the current step. Repeat the signal to stop at once.\n")
 
     def on_train_batch_end(
         self,
@@ -103,24 +108,32 @@ class ResumableCheckpoint(Checkpoint):
         is_step_end = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if not is_step_end or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             return
-        if self._minutes is not None and (self.stopped_by is not None or self._is_due(trainer)):
+        is_due, is_stopping = self._vote(trainer)
+        if self._minutes is not None and (is_due or is_stopping):
             self._save(trainer)
-        self._stop_if_requested()
-
-    def _is_due(self, trainer: pl.Trainer) -> bool:
-        assert self._minutes is not None
-        if self._steps is not None and trainer.global_step % self._steps == 0:
-            return True
-        is_late = time.monotonic() - self._saved_at >= self._minutes * 60
-        if trainer.world_size == 1:
-            return is_late
-        return trainer.global_step % _STEPS_BETWEEN_VOTES == 0 and bool(
-            trainer.strategy.reduce_boolean_decision(is_late, all=False)
-        )
-
-    def _stop_if_requested(self) -> None:
-        if self.stopped_by is not None:
+        if is_stopping:
             raise TrainingInterrupted
+
+    def _vote(self, trainer: pl.Trainer, *, at_epoch_end: bool = False) -> tuple[bool, bool]:
+        """Whether a save is due, and whether a stop is requested; equal on all ranks.
+
+        Several ranks decide at certain steps only, whose distance is about a second.
+        """
+        step, now = trainer.global_step, time.monotonic()
+        is_due = self._minutes is not None and now - self._saved_at >= self._minutes * 60
+        is_step_due = self._steps is not None and step % self._steps == 0
+        is_stopping = self.stop.number is not None
+        if trainer.world_size == 1:
+            return is_due or is_step_due, is_stopping
+        if step < self._next_vote and not at_epoch_end:
+            return is_step_due, False
+        seconds = (now - self._voted_at) / max(1, step - self._voted_step)
+        vote = torch.tensor([is_due, is_stopping, seconds], dtype=torch.float32)
+        vote = trainer.strategy.reduce(vote.to(trainer.strategy.root_device), reduce_op="max")
+        self._voted_at, self._voted_step = now, step
+        steps = _SECONDS_BETWEEN_VOTES / max(float(vote[2]), 1e-6)
+        self._next_vote = step + min(max(1, int(steps)), _STEPS_BETWEEN_VOTES)
+        return bool(vote[0]) or is_step_due, bool(vote[1])
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Copy the weights that are about to be validated."""
@@ -156,7 +169,8 @@ class ResumableCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._save(trainer)
-        self._stop_if_requested()
+        if self._vote(trainer, at_epoch_end=True)[1]:
+            raise TrainingInterrupted
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": dict(self.best), "sha256": self.sha256}
@@ -183,15 +197,13 @@ def _write_best(folder: Path, weights: dict[str, Tensor]) -> str:
     """Write the best weights to disk, and keep the ones before them until a checkpoint
     refers to the new ones; the sha256 of the file.
     """
-    content, partial = save(weights), folder / f".{BEST}.partial"
-    with partial.open("wb") as file:
+    content = save(weights)
+    with replace_file(folder / BEST) as file:
         file.write(content)
         file.flush()
-        os.fsync(file.fileno())
-    is_referred = (folder / BEST).is_file() and (folder / LAST).is_file()
-    if is_referred and not (folder / _BEFORE).is_file():
-        os.replace(folder / BEST, folder / _BEFORE)
-    os.replace(partial, folder / BEST)
+        is_referred = (folder / BEST).is_file() and (folder / LAST).is_file()
+        if is_referred and not (folder / _BEFORE).is_file():
+            os.replace(folder / BEST, folder / _BEFORE)
     return hashlib.sha256(content).hexdigest()
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kd_app.config import RequestError, RunError
-from kd_app.config.errors import take_first_line
+from kd_app.config.own_code import describe_own_error
 from kd_app.data.base import RunData
 from kd_app.data.batch import Batch
 from kd_app.data.normalize import normalize
@@ -31,9 +31,9 @@ from kd_app.models.spec import LoadedModel, ModelSpec
 from kd_app.models.taps import Taps
 from kd_app.models.teacher import FrozenTeacher
 from kd_app.reporting.console import Console
+from kd_app.signals import STOP_SIGNALS, raise_stop
 from kd_app.stages import hash_content, write_atomically
 from kd_app.training.averaging import EMA
-from kd_app.training.callback_rules import explain_callback_error
 from kd_app.training.callbacks import (
     BEST,
     LAST,
@@ -48,6 +48,7 @@ from kd_app.training.callbacks import (
 from kd_app.training.cpu_convolutions import correct_convolutions
 from kd_app.training.curve_log import FILE, CurveLogger, drop_points_after
 from kd_app.training.distributed.consistency import RankConsistency
+from kd_app.training.failures import explain_failures
 from kd_app.training.freeze import freeze_layers
 from kd_app.training.job import JobTeacher, TrainingJob
 from kd_app.training.loss import DistillationLoss
@@ -122,17 +123,8 @@ def fit(
     step = prepare_resume(folder, console.print)
     if step is not None:
         console.print(f"  {job.name}: resumes at step {step}")
-    try:
+    with explain_failures(trainer, recipe_callbacks, job.name, first_step=step or 0):
         _run(trainer, module, data, checkpoints, settings, is_resumed=step is not None)
-    except (RequestError, RunError):
-        raise
-    except Exception as error:
-        failure = explain_callback_error(error, recipe_callbacks) or _explain_single_image(
-            error, is_started=trainer.global_step > 0
-        )
-        if failure is None:
-            raise
-        raise failure from error
     if settings.profiler:
         profiles = sorted(folder.glob(f"*{PROFILE}*.txt"))
         console.print("\n".join(path.read_text(encoding="utf-8") for path in profiles))
@@ -149,6 +141,7 @@ def fit(
             classes=classes,
             license=job.license,
             widths=created.widths,
+            label=f"{job.name} after epoch {int(checkpoints.best['epoch']) + 1}",
         )
         record = {
             "best": checkpoints.best,
@@ -165,21 +158,6 @@ def fit(
         for sentence in describe_outcome(record):
             console.print(f"  {job.name}: {sentence}")
         _tidy(folder)
-
-
-def _explain_single_image(error: Exception, *, is_started: bool) -> Exception | None:
-    """The error for a batch of one image that a BatchNorm layer can't normalize; None
-    for another error.
-    """
-    if "more than 1 value per channel when training" not in str(error):
-        return None
-    message = (
-        "A training batch has one image, and a BatchNorm layer of the model needs at least two"
-        f" values per channel ({take_first_line(error)}). Set data.batch_size to 2 or more; for a"
-        " loader of your own, set drop_last=True or another batch size, or choose a larger image"
-        " size or a model without BatchNorm."
-    )
-    return RunError(message) if is_started else RequestError(message)
 
 
 def _load_best(folder: Path, sha256: str) -> dict[str, Tensor]:
@@ -389,17 +367,14 @@ def _run(
     training.
     """
     resume_from = checkpoints.folder / LAST if is_resumed else None
-    handlers = {
-        number: signal.getsignal(number)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-    }
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     try:
         with silence_lightning(), correct_convolutions(settings, module.student, module.loss):
             trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
     except TrainingInterrupted:
         pass
     except SystemExit as stop:
-        if stop.code != 1:
+        if stop.code != 1 or describe_own_error(stop):
             raise
         # Lightning exits with 1 on Ctrl-C before the first step
         raise KeyboardInterrupt from None
@@ -407,9 +382,10 @@ def _run(
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-    if checkpoints.stopped_by is not None:
-        signal.raise_signal(checkpoints.stopped_by)
-        raise SystemExit(128 + checkpoints.stopped_by)
+        # a failure after a signal, as of a child process, is part of the stop
+        if checkpoints.stop.number is not None:
+            signal.raise_signal(checkpoints.stop.number)
+            raise_stop(checkpoints.stop.number)
 
 
 @contextmanager

@@ -268,7 +268,7 @@ def format_epochs(number: int) -> str:
 
 
 def _to_text(path: Path | None) -> str | None:
-    return str(path) if path else None
+    return str(path.absolute()) if path else None
 
 
 def _read_weight(name: str, node: Config) -> float:

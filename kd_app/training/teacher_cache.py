@@ -5,7 +5,9 @@ training view in a cache on disk that seeds, controls and trials share.
 import hashlib
 import json
 import math
+import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +36,8 @@ CACHE_STAGE = "answers-teacher-views"
 """The name of the stage that holds the cache."""
 _LOGITS, _INDEX, _DONE = "logits.npy", "index.npy", "done.json"
 _HASHED_ROWS = 2**14
-_FLUSH_EVERY = 50
-"""Batches between two flushes to disk, from which a next attempt resumes."""
+_FLUSH_EVERY, _FLUSH_SECONDS = 50, 15.0
+"""Batches and seconds between two flushes, from which a next attempt resumes."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def cache_teacher_logits(
 
     classes: number of classes. student_input: the input spec for which the views are
     normalized. Resumes an earlier attempt in `folder`. Raises `RunError` if the disk is
-    too small.
+    too small, and `OSError` if it gets full.
     """
     rows, views = replay.rows, replay.views
     logits, done, digest = _open_memmap(folder, (views, len(rows), classes), say)
@@ -118,6 +120,7 @@ def cache_teacher_logits(
         teacher.model, reads=frozenset({"logits"}), pixels=teacher.pixels, sees=student_input
     )
     frozen = frozen.to(device).to(memory_format=memory_format)
+    flushed_at = time.monotonic()
     for view in range(done // len(rows), views):
         say(f"  teacher: view {view + 1} of {views} ...")
         start = max(0, done - view * len(rows))
@@ -129,8 +132,10 @@ def cache_teacher_logits(
             logits[view, start : start + len(batch)] = values
             digest.update(values.data)
             start += len(batch)
-            if (number + 1) % _FLUSH_EVERY == 0:
+            is_late = time.monotonic() - flushed_at >= _FLUSH_SECONDS
+            if (number + 1) % _FLUSH_EVERY == 0 or is_late:
                 _flush(folder, logits, view * len(rows) + start, digest)
+                flushed_at = time.monotonic()
         _flush(folder, logits, (view + 1) * len(rows), digest)
     (folder / _DONE).unlink()
 
@@ -142,23 +147,18 @@ class _Progress(TypedDict):
     sha256: str
 
 
-def _open_memmap(
-    folder: Path, shape: tuple[int, int, int], say: Callable[[str], None]
-) -> tuple[np.memmap[Any, Any], int, Any]:
-    """Open or create the file of all logits; return the file, the number of rows that
-    an earlier attempt wrote, and the running sha256 of these rows. Starts over if the
-    rows do not match the recorded sha256.
+Attempt = tuple[np.memmap[Any, Any], int, Any]
+"""The file of all logits, the number of rows in it, and their running sha256."""
+
+
+def _open_memmap(folder: Path, shape: tuple[int, int, int], say: Callable[[str], None]) -> Attempt:
+    """Open the file of an earlier attempt, or create it. Starts over if its rows do not
+    match the recorded sha256.
     """
-    try:
-        record = read_record(folder / _DONE, _Progress, expected="")
-        logits, done = open_memmap(folder / _LOGITS, mode="r+"), record["answers"]
-        if logits.shape == shape and logits.dtype == np.float32:
-            digest = _hash_rows(logits, done)
-            if digest.hexdigest() == record["sha256"]:
-                return logits, done, digest
-        say(f"{folder / _LOGITS} is damaged; the teacher's logits are computed again")
-    except (OSError, ValueError):
-        pass  # there is no earlier attempt, or its files are damaged
+    attempt = _open_attempt(folder, shape, say)
+    if attempt is not None:
+        reserve_space(folder / _LOGITS)
+        return attempt
     (folder / _LOGITS).unlink(missing_ok=True)
     needed, free = 4 * math.prod(shape), shutil.disk_usage(folder).free
     if needed > free:
@@ -169,7 +169,45 @@ def _open_memmap(
             " training: teacher.outputs=live."
         )
     logits = open_memmap(folder / _LOGITS, mode="w+", dtype=np.float32, shape=shape)
+    try:
+        reserve_space(folder / _LOGITS)
+    except OSError:
+        (folder / _LOGITS).unlink()
+        raise
     return logits, 0, hashlib.sha256()
+
+
+def _open_attempt(
+    folder: Path, shape: tuple[int, int, int], say: Callable[[str], None]
+) -> Attempt | None:
+    """The file of an earlier attempt; None if there is none, or if it is damaged."""
+    try:
+        record = read_record(folder / _DONE, _Progress, expected="")
+        logits, done = open_memmap(folder / _LOGITS, mode="r+"), record["answers"]
+        if logits.shape == shape and logits.dtype == np.float32:
+            digest = _hash_rows(logits, done)
+            if digest.hexdigest() == record["sha256"]:
+                return logits, done, digest
+    except (OSError, ValueError):
+        return None
+    say(f"{folder / _LOGITS} is damaged; the teacher's logits are computed again")
+    return None
+
+
+def reserve_space(path: Path) -> None:
+    """Allocate the blocks of a file that is written through a mapping, where the system
+    can (not on macOS).
+
+    Without them, a full disk or a quota ends the process by a signal (SIGBUS). Raises
+    `OSError` that names the file.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _hash_rows(logits: np.memmap[Any, Any], count: int) -> Any:

@@ -4,7 +4,8 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -217,41 +218,36 @@ def estimate(
 
     Raises `RequestError` if memory runs out: a training step takes more.
     """
+    with _refuse_shortage(batch_size, settings), correct_convolutions(settings, model):
+        device, true_dtype = settings.device, _TRUE_DTYPES.get(settings.precision)
+        memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
+        model = model.to(device, true_dtype).to(memory_format=memory_format)
+        image = torch.rand(batch_size, input_spec.channels, input_spec.height, input_spec.width)
+        image = image.to(device, true_dtype, memory_format=memory_format)
+        dtype = torch.bfloat16 if "bf16" in settings.precision else torch.float16
+        training = 0.0
+        with torch.autocast(device.type, dtype=dtype, enabled="mixed" in settings.precision):
+            if train:
+                training = _time_fastest(lambda: model(image).float().square().mean().backward())
+            with torch.no_grad():
+                inference = _time_fastest(lambda: model(image))
+        if "mixed" not in settings.precision:
+            return StepEstimate(training, inference, inference)
+        with torch.no_grad():
+            return StepEstimate(training, inference, _time_fastest(lambda: model(image)))
+
+
+@contextmanager
+def _refuse_shortage(batch_size: int, settings: TrainerSettings) -> Iterator[None]:
+    """Raise `RequestError` if the body runs out of memory."""
     try:
-        with correct_convolutions(settings, model):
-            return _time_steps_on_noise(model, input_spec, batch_size, settings, train=train)
+        yield
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         limits = MemorySettings(batch_size, settings.accumulate_grad_batches, settings.precision)
         step = f"a step of a batch of {batch_size} images, tried out before the training"
         raise RequestError(describe_shortage(step, error, limits)) from error
-
-
-def _time_steps_on_noise(
-    model: nn.Module,
-    input_spec: InputSpec,
-    batch_size: int,
-    settings: TrainerSettings,
-    *,
-    train: bool,
-) -> StepEstimate:
-    device, true_dtype = settings.device, _TRUE_DTYPES.get(settings.precision)
-    memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
-    model = model.to(device, true_dtype).to(memory_format=memory_format)
-    image = torch.rand(batch_size, input_spec.channels, input_spec.height, input_spec.width)
-    image = image.to(device, true_dtype, memory_format=memory_format)
-    dtype = torch.bfloat16 if "bf16" in settings.precision else torch.float16
-    training = 0.0
-    with torch.autocast(device.type, dtype=dtype, enabled="mixed" in settings.precision):
-        if train:
-            training = _time_fastest(lambda: model(image).float().square().mean().backward())
-        with torch.no_grad():
-            inference = _time_fastest(lambda: model(image))
-    if "mixed" not in settings.precision:
-        return StepEstimate(training, inference, inference)
-    with torch.no_grad():
-        return StepEstimate(training, inference, _time_fastest(lambda: model(image)))
 
 
 def _time_fastest(body: Callable[[], object]) -> float:

@@ -16,6 +16,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, StrictBool
 
 from kd_app.config import RequestError, Typed
 from kd_app.deployment.hardware import read_cpu_flags
+from kd_app.files import replace_file
 from kd_app.training.distributed.torchrun import read_launch
 
 Precision = Literal[
@@ -242,16 +243,10 @@ class AtomicCheckpoints(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
-        import os
-
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.partial")
-        with partial.open("wb") as file:
+        with replace_file(target) as file:
             torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, target)
 
 
 def _resolve_accelerator(accelerator: Accelerator) -> Literal["cpu", "gpu", "mps"]:

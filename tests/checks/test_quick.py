@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from kd_app.checks import quick
 from kd_app.checks.context import CheckContext
+from kd_app.checks.finding import Finding, warn
 from kd_app.checks.quick import Mode, QuickChecks, read_limits
 from kd_app.config import RequestError
 from tests.checks.planted import Changed, build_context, fitted
@@ -41,6 +43,29 @@ def test_yaml_reads_on_and_off_as_bool(wrong: CheckContext) -> None:
 def test_a_sound_teacher_has_no_warnings(tmp_path: Path) -> None:
     context = build_context(tmp_path, teacher=fitted(build_context(tmp_path)))
     assert build_checks(context, "refuse").check_run(context.teacher, None) == []
+
+
+def test_a_ready_teacher_is_checked_once_for_all_runs_on_the_same_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = build_context(tmp_path, teacher=fitted(build_context(tmp_path)))
+    calls = []
+
+    def warn_once(context: CheckContext) -> list[Finding]:
+        calls.append(context)
+        return [warn("teacher-weak", "weak")]
+
+    monkeypatch.setattr(quick, "TEACHER_CHECKS", (warn_once,))
+    for _ in range(2):
+        warnings = build_checks(context, "refuse").check_run(context.teacher, None)
+        assert warnings == ["teacher-weak: weak"]
+    assert len(calls) == 1
+
+
+def test_a_refusal_is_not_kept(wrong: CheckContext) -> None:
+    with pytest.raises(RequestError, match="class-order"):
+        build_checks(wrong, "refuse").check_run(wrong.teacher, None)
+    assert not list(wrong.workspace.stages.root.glob("check-teacher-*"))
 
 
 def test_the_limits_are_those_of_the_other_command() -> None:

@@ -12,14 +12,8 @@ import torch
 from torch import nn
 
 from kd_app.checks.context import CheckContext
-from kd_app.checks.quick import read_limits
-from kd_app.checks.teacher_input import (
-    _find_permutation,
-    check_teacher_input,
-    try_class_orders,
-)
+from kd_app.checks.teacher_input import check_teacher_input
 from kd_app.config import InputSpec
-from kd_app.metrics.record import Predictions
 from tests.checks.planted import (
     Changed,
     build_context,
@@ -113,49 +107,6 @@ def test_gray_images_skip_the_checks_that_need_three_channels(
     assert torch.is_tensor(gray.sample[0].image)
 
 
-LIMITS = read_limits()
-NUMBERS = tuple(sorted(str(label) for label in range(12)))
-
-
-def find_better_orders(
-    predicted: np.ndarray, target: np.ndarray, names: tuple[str, ...]
-) -> list[str]:
-    logits = np.eye(len(names), dtype=np.float32)[predicted]
-    predictions = Predictions(np.arange(len(target)), target, logits)
-    orders = try_class_orders(predictions, names)
-    return [each.change for each in orders if each.is_better(LIMITS)]
-
-
-@pytest.mark.parametrize(("images", "fitted"), [(20, True), (2, False)])
-def test_names_that_are_numbers_are_tried_in_natural_order(images: int, fitted: bool) -> None:
-    """Faults 17 and 18 of other toolkits. With few images no other order is fitted."""
-    target = np.repeat(np.arange(12), images)
-    # Class 2 has row 2 of a teacher in natural order, and number 4 in the data.
-    rows = np.array([int(name) for name in NUMBERS])
-    changes = find_better_orders(rows[target], target, NUMBERS)
-    natural = (
-        "its classes in natural order (0, 1, 2, 3, ...), where the data have 0, 1, 10, 11, ..."
-    )
-    assert changes == (["its classes in another order", natural] if fitted else [natural])
-    assert not find_better_orders(target, target, NUMBERS)
-
-
-def test_names_in_natural_order_are_tried_in_the_order_of_folders() -> None:
-    names, target = tuple(map(str, range(12))), np.repeat(np.arange(12), 2)
-    numbers = np.array([NUMBERS.index(name) for name in names])
-    (change,) = find_better_orders(numbers[target], target, names)
-    assert change.startswith("its classes in string order (0, 1, 10, 11, ...)")
-
-
-def test_a_teacher_that_always_predicts_one_class_has_no_other_order() -> None:
-    target = np.array([0] * 90 + [1] * 5 + [2] * 5)
-    assert not find_better_orders(np.full(100, 2), target, ("a", "b", "c"))
-
-
-def test_names_with_odd_digits_have_an_order() -> None:
-    assert not find_better_orders(np.array([0, 1]), np.array([0, 1]), ("a", "²"))
-
-
 def test_too_few_images_of_each_class_are_reported(
     photos_with: Callable[[nn.Module | None], CheckContext],
 ) -> None:
@@ -164,10 +115,3 @@ def test_too_few_images_of_each_class_are_reported(
     (finding,) = check_teacher_input(context)
     assert (finding.name, finding.severity) == ("teacher-class-order", "note")
     assert "not testable: 11 images of 4 classes are less than 3 a class" in finding.text
-
-
-def test_the_permutation_is_found_without_a_matrix_of_all_pairs() -> None:
-    target = np.random.default_rng(0).integers(0, 50_000, 2000)
-    meaning = _find_permutation((target + 1) % 50_000, target)
-    assert all(meaning[(label + 1) % 50_000] == label for label in target.tolist())
-    assert _find_permutation(np.array([3, 3, 5]), np.array([3, 4, 4])) == {3: 3, 5: 4}

@@ -1,11 +1,15 @@
 """How a command ends is its exit code, and one paragraph where it did not end well."""
 
 import errno
+import signal
+import sys
+from contextlib import suppress
 from unittest.mock import patch
 
 import pytest
 
 from kd_app.config import RequestError, RunError
+from kd_app.streams import LossyStream
 from tests.commands.call import Ended, call, paragraph
 
 
@@ -38,6 +42,13 @@ def ending(error: BaseException) -> Ended:
             SystemExit(143),
             143,
             "Stopped by SIGTERM. Completed work is kept: run the same command again to resume.",
+        ),
+        (SystemExit(129), 129, "Stopped by SIGHUP. Completed work is kept"),
+        (SystemExit(0), 1, "The run failed: a part of it called sys.exit. Completed work"),
+        (
+            RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with"),
+            1,
+            "The run failed: CUDA error: an illegal memory access was encountered. Completed",
         ),
     ],
 )
@@ -86,3 +97,33 @@ def test_the_worst_trial_is_the_exit_code_of_a_sweep(codes: tuple[str, ...], cod
     assert ended.code == code
     assert concluded.called
     assert ended.err.count("Trial ") == sum(each != "fine" for each in codes)
+
+
+def test_a_child_that_the_signal_ended_first_is_no_failure() -> None:
+    lost = RunError("Process 1 of 2 was stopped by SIGTERM")
+    with patch("time.sleep", side_effect=lambda _: signal.raise_signal(signal.SIGTERM)):
+        ended = ending(lost)
+    assert ended.code == 143
+    assert paragraph(ended.err).startswith("Stopped by SIGTERM. Completed work is kept")
+
+
+def test_an_import_that_a_signal_breaks_ends_with_the_signals_code() -> None:
+    def break_import(*_: object) -> None:
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        raise ImportError("numpy.core failed to import")
+
+    with patch("kd_app.commands.app._run_with_hydra", side_effect=break_import):
+        ended = call("seed=1")
+    assert (ended.code, ended.err) == (130, "Stopped by Ctrl-C.\n")
+
+
+def test_a_run_writes_to_streams_that_drop_what_is_lost() -> None:
+    streams: list[object] = []
+
+    def tell(*_: object, **__: object) -> None:
+        streams.extend((sys.stdout, sys.stderr))
+
+    with patch("kd_app.jobs.distill.distill", side_effect=tell):
+        assert call("seed=1").code == 0
+    assert [type(stream) for stream in streams] == [LossyStream, LossyStream]

@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 
 import kd_app
 from kd_app.config import RequestError
-from tests.builders import results
+from tests.builders import accept_changes, results
 from tests.commands.call import TINY, call, done, paragraph, refused, snapshot
 
 
@@ -262,9 +262,7 @@ def test_images_of_a_part_of_the_classes_are_measured(
 def test_a_run_that_is_not_finished_is_refused(run: Path) -> None:
     content = results(run)
     for status in ("running", "failed"):
-        (run / "results.json").write_text(
-            json.dumps({**content, "status": status}), encoding="utf-8"
-        )
+        accept_changes(run, status=status)
         assert f"is {status}, not finished. Expected a finished run." in not_evaluated(
             f"run={run}", "out=again"
         )
@@ -274,7 +272,7 @@ def test_a_run_that_is_not_finished_is_refused(run: Path) -> None:
 
 def test_a_run_without_its_configuration_is_refused(run: Path) -> None:
     (run / "config.yaml").unlink()
-    assert "config.yaml' can't be read" in not_evaluated(f"run={run}", "out=again")
+    assert "config.yaml' is missing" in not_evaluated(f"run={run}", "out=again")
 
 
 def test_the_results_of_something_else_are_not_written_over(made: Path, run: Path) -> None:
@@ -287,11 +285,11 @@ def test_the_results_of_something_else_are_not_written_over(made: Path, run: Pat
 
 def test_a_model_whose_stage_is_gone_is_left_out_and_that_is_said(made: Path, run: Path) -> None:
     content = results(run)
-    content["stages"] = [
+    stages = [
         {**stage, "path": "gone"} if stage["name"] == "labels_only" else stage
         for stage in content["stages"]
     ]
-    (run / "results.json").write_text(json.dumps(content), encoding="utf-8")
+    accept_changes(run, stages=stages)
     assert "Note: labels_only is left out, because its model was deleted (gone)" in evaluated(
         f"run={run}", "out=again", "limit=2"
     )

@@ -19,7 +19,7 @@ from kd_app.run.run_folder import build_run_name
 from kd_app.run.workspace import Workspace
 from kd_app.tracking import Tracker
 from kd_app.tracking.outcome import build_outcome
-from tests.builders import results, teacher_folder
+from tests.builders import accept_changes, results, teacher_folder
 from tests.commands.call import TINY, call, done, paragraph, refused
 
 NC = "cc-by-nc-4.0"
@@ -202,9 +202,7 @@ def test_a_run_from_before_licenses_were_asked_about_is_measured_and_gone_on_wit
     for group in ("data", "teacher", "student"):
         del config[group]["license"]
     (run / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    (run / "results.json").write_text(
-        json.dumps({**results(run), "license": None}), encoding="utf-8"
-    )
+    accept_changes(run, license=None)
     done(f"run={run}", "out=again", "limit=2", command="kd-evaluate")
     assert results(Path("again"))["license"] is None  # nobody knew
     assert "epoch 1/" not in done(*TINY, f"out={run}", f"stages={made / 'stages'}")
@@ -248,7 +246,7 @@ def test_a_finished_run_whose_license_is_said_now_is_written_again_and_nothing_i
         Path("run/student/model.safetensors").read_bytes(),
     ) == before
     content = json.loads(before[0])
-    Path("run/results.json").write_text(json.dumps({**content, "license": None}), encoding="utf-8")
+    accept_changes(Path("run"), license=None)
     assert "epoch 1/" not in done(*words)
     assert results(Path("run"))["license"] == content["license"]
 

@@ -20,7 +20,7 @@ from sklearn.datasets import load_digits
 import kd_app
 from kd_app.config import RequestError
 from kd_app.stages import hash_file
-from tests.builders import results, stage
+from tests.builders import accept_changes, results, stage
 from tests.commands.call import TINY, done, refused, snapshot
 
 
@@ -98,6 +98,7 @@ def test_a_run_that_an_older_version_made_is_measured_and_gone_on_with(
         whole = yaml.safe_load((run / name).read_text(encoding="utf-8"))
         (whole if name == "config.yaml" else whole["config"]).pop("examples")
         (run / name).write_text(json.dumps(whole), encoding="utf-8")
+    accept_changes(run)
     done(f"run={run}", "out=again", "limit=2", "examples=8", command="kd-evaluate")
     assert 0 < len(kd_app.load_run("again").examples) <= 8
     assert results(Path("again"))["knowledge"]["split"] == "test"

@@ -34,7 +34,7 @@ PRIMARY = {
     "export": ("run=a",),
     "predict": ("model=a", "images=b", "out=c"),
 }
-PARTS = {"controls/_labels", "data/_images", "data/_photos"}
+PARTS = {"controls/_labels", "data/_images", "data/_photos", "trainer/_run"}
 """Base files of several choices."""
 FILES = sorted(
     path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*/[!_]*.yaml")
@@ -310,8 +310,10 @@ def test_no_word_gets_past_as_anything_but_a_configuration_or_a_refusal(word: st
     assert len(message.splitlines()) < 2
 
 
-def test_an_unknown_error_is_reported_unchanged_in_one_line() -> None:
-    assert explain_error(ValueError("first\n second"), "distill", []) == "first second"
+def test_an_unknown_error_is_reported_in_one_line_with_the_places_to_look_at() -> None:
+    assert explain_error(ValueError("first\n second"), "distill", []).startswith(
+        "The configuration can't be composed: first second. Check the"
+    )
 
 
 def test_conf_is_found() -> None:

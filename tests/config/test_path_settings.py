@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from kd_app.commands.report import ReportConfig
 from kd_app.config import RequestError
 from kd_app.config.compose import compose_config, normalize_overrides
-from kd_app.config.path_settings import PATH_KEYS, quote_path, resolve_paths
+from kd_app.config.path_settings import PATH_KEYS, quote_path, relocate_paths, resolve_paths
 from kd_app.data.csv_file import CsvFile
 from kd_app.data.module import ImageData
 from kd_app.jobs.compress import Compression
@@ -165,3 +165,38 @@ def test_every_setting_of_a_path_type_is_listed() -> None:
 
 def test_a_file_that_exists_is_no_fault(tmp_path: Path) -> None:
     assert resolve_paths({"out": str(tmp_path)}) == {"out": str(tmp_path)}
+
+
+def test_relative_paths_of_a_run_lead_from_its_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    for folder in (there / "photos", there / "both", here / "both"):
+        folder.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    config = {
+        "data": {"root": "photos", "name": "photos"},
+        "teacher": {"checkpoint": "both", "chain": [{"checkpoint": "photos"}]},
+        "student": {"checkpoint": "nowhere", "name": "local-dir:photos"},
+        "stages": str(there),
+        "runs": ["photos"],
+    }
+    assert relocate_paths(config, str(there)) == {
+        "data": {"root": f"{there}/photos", "name": "photos"},
+        "teacher": {"checkpoint": "both", "chain": [{"checkpoint": f"{there}/photos"}]},
+        "student": {"checkpoint": "nowhere", "name": f"local-dir:{there}/photos"},
+        "stages": str(there),
+        "runs": [f"{there}/photos"],
+    }
+    for base in (None, 3, str(here)):
+        assert relocate_paths(config, base) == config
+
+
+def test_the_folder_of_the_stages_is_recorded_with_its_absolute_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve_paths({"stages": "a/../s", "out": "o"}) == {
+        "stages": str(tmp_path / "s"),
+        "out": "o",
+    }

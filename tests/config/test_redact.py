@@ -42,7 +42,10 @@ def test_texts_that_only_look_like_paths_are_not_redacted(text: str) -> None:
 
 @pytest.mark.parametrize(
     "key",
-    ["token", "hub_token", "api_key", "wandb.apikey", "PASSWORD", "aws_secret", "credentials"],
+    [
+        *("token", "hub_token", "api_key", "wandb.apikey", "PASSWORD", "aws_secret"),
+        *("credentials", "signing_key", "GITHUB_PAT", "db_pwd", "db.pass", "sentry-dsn"),
+    ],
 )
 def test_keys_named_like_a_secret_are_removed(key: str) -> None:
     assert redact({"kwargs": {key: "x", "num_tokens": 4}}) == {"kwargs": {"num_tokens": 4}}
@@ -51,6 +54,50 @@ def test_keys_named_like_a_secret_are_removed(key: str) -> None:
 def test_values_of_secret_variables_are_removed_from_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HUB_TOKEN", "abcdefgh1234")
     assert redact(["x?auth=abcdefgh1234"]) == ["x?auth=***"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "secret"),
+    [
+        ("SIGNING_KEY", "s3cr3t-1", "s3cr3t-1"),
+        ("GITHUB_PAT", "s3cr3t-2", "s3cr3t-2"),
+        ("DB_PWD", "s3cr3t-3", "s3cr3t-3"),
+        ("DB_PASS", "s3cr3t-4", "s3cr3t-4"),
+        ("SENTRY_DSN", "https://s3cr3t-5@example.org/1", "s3cr3t-5"),
+        ("DATABASE_URL", "postgres://me:s3cr3t%2D6@db/x", "s3cr3t-6"),
+        ("DATABASE_URL", "postgres://me:hunter2@db/x", "hunter2"),
+        ("ANYTHING", "redis://:s3cr3t-7@db", "s3cr3t-7"),
+    ],
+)
+def test_values_of_secret_variables_are_removed_from_texts_and_keys(
+    name: str, value: str, secret: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert redact([f"x {secret}!", {f"a{secret}": value}]) == [
+        "x ***!",
+        {"a***": "***" if name == "SENTRY_DSN" or "://" not in value else redact(value)},
+    ]
+    assert secret not in str(redact(value))
+
+
+def test_the_working_directory_is_not_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PWD", "runs-of-today")
+    monkeypatch.setenv("GIT_ASKPASS", "helper-of-git")
+    assert redact("runs-of-today/helper-of-git") == "runs-of-today/helper-of-git"
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        "ghp_16C7e42F292c6912E7710c838347Ae178B4a",
+        "hf_abcdefghijklmnopqrstuvwxyzABCDEFGH",
+        "glpat-abcdefghij0123456789",
+        "AKIAIOSFODNN7EXAMPLE",
+        "eyJhbGciOiJIUzI1.eyJzdWIiOiIxMjM0.abc",
+    ],
+)
+def test_tokens_of_services_are_removed(token: str) -> None:
+    assert redact(f"try {token}") == "try ***"
 
 
 @pytest.mark.parametrize(

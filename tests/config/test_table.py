@@ -57,7 +57,7 @@ def test_other_encodings_and_files_are_refused_with_what_to_do(tmp_path: Path) -
     assert "a Parquet file" in refused(write(tmp_path, b"PAR1"))
     assert "a compressed file" in refused(write(tmp_path, gzip.compress(text.encode())))
     assert "is a .json file" in refused(write(tmp_path, b"{}", "t.json"))
-    assert "Is a directory" in refused(tmp_path)
+    assert "not a regular file" in refused(tmp_path)
     assert "in line 2" in refused(write(tmp_path, b'path,label\na.png,"x\n'))
 
 

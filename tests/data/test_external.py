@@ -313,3 +313,22 @@ def test_columns_of_class_numbers_are_class_numbers() -> None:
     assert targets.tolist() == [0, 2, 1]
     (batch,) = data.train_dataloader()
     assert batch[1].tolist() == [0, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("loader", "expected"),
+    [
+        ({"batch_size": 4}, 1),
+        ({"batch_size": 4, "shuffle": True, "drop_last": True}, 4),
+        ({"batch_size": 3}, 3),
+        ({"batch_size": 4, "sampler": range(6)}, 2),
+        ({"batch_sampler": [[0, 1], [2]]}, None),
+    ],
+)
+def test_the_size_of_the_last_training_batch_is_known_from_the_loader(
+    loader: dict[str, Any], expected: int | None
+) -> None:
+    images_and_labels = TensorDataset(images(9), torch.arange(9) % 3)
+    module = Module(train=DataLoader(images_and_labels, **loader))
+    assert ExternalDataModule(module).smallest_batch == expected
+    assert ExternalDataModule(Module(train=Loader())).smallest_batch is None

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image
 
+from kd_app.config import RunError
 from kd_app.data import pixel_store
 from kd_app.data.images import BadImageError
 from kd_app.data.pixel_store import (
@@ -246,3 +247,12 @@ def test_the_deviation_of_images_of_one_color_is_not_zero() -> None:
         (1.0,),
         (0.01,),
     )
+
+
+def test_an_image_that_goes_bad_after_the_scan_is_a_failed_run(tmp_path: Path) -> None:
+    source = Pictures(sizes=[(8, 8), (8, 8)])
+    store, _ = open_store(source, scanned(source, tmp_path / "scan"), "none")
+    source.sizes[1] = None
+    assert store.read_image(0).shape == (8, 8, 3)
+    with pytest.raises(RunError, match=r"image 1 is bad.*restore the file and repeat"):
+        store.read_image(1)

@@ -145,6 +145,14 @@ def test_unreadable_data_raise_a_request_error(tmp_path: Path, reader: str, mess
         source(tmp_path, reader).list_images()
 
 
+def test_the_index_of_a_tar_is_not_written_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "photos.tar").touch()
+    (tmp_path / "_photos_tarinfos.pickle").symlink_to(tmp_path / "victim")
+    with pytest.raises(RequestError, match=r"_photos_tarinfos.pickle', where timm .* is a link"):
+        source(tmp_path / "photos.tar").list_images()
+    assert not (tmp_path / "victim").exists()
+
+
 def test_a_missing_root_and_a_single_class_raise_a_request_error(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="There is no"):
         source(tmp_path / "none").list_images()

@@ -26,6 +26,7 @@ from kd_app.data.views import CenterCropView, compute_image_keys
 from kd_app.deployment.artifact import open_artifact
 from kd_app.deployment.export import export, measure_difference
 from kd_app.deployment.formats.onnx import Onnx
+from kd_app.digest import seal
 from kd_app.run_files import MANIFEST
 from kd_app.stages import hash_file
 from tests.deployment.conftest import CLASSES, DECODING, PIXELS
@@ -146,7 +147,7 @@ def test_images_of_another_shape_or_type_are_rejected(exported: Path, wrong: NDA
 def _manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     change(manifest)
-    (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    (folder / MANIFEST).write_text(json.dumps(seal(manifest)), encoding="utf-8")
 
 
 def _whole(file: Path) -> None:

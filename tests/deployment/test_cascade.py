@@ -158,7 +158,10 @@ def test_stages_with_another_order_of_classes_are_rejected(tmp_path: Path) -> No
 )
 def test_an_invalid_cascade_file_is_rejected(content: str, tmp_path: Path) -> None:
     (tmp_path / "cascade.json").write_text(content, encoding="utf-8")
-    with pytest.raises(ValueError, match="is not a valid cascade"):
+    with pytest.raises(
+        ValueError,
+        match=r"cascade.json' can't be read: .* Expected a cascade.json from kd-evaluate",
+    ):
         ModelCascade.load(tmp_path / "cascade.json", lambda _: Table(np.zeros((1, 2), np.float32)))
 
 

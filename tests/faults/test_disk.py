@@ -18,7 +18,7 @@ WRITES = (
     ("a checkpoint", "kd_app.training.trainer.AtomicCheckpoints.save_checkpoint", 1),
     ("a checkpoint", "kd_app.training.trainer.AtomicCheckpoints.save_checkpoint", 3),
     ("a curve", "kd_app.training.curve_log.CurveLogger.log_metrics", 2),
-    ("the best weights", "kd_app.training.callbacks.save_file", 2),
+    ("the best weights", "kd_app.training.callbacks.save", 2),
     ("a stage's model", "kd_app.training.fit.save_model", 1),
     ("a stage's answers", "kd_app.deployment.predictions.Predictions.save", 1),
     ("predictions.parquet", "kd_app.run.run_output.write_table", 1),

@@ -21,6 +21,7 @@ from kd_app.deployment.cascade import ModelCascade
 from kd_app.deployment.confidence import compute_confidence
 from kd_app.deployment.export import export
 from kd_app.deployment.formats.onnx import Onnx
+from kd_app.digest import seal
 from tests.builders import DIGITS, results
 from tests.commands.call import TINY, done, refused
 from tests.deployment.test_artifact import ALONE
@@ -182,7 +183,7 @@ def test_a_cascade_that_pays_is_a_file_that_runs_without_torch_and_predicts_like
         np.testing.assert_allclose(values, labels[name], rtol=1e-5)
     record = json.loads((out / "cascade.json").read_text())
     record["stages"][0]["sha256"] = "0" * 64
-    (out / "cascade.json").write_text(json.dumps(record))
+    (out / "cascade.json").write_text(json.dumps(seal(record)))
     with pytest.raises(ValueError, match=r"thresholds of .* were chosen for"):
         ModelCascade.load(out / "cascade.json", open_artifact)
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from kd_app.config.compose import compose_config
-from kd_app.jobs.distill import find_results, select_splits
+from kd_app.jobs.distill import _read_results, find_results, select_splits
 from kd_app.reporting.console import Console
 from kd_app.reporting.results import write
 from kd_app.run.results_builder import SplitName
@@ -65,6 +65,18 @@ def test_a_pruned_trial_stays_pruned_only_under_the_same_rules(
     assert not find(tmp_path, spec, status="pruned")
     overrides = ["teacher.name=resnet8", "trial_pruning=median"]
     assert find(tmp_path, build_spec(compose_config("distill", overrides)), status="pruned")
+
+
+def test_damaged_results_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "results.json", run_folders.build_results())
+    assert _read_results(tmp_path, Console()) == run_folders.build_results()
+    assert capsys.readouterr().out == ""
+    text = (tmp_path / "results.json").read_text(encoding="utf-8")
+    (tmp_path / "results.json").write_text(text.replace('"seed": ', '"seed": 1'), encoding="utf-8")
+    assert _read_results(tmp_path, Console()) is None
+    said = " ".join(capsys.readouterr().out.split())
+    assert "has changed since kd_app wrote it" in said
+    assert "This command writes it anew." in said
 
 
 def test_truncated_results_are_not_reused(tmp_path: Path, spec: RunSpec) -> None:

@@ -172,10 +172,7 @@ def test_another_run_with_the_same_teacher_reuses_the_teachers_files(
         (("formats=[onnx]", "formats.onnx.opset=12"), "opset=12 does not fit"),
         (("formats=[onnxx]",), "There is no formats 'onnxx'. Did you mean 'onnx'?"),
         (("remake=[export-teacher-onnx]",), "There is no stage to remake 'export-teacher-onnx'"),
-        (
-            ("formats=[onnx]", "+formats.evil._target_=os.system"),
-            "names code that is not part of kd_app",
-        ),
+        (("formats=[onnx]", "+formats.more._target_=builtins.dict"), "dict, expected a Format"),
     ],
 )
 def test_a_wrong_request_is_refused_with_the_reason(

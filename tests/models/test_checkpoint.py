@@ -57,12 +57,14 @@ def checkpoint_of(content: Any) -> Checkpoint:
     return Checkpoint(tensors, containers)
 
 
-def load(content: Any, classes: int = 3) -> tuple[nn.Module, WeightsReport]:
+def load(content: Any, classes: int = 3, role: str = "student") -> tuple[nn.Module, WeightsReport]:
     """Load a model of random weights from a checkpoint with this content."""
     model = net(classes)
     for parameter in model.parameters():
         nn.init.zeros_(parameter)
-    report = load_weights(model, checkpoint_of(content), head=["2"], source="file x", sha256="abc")
+    report = load_weights(
+        model, checkpoint_of(content), head=["2"], source="file x", sha256="abc", role=role
+    )
     return model, report
 
 
@@ -146,6 +148,39 @@ def test_what_was_chosen_and_left_out_is_reported() -> None:
     )
 
 
+STUDENT, TEACHER, AVERAGE = prefixed("student.", RAW), prefixed("teacher.", STATE), "ema_student."
+WIDE = {name: tensor + 0 for name, tensor in net(width=5).state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param({"state_dict": {**STUDENT, **TEACHER}}, id="Lightning"),
+        pytest.param({"student": prefixed("module.", RAW), "teacher_model": STATE}, id="apart"),
+        pytest.param({"model": RAW, "teacher": STATE}, id="a teacher beside the model"),
+        pytest.param({**STUDENT, **prefixed(AVERAGE, RAW), **TEACHER}, id="an average"),
+        pytest.param({**prefixed("student.", WIDE), **TEACHER}, id="another student"),
+        pytest.param({**prefixed("teacher.", WIDE), **prefixed("student.", STATE)}, id="fits"),
+        pytest.param(prefixed("student.", STATE), id="student alone"),
+    ],
+)
+def test_a_teacher_is_read_from_the_teacher_of_a_distillers_checkpoint(content: Any) -> None:
+    model, report = load(content, role="teacher")
+    assert equal(model.state_dict(), STATE)
+    assert not report.new_head
+    assert any("of the checkpoint" in note for note in report.notes)
+
+
+def test_a_student_read_as_a_teacher_is_reported() -> None:
+    content = {**prefixed("teacher.", WIDE), **prefixed("student.", STATE)}
+    (note,) = [note for note in load(content, role="teacher")[1].notes if "read from" in note]
+    assert note == (
+        "is read from 'student.' of the checkpoint, which also has weights in 'teacher.'"
+    )
+    (note, *_) = load(prefixed("student.", STATE), role="teacher")[1].notes
+    assert "the weights of a student" in note
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -174,13 +209,27 @@ def test_a_misfit_names_the_prefix_and_the_shapes() -> None:
     content = {"state_dict": prefixed("model.", STATE | {"0.weight": torch.ones(7, 2)})}
     with pytest.raises(RequestError) as raised:
         load(content)
-    said = str(raised.value)
-    assert "1 of another shape (0.weight). 0.weight is 7x2 in the file, 4x2 in the model" in said
-    assert "behind the prefix 'state_dict.model.'" in said
+    assert (
+        "of its 9 entries, behind the prefix 'state_dict.model.', 1 is of another shape (0.weight"
+        " is 7x2 in the file, 4x2 in the model). Nothing was loaded" in str(raised.value)
+    )
+    with pytest.raises(RequestError, match=r"none of whose .* 2 of the file are left over \(f.a"):
+        load({"f": {"a": torch.ones(1), "b": torch.ones(1)}})
+
+
+def test_a_misfit_lists_what_the_file_has_instead() -> None:
+    renamed = {name.replace("1.", "norm."): tensor for name, tensor in STATE.items()}
+    content = {
+        "state_dict": {**prefixed("net.", renamed), "criterion.weight": torch.ones(3)},
+        "optimizer": {"exp_avg": torch.ones(1)},
+    }
+    with pytest.raises(RequestError, match=r"behind the prefix 'state_dict.net.', 4 are missing"):
+        load(content)
     with pytest.raises(
-        RequestError, match=r"None of the model's names was found: the file has f.a"
+        RequestError,
+        match=r"; 5 of the file are left over \(state_dict.net.norm.weight, .*Nothing was loaded",
     ):
-        load({"f": {"a": torch.ones(1)}})
+        load(content)
 
 
 class Settings:
@@ -278,8 +327,37 @@ def test_pickled_code_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not Path("PWNED").exists()
 
 
-@pytest.mark.parametrize("name", ["file.pth", "file.safetensors"])
+@pytest.mark.parametrize("convert", [lambda t: t.to(torch.float8_e4m3fn), lambda t: t.to_sparse()])
+def test_weights_of_unusual_types_are_read(convert: Any, tmp_path: Path) -> None:
+    state = {**STATE, "0.weight": convert(STATE["0.weight"])}
+    model, _ = load(read_content(put(tmp_path / "net.pth", state)))
+    expected = STATE["0.weight"]
+    torch.testing.assert_close(model.state_dict()["0.weight"], expected, rtol=0.1, atol=0.02)
+
+
+def read_content(path: Path) -> dict[str, Tensor]:
+    return dict(read_checkpoint(path).tensors)
+
+
+def test_files_that_hold_no_usable_weights_are_refused_with_the_reason(tmp_path: Path) -> None:
+    empty = {name: tensor.to("meta") for name, tensor in STATE.items()}
+    with pytest.raises(RequestError, match=r"0.weight has a shape and no values"):
+        read_checkpoint(put(tmp_path / "meta.pth", empty))
+    np.savez(tmp_path / "arrays.npz", a=np.zeros(3))
+    with pytest.raises(RequestError, match=r"an archive of another kind, such as a torch.export"):
+        read_checkpoint(tmp_path / "arrays.npz")
+
+
+def test_a_quantized_model_is_refused_as_a_whole() -> None:
+    with warnings.catch_warnings(action="ignore"):  # deprecated, but in files of users
+        quantized = torch.quantize_per_tensor(torch.ones(3, 4), 0.1, 0, torch.qint8)
+    content = {**BODY, "2.scale": torch.ones(1), "2._packed_params._packed_params.0": quantized}
+    with pytest.raises(RequestError, match="It holds a quantized model: save the weights of"):
+        load(content)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.95])
+@pytest.mark.parametrize("name", ["file.pth", "file.safetensors"])
 def test_a_truncated_file_is_refused(tmp_path: Path, name: str, share: float) -> None:
     path = tmp_path / name
     save_file(STATE, path) if name.endswith("safetensors") else put(path, STATE)

@@ -251,6 +251,6 @@ def test_weights_with_an_unknown_number_of_classes_can_t_be_mapped() -> None:
     unknown = request(name="resnet8")
     unknown.record = WeightsRecord(ModelClasses())  # a file without a classifier
     with pytest.raises(
-        RequestError, match="The number of classes of the teacher resnet8 is unknown"
+        RequestError, match="No classifier was found in the weights of the teacher resnet8"
     ):
         find_model_classes(unknown)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from kd_app.models.finite import find_nonfinite
+from kd_app.models.finite import describe_nonfinite, find_nonfinite
 
 
 def build() -> nn.Module:
@@ -15,8 +15,8 @@ def build() -> nn.Module:
 
 
 def test_a_sound_model_and_its_mask_pass() -> None:
-    assert find_nonfinite(build()) == []
-    assert find_nonfinite(build().bfloat16()) == []
+    assert find_nonfinite(build()) == {}
+    assert find_nonfinite(build().bfloat16()) == {}
 
 
 @pytest.mark.parametrize(
@@ -32,4 +32,5 @@ def test_parameters_statistics_and_buffers_are_checked(name: str, value: float) 
     model = build()
     tensor = model.state_dict()[name]
     tensor.view(-1)[0] = value
-    assert find_nonfinite(model) == [name]
+    assert find_nonfinite(model) == {name: 1}
+    assert describe_nonfinite(find_nonfinite(model)) == f"{name}: 1 value"

@@ -108,7 +108,7 @@ def test_weights_are_written_in_plain_memory_order_and_alone(tmp_path: Path) -> 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     model = timm.create_model("test_resnet", num_classes=10)
     model.state_dict()["fc.bias"][3] = torch.nan
-    with pytest.raises(RunError, match=r"NaN or infinite values \(fc\.bias\).*diverged"):
+    with pytest.raises(RunError, match=r"NaN or infinite values in 1 tensor \(fc\.bias: 1 val"):
         save_model(model, tmp_path / "student", pixels=PIXELS, classes=DIGITS, license="none")
     assert not (tmp_path / "student").exists()
 

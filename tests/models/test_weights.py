@@ -72,7 +72,7 @@ def test_rows_of_the_classifier_are_taken_in_the_order_of_the_classes() -> None:
 def test_weights_that_are_not_finite_are_refused() -> None:
     state = net().state_dict()
     state["0.weight"][0, 0] = float("nan")
-    with pytest.raises(RequestError, match=r"not finite: 1 of 9 entries .*\(0.weight\)"):
+    with pytest.raises(RequestError, match=r"not finite: 1 of 9 entries .*\(0.weight: 1 value\)"):
         load(net(), state, "2")
     state["0.weight"][0, 0] = 3e38
     state["0.weight"][1, 0] = 3e38  # the sum is infinite, the weights are not
@@ -101,21 +101,24 @@ def test_a_new_head_is_new_as_a_whole() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: state.pop("0.weight"), r"of 9 entries 1 missing \(0.weight\)"),
-        (lambda state: state.update({"0.extra": torch.ones(1)}), r"1 unexpected \(0.extra\)"),
+        (lambda state: state.pop("0.weight"), r"of its 9 entries, 1 is missing \(0.weight\)"),
+        (
+            lambda state: state.update({"0.extra": torch.ones(1)}),
+            r"1 of the file are left over \(0.extra\)",
+        ),
         (
             lambda state: state.update({"0.weight": torch.ones(4, 2, dtype=torch.int8)}),
-            r"1 of another type \(0.weight\)",
+            r"1 is of another type \(0.weight is int8\)",
         ),
         (
             lambda state: state.update({"0.weight": torch.ones(7, 2)}),
-            r"1 of another shape \(0.weight\)",
+            r"1 is of another shape \(0.weight is 7x2 in the file, 4x2 in the model\)",
         ),
         (
             lambda state: [state.pop(name) for name in list(state)[:5]],
-            r"5 missing \(0.weight, 0.bias, 1.weight and 2 more\)",
+            r"5 are missing \(0.weight, 0.bias, 1.weight and 2 more\)",
         ),
-        (lambda state: state.pop("2.bias"), r"1 missing \(2.bias\)"),
+        (lambda state: state.pop("2.bias"), r"1 is missing \(2.bias\)"),
     ],
 )
 def test_weights_of_another_model_are_refused_by_name_and_nothing_is_loaded(
@@ -132,7 +135,9 @@ def test_weights_of_another_model_are_refused_by_name_and_nothing_is_loaded(
 
 
 def test_without_a_known_head_another_number_of_classes_is_refused() -> None:
-    with pytest.raises(RequestError, match=r"2 of another shape \(2.weight, 2.bias\)"):
+    with pytest.raises(
+        RequestError, match=r"2 are of another shape \(2.weight is 3x4 in the file, 5x4"
+    ):
         load(net(classes=5), net(classes=3).state_dict())
 
 

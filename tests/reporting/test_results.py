@@ -76,7 +76,7 @@ def test_a_further_control_has_the_metrics_of_a_model_and_no_other_value(
 
 def test_the_json_schema_names_every_key() -> None:
     schema = build_json_schema()
-    assert set(schema["properties"]) == set(build_results().model_dump())
+    assert set(schema["properties"]) == {*build_results().model_dump(), "sha256"}
     assert schema["properties"]["schema_version"]["const"] == 1
     assert set(schema["$defs"]["ModelMetrics"]["required"]) >= {
         "top1",
@@ -109,6 +109,21 @@ def test_a_corrupt_file_or_another_version_is_rejected_in_one_paragraph(
         read(tmp_path / "results.json")
     assert "results.json" in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_a_file_that_was_changed_by_hand_is_rejected(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    write(path, build_results())
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(content, indent=4, sort_keys=True), encoding="utf-8")
+    assert read(path) == build_results()  # the same content
+    content["test"]["student"]["top1"] = 0.99
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(RequestError, match="has changed since kd_app wrote it, by hand"):
+        read(path)
+    del content["sha256"]  # as an earlier version wrote it
+    path.write_text(json.dumps(content), encoding="utf-8")
+    assert read(path).status == "finished"
 
 
 def test_a_missing_file_and_binary_content_are_rejected(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from scipy.special import softmax
 
 from kd_app.config import InputSpec, RequestError
 from kd_app.models.save import save_model
-from kd_app.reporting.results import write
+from kd_app.reporting.results import FileRecord, read, write
 from kd_app.reporting.runs import load_run, load_runs, write_curves, write_predictions
 from kd_app.stages import hash_file
 from tests.reporting.run_folders import THREE, build_results, draw_logits
@@ -112,9 +112,9 @@ def test_curves_of_all_stages_are_one_table(folder: Path) -> None:
 def test_a_missing_file_is_reported_with_the_status(tmp_path: Path) -> None:
     write(tmp_path / "results.json", build_results(status="running"))
     run = load_run(tmp_path)
-    for read in (lambda: run.predictions, lambda: run.curves, run.load_student, run.load_teacher):
+    for access in (lambda: run.predictions, lambda: run.curves, run.load_student, run.load_teacher):
         with pytest.raises(RequestError, match="its status is 'running'"):
-            read()
+            access()
 
 
 def test_the_student_is_the_exported_model(tmp_path: Path) -> None:
@@ -172,6 +172,16 @@ def test_the_teacher_is_the_model_of_the_stage(distilled: Path) -> None:
     assert not teacher.training
     assert teacher.state_dict().keys() == tensors.keys()
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in teacher.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "predictions.parquet", "teacher/reference.json"])
+def test_a_file_that_is_not_as_the_run_wrote_it_is_rejected(distilled: Path, name: str) -> None:
+    results = read(distilled / "results.json")
+    results.files = [FileRecord(name=name, sha256="ab")]
+    write(distilled / "results.json", results)
+    (distilled / name).touch()
+    with pytest.raises(RequestError, match=rf"{name}' has changed since the run wrote it"):
+        load_run(distilled).find_file(name)
 
 
 def test_a_teacher_with_other_weights_is_rejected(distilled: Path) -> None:

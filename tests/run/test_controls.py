@@ -240,7 +240,7 @@ def test_if_the_teacher_is_better_than_the_labels_shuffling_destroys_the_gain(
         "trainer.max_epochs=25",
         "optimizer.lr=0.003",
     ]
-    data = ["allow=[tests]", f"data.source._target_={own}.Mislabeled", "data.view.padding=0"]
+    data = [f"data.source._target_={own}.Mislabeled", "data.view.padding=0"]
     nets = [
         f"teacher._target_={own}.Oracle",
         "teacher.name=null",

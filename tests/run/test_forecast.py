@@ -1,8 +1,12 @@
 """The estimated duration of a run."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 
 from kd_app.run.forecast import forecast_run
+from kd_app.run.model_specs import AssistantSpec
 from kd_app.run.workspace import Workspace
 from kd_app.training.timing import StepEstimate, count_steps_per_epoch
 
@@ -23,8 +27,31 @@ def test_the_forecast_counts_all_parts_of_a_run(
     # Teacher, labels_only and student, on one batch of validation and one of test.
     assert digits.limit == 1
     assert forecast.measuring == pytest.approx(3 * 2 * 0.25, rel=0.2)
-    assert forecast.speed == 1.5
+    assert forecast.speed == 1.0
     assert forecast.outputs == 0
+
+
+def test_cached_outputs_are_computed_once_and_assistants_are_trained(
+    digits: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cost = StepEstimate(training=1.0, inference=100.0, prediction=0.25)
+    monkeypatch.setattr("kd_app.run.forecast.estimate", lambda *_, **__: cost)
+    spec = digits.spec
+    assistant = AssistantSpec(spec.student, 1)
+    changed = replace(spec, teacher_outputs="cached", assistants=(assistant,), controls={})
+    monkeypatch.setattr(digits, "spec", changed)
+    monkeypatch.setattr(type(digits), "limit", None)
+    data = digits.data
+    views = SimpleNamespace(rows=range(256), views=2)
+    monkeypatch.setattr(type(data), "replay", lambda *_: views)
+    steps = count_steps_per_epoch(data, spec.trainer)
+    forecast = forecast_run(digits, ready=True)
+    assert forecast is not None
+    # No teacher in the steps of the assistant and of the student.
+    least = 2 * spec.recipe.max_epochs * (steps.training + 100 * steps.validation)
+    assert least < forecast.training < 1.2 * least
+    images = 2 * 256 * 2 + data.sizes["validation"]
+    assert forecast.outputs == pytest.approx(0.25 * images / data.batch_size, rel=0.2)
 
 
 def test_a_batch_larger_than_the_data_is_timed_with_the_images_of_an_epoch(

@@ -141,3 +141,11 @@ def test_without_a_record_the_images_are_compared_with_the_split(root: Path) -> 
         assert check(root) == ""
     (root / "photos/class0/000.png").unlink()
     assert "1 image removed (class0/000.png)" in check(root)
+
+
+def test_damaged_results_are_protected_like_those_of_a_finished_run(root: Path) -> None:
+    record(root)
+    open_inputs(root).check(None, Console(silent=True))
+    next((root / "photos").rglob("*.png")).unlink()
+    with pytest.raises(RequestError, match=r"1 image removed.*Its results were kept"):
+        open_inputs(root).check(None, Console(silent=True))

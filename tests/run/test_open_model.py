@@ -128,5 +128,5 @@ def test_images_are_decoded_as_in_the_run_or_large_enough_for_the_model(
         assert open_model(str(name), threads=None).model.decoding == Decoding(3, 442)
     other = {**decoding, "orientation": "as stored"}
     path.write_text(json.dumps({**config, "decoding": other}), encoding="utf-8")
-    with pytest.raises(RequestError, match="does not say how to decode images"):
+    with pytest.raises(RequestError, match="does not say how to decode images as kd_app does"):
         open_model(str(run), threads=None)

@@ -27,13 +27,14 @@ from kd_app.run.open_run import (
     STAGES,
     Purpose,
     SavedRun,
+    _find_stage,
     build_saved_spec,
     load_models,
     open_run,
     read_run,
 )
 from kd_app.run.workspace import RunModel, Workspace
-from tests.builders import DIGITS, image_folder, results, teacher_folder
+from tests.builders import DIGITS, accept_changes, image_folder, results, teacher_folder
 from tests.commands.conftest import _cwd
 from tests.jobs.conftest import QUICK
 from tests.reporting.run_folders import build_model, build_results
@@ -96,10 +97,11 @@ def write_config(run: Path, config: dict[str, Any]) -> None:
 
 def change_config(run: Path, **groups: Any) -> None:
     write_config(run, {**read_config(run), **groups})
+    accept_changes(run)
 
 
 def change_results(run: Path, **changes: Any) -> None:
-    (run / "results.json").write_text(json.dumps({**results(run), **changes}), encoding="utf-8")
+    accept_changes(run, **changes)
 
 
 def evaluation(run: Path, *overrides: str) -> dict[str, Any]:
@@ -127,11 +129,13 @@ def test_the_command_decides_where_stages_go_what_is_trusted_and_which_licenses_
     change_config(run, stages="/elsewhere", allow=["os"], license={"accept": ["x"], "policy": "p"})
     for purpose in ("measure", "export", "train"):
         config = read_saved(run, purpose).config
-        assert config["stages"] == STAGES
+        assert config["stages"] == str(Path(STAGES).absolute())
         assert config["allow"] == []
         assert config["license"]["accept"] == []
         assert config["license"]["policy"] is None
-    assert read_saved(run, overrides=["stages=mine"]).config["stages"] == "mine"
+    assert read_saved(run, overrides=["stages=mine"]).config["stages"] == str(
+        Path("mine").absolute()
+    )
 
 
 def test_a_measurement_runs_on_this_machine_and_a_training_as_the_run_did(run: Path) -> None:
@@ -194,7 +198,7 @@ def test_callbacks_and_loggers_of_a_record_are_not_even_built_to_train(
     ("purpose", "place"),
     [
         ("measure", "data.source"),
-        ("measure", "robustness.x"),
+        ("export", "robustness.x"),
         ("measure", "verdict.x"),
         ("export", "student.kwargs.x"),
         ("export", "data.view.x"),
@@ -204,14 +208,15 @@ def test_callbacks_and_loggers_of_a_record_are_not_even_built_to_train(
     ],
 )
 def test_parts_that_every_purpose_needs_are_ours(place: str, purpose: Purpose, run: Path) -> None:
-    saved = read_saved(run, purpose)
+    config = read_config(run)
     *above, last = place.split(".")
-    node = saved.config
+    node = config
     for key in above:
         node = node[key]
     node[last] = FOREIGN
+    write_config(run, config)
     with pytest.raises(RequestError, match="names code that is not part of kd_app"):
-        build_saved_spec(saved)
+        read_saved(run, purpose)
     assert not Path("mark").exists()
 
 
@@ -348,3 +353,29 @@ def test_a_run_whose_loss_does_not_exist_any_more_is_exported(run: Path) -> None
     overrides = [f"run={run}", "out=files", "license.accept=[none]", "formats=[onnx]", *QUICK]
     export_run(compose_config("export", overrides), console=SILENT)
     assert (Path("files") / "manifest.json").is_file()
+
+
+def test_a_run_is_opened_from_another_working_directory(
+    run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    teacher = {**read_config(run)["teacher"], "checkpoint": "teacher"}
+    change_config(run, teacher=teacher, stages="stages")
+    stage = tmp_path / "stages" / "student-0123"
+    stage.mkdir(parents=True)
+    (stage / "stage.json").touch()
+    record = {"name": "student", "path": "stages/student-0123", "seconds": 1, "status": "reused"}
+    environment = {**results(run)["environment"], "folder": str(tmp_path)}
+    change_results(run, stages=[record], environment=environment)
+    monkeypatch.chdir("/")
+    saved = read_saved(run)
+    assert saved.config["teacher"]["checkpoint"] == str(tmp_path / "teacher")
+    assert saved.config["stages"] == str(tmp_path / "stages")
+    assert build_saved_spec(saved).teacher is not None
+
+
+def test_a_stage_that_has_moved_with_its_folder_is_looked_for_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "new" / "teacher-01").mkdir(parents=True)
+    old = tmp_path / "old" / "teacher-01"
+    assert _find_stage(old, tmp_path / "new") == tmp_path / "new" / "teacher-01"
+    old.mkdir(parents=True)
+    assert _find_stage(old, tmp_path / "new") == old

@@ -102,7 +102,7 @@ def test_a_corrupt_decoding_is_refused(tmp_path: Path) -> None:
     folder = teacher_folder(tmp_path / "saved")
     assert read_decoding(folder) is None
     record_decoding(folder, {"channels": 1})
-    with pytest.raises(RequestError, match="does not say how to decode images"):
+    with pytest.raises(RequestError, match="does not say how to decode images as kd_app does"):
         read_decoding(folder)
 
 

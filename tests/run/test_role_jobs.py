@@ -15,6 +15,7 @@ from kd_app.run.role_jobs import (
     build_control_job,
     build_student_job,
     build_teacher_job,
+    check_batches,
     check_pair,
     draft_role_job,
 )
@@ -135,12 +136,14 @@ def test_match_wall_time_trains_for_the_epochs_that_take_as_long(
         epochs: int, jobs: Mapping[str, TrainingJob], data: Any, trainer: Any, folder: Path
     ) -> None:
         measured.update(jobs)
-        (folder / "epochs.json").write_text(json.dumps({"max_epochs": 2 * epochs}))
+        (folder / "epochs.json").write_text(
+            json.dumps({"max_epochs": 2 * epochs, "seconds_an_epoch": {"student": 1.0}})
+        )
 
     monkeypatch.setattr(role_jobs, "match_wall_time", measure)
     job = build_control_job(workspace, "match_wall_time", teacher)
     assert job.recipe.max_epochs == 6
-    assert workspace.resolved["match_wall_time"] == {"max_epochs": 6}
+    assert workspace.resolved["match_wall_time"]["max_epochs"] == 6
     assert list(measured) == ["student", "match_wall_time"]
     assert [each.teacher is None for each in measured.values()] == [False, True]
 
@@ -197,6 +200,19 @@ def test_a_pair_that_a_term_can_not_compare_is_refused_before_anything_is_traine
     monkeypatch.setattr("kd_app.training.loss.DistillationLoss.build", refuse)
     with pytest.raises(RequestError, match="shapes differ"):
         check_pair(workspace)
+
+
+def test_a_last_batch_of_one_image_is_refused_if_a_trained_model_can_not_take_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = build_workspace(
+        tmp_path, "teacher.name=mobilenetv3_small_050", "student.name=resnet8", "controls=[]"
+    )
+    check_batches(workspace, ready=False)
+    monkeypatch.setattr(type(workspace.data), "smallest_batch", 1)
+    check_batches(workspace, ready=True)  # resnet8 has maps of more than one value
+    with pytest.raises(RequestError, match=r"A training batch has one image, .* of the teacher"):
+        check_batches(workspace, ready=False)
 
 
 def test_balanced_class_weights_count_the_labeled_training_images(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The folder of a run: who may use it, and what a refused job leaves behind."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import yaml
 
 from kd_app.config import RequestError
 from kd_app.config.compose import compose_config
+from kd_app.digest import hash_file
 from kd_app.run.run_folder import (
     build_run_name,
     check_out,
@@ -17,7 +19,8 @@ from kd_app.run.run_folder import (
     find_differences,
 )
 
-CONFIG = {"seed": 1, "loss": {"weight": 2.0}}
+GROUPS = {"data": {}, "student": {}, "trainer": {}, "verdict": {}, "stages": "s"}
+CONFIG = {**GROUPS, "seed": 1, "loss": {"weight": 2.0}}
 
 
 def claim(out: Path, config: dict[str, Any], *, overwrite: bool = False) -> None:
@@ -58,8 +61,33 @@ def test_another_configuration_is_refused_with_the_differences(tmp_path: Path) -
         RequestError, match=r"loss.weight was 2.0, now 3.0. Nothing was overwritten"
     ):
         claim(tmp_path / "run", {**CONFIG, "loss": {"weight": 3.0}})
-    with pytest.raises(RequestError, match="and 8 more"):
+    with pytest.raises(RequestError, match="and 12 more"):
         claim(tmp_path / "run", {f"k{number}": number for number in range(18)})
+
+
+def test_a_configuration_that_was_edited_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    claim(out, CONFIG)
+    files = [{"name": "config.yaml", "sha256": hash_file(out / "config.yaml")}]
+    (out / "results.json").write_text(json.dumps({"files": files}), encoding="utf-8")
+    edited = {**CONFIG, "seed": 2}
+    (out / "config.yaml").write_text(yaml.safe_dump(edited), encoding="utf-8")
+    for config in (CONFIG, edited):
+        with pytest.raises(RequestError, match=r"config.yaml' has changed since the run wrote it"):
+            claim(out, config)
+    assert yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8")) == edited
+    claim(out, CONFIG, overwrite=True)
+
+
+def test_the_configuration_is_that_of_the_results(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    claim(out, {**CONFIG, "tags": ["a"]})
+    with claim_folder(out, {**CONFIG, "tags": ["b"]}, overwrite=False):
+        pass  # shows the results
+    assert yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))["tags"] == ["a"]
+    with claim_folder(out, {**CONFIG, "tags": ["b"]}, overwrite=False):
+        (out / "results.json").write_text("other", encoding="utf-8")
+    assert yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))["tags"] == ["b"]
 
 
 def test_more_epochs_are_refused_with_what_works(tmp_path: Path) -> None:
@@ -111,11 +139,23 @@ def test_after_a_refused_job_an_earlier_run_is_restored(tmp_path: Path, overwrit
     assert yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8")) == CONFIG
 
 
-def test_an_overwritten_run_starts_with_an_empty_folder(tmp_path: Path) -> None:
+def test_an_overwritten_run_loses_its_own_files_and_no_others(tmp_path: Path) -> None:
     claim(tmp_path, CONFIG)
-    (tmp_path / "left.txt").touch()
-    claim(tmp_path, {"seed": 2}, overwrite=True)
-    assert list_names(tmp_path) == ["config.yaml", "results.json"]
+    for name in ("split.csv", "notes.txt"):
+        (tmp_path / name).touch()
+    claim(tmp_path, {**CONFIG, "seed": 2}, overwrite=True)
+    assert list_names(tmp_path) == ["config.yaml", "notes.txt", "results.json"]
+    refuse(tmp_path, {**CONFIG, "seed": 3}, overwrite=True)
+    assert list_names(tmp_path) == ["config.yaml", "notes.txt", "results.json"]
+
+
+def test_a_folder_with_another_programs_configuration_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("a: 1", encoding="utf-8")
+    (tmp_path / "thesis.txt").touch()
+    with pytest.raises(RequestError, match=r"its config.yaml was not written by kd_app"):
+        claim(tmp_path, CONFIG, overwrite=True)
+    assert list_names(tmp_path) == ["config.yaml", "thesis.txt"]
+    assert (tmp_path / "config.yaml").read_text(encoding="utf-8") == "a: 1"
 
 
 def test_differences_are_those_that_identify_the_run() -> None:
@@ -163,3 +203,11 @@ def test_stages_that_cant_be_written_are_refused_by_name(
     with pytest.raises(RequestError, match=r"stages='runs/.stages', .* may not write to it"):
         check_stages(Path("runs/.stages"))
     assert not Path("runs").exists()
+
+
+def test_temporary_files_of_a_killed_process_are_removed(tmp_path: Path) -> None:
+    claim(tmp_path / "run", CONFIG)
+    leftover = tmp_path / "run" / ".results.json.17.partial"
+    leftover.touch()
+    claim(tmp_path / "run", CONFIG)
+    assert not leftover.exists()

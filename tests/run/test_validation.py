@@ -5,6 +5,8 @@ import pytest
 from kd_app.config import RequestError
 from kd_app.config.compose import compose_config
 from kd_app.data.external import ExternalDataModule
+from kd_app.models.class_names import ModelClasses
+from kd_app.models.weights_source import WeightsRecord
 from kd_app.run.spec import RunSpec, build_spec
 from kd_app.run.validation import (
     check_data_use,
@@ -65,8 +67,17 @@ def test_logits_of_a_teacher_with_other_classes_are_not_read() -> None:
     teacher = spec("teacher.name=resnet50.a1_in1k").teacher
     assert teacher is not None
     check_teacher_logits([loss("cross_entropy", "embedding_mse")], teacher, 3)
-    with pytest.raises(RequestError, match="the loss term dist reads the logits"):
-        check_teacher_logits([loss("dist", "embedding_mse")], teacher, 3)
+    teacher.bind_classes(("a", "b", "c"))
+    terms = [loss("dist", "embedding_mse")]
+    with pytest.raises(RequestError, match=r"has 1000 classes.*the loss term dist reads.*map the"):
+        check_teacher_logits(terms, teacher, 3)
+    for count in (None, 0):  # a file of weights without a classifier, and a model folder
+        teacher.record = WeightsRecord(ModelClasses(count))
+        teacher.bind_classes(("a", "b", "c"))
+        with pytest.raises(RequestError, match="has no classifier") as raised:
+            check_teacher_logits(terms, teacher, 3)
+        assert "teacher.classes" not in str(raised.value)
+        assert "train a classifier with teacher.max_epochs=1" in str(raised.value)
 
 
 def check(*overrides: str, num_classes: int = 2, batch_size: int = 8) -> list[str]:

@@ -9,9 +9,9 @@ import pytest
 from kd_app.config import RequestError, RunError
 from kd_app.run import worker
 from kd_app.run.role_jobs import build_student_job
-from kd_app.run.worker import load_job
+from kd_app.run.worker import load_job, read_order
 from kd_app.run.workspace import RunModel, Workspace
-from kd_app.training.distributed.launch import FAILED, REFUSED
+from kd_app.training.distributed.launch import FAILED, REFUSED, hash_job
 
 
 def test_a_job_is_the_same_in_another_process(
@@ -28,6 +28,16 @@ def test_a_job_is_the_same_in_another_process(
 def test_a_job_without_a_teacher_has_none(digits: Workspace) -> None:
     job = build_student_job(digits, None)
     assert load_job(job.to_json(), digits.data).teacher is None
+
+
+def test_a_job_that_somebody_exchanged_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "job.json"
+    path.write_text('{"job": 1}', encoding="utf-8")
+    sha256 = hash_job(path.read_bytes())
+    assert read_order(path, sha256) == {"job": 1}
+    path.write_text('{"job": 2}', encoding="utf-8")
+    with pytest.raises(RunError, match="was changed between the start"):
+        read_order(path, sha256)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +61,8 @@ def test_an_error_is_the_last_line_and_an_exit_code(
         raise error
 
     (tmp_path / "job.json").write_text('{"job": 1}', encoding="utf-8")
-    monkeypatch.setattr("sys.argv", ["worker", str(tmp_path / "job.json")])
+    sha256 = hash_job(b'{"job": 1}')
+    monkeypatch.setattr("sys.argv", ["worker", str(tmp_path / "job.json"), sha256])
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setattr(worker, "_train", train)
     monkeypatch.setattr(worker, "_end_with_parent", lambda: None)

@@ -10,6 +10,7 @@ import torch
 
 from kd_app.config import Decoding, RequestError, RunError
 from kd_app.run.workspace import Chained, RunModel, Workspace, describe_reference
+from kd_app.stages import Stage
 from tests.builders import DIGITS, build_workspace, teacher_folder
 
 Models = dict[str, RunModel]
@@ -129,3 +130,16 @@ def test_an_int8_program_runs_in_place_of_the_module(
     monkeypatch.setattr("kd_app.run.workspace.Lowered", lambda path: path)
     quantized = replace(models["student"], program=Path("int8.pt2"))
     assert quantized.load_runner() == Path("int8.pt2")  # type: ignore[comparison-overlap]
+
+
+def test_nothing_is_refused_once_a_model_was_trained(tmp_path: Path) -> None:
+    workspace = build_workspace(tmp_path, "controls=[]")
+    (tmp_path / "training.json").touch()
+    with pytest.raises(RequestError, match=r"^late$"), workspace.keep_work():
+        raise RequestError("late")
+    workspace.used.append(Stage("student", tmp_path, 1.0, is_new=False))
+    with pytest.raises(RequestError), workspace.keep_work():
+        raise RequestError("late")
+    workspace.used.append(Stage("teacher", tmp_path, 1.0, is_new=True))
+    with pytest.raises(RunError, match=r"late Completed work is kept"), workspace.keep_work():
+        raise RequestError("late")

@@ -11,7 +11,6 @@ from kd_app.compression.step import Step
 from kd_app.config import RequestError
 from kd_app.config.compose import compose_config
 from kd_app.config.make import make
-from kd_app.config.targets import check_targets
 from kd_app.data.corruptions import RobustnessSettings
 from kd_app.deployment.cascade_choice import Routing
 from kd_app.jobs.check import CheckSettings
@@ -102,12 +101,10 @@ def check_evaluate(config: dict[str, Any]) -> None:
 
 def check_compress(config: dict[str, Any]) -> None:
     settings = Compression(**config)
-    check_targets(settings.blocks, config["allow"])
     check_order([(name, make(settings.blocks[name], Step)) for name in settings.steps])
 
 
 def check_export(config: dict[str, Any]) -> None:
-    check_targets({key: config[key] for key in ("formats", "benchmark", "price")}, config["allow"])
     Export(**config)
 
 

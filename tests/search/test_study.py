@@ -167,5 +167,5 @@ def test_suggestions_name_the_most_important_setting_and_wider_ranges(tmp_path: 
 def test_the_record_is_plain_json(tmp_path: Path) -> None:
     run(tmp_path, trials=2)
     found = json.loads((tmp_path / FILE).read_text(encoding="utf-8"))
-    assert list(found) == ["search", "proposed"]
+    assert list(found) == ["search", "proposed", "sha256"]
     assert [list(params) for params in found["proposed"]] == [["x", "method"]] * 2

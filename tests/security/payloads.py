@@ -9,6 +9,8 @@ from typing import Any
 import torch
 import yaml
 
+from tests.builders import accept_changes
+
 Pickled = Callable[[Path, Path], Path]
 """``pickled(path, mark)`` writes `path`, which makes the file `mark` when it is
 unpickled.
@@ -58,7 +60,9 @@ def touching(mark: Path) -> dict[str, Any]:
 
 
 def changed(file: Path, place: str, value: Any) -> None:
-    """Put `value` at a dotted place of a YAML or JSON file."""
+    """Put `value` at a dotted place of a YAML or JSON file of a run, whose results
+    record the change.
+    """
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
     *above, last = place.split(".")
     node = content
@@ -69,3 +73,6 @@ def changed(file: Path, place: str, value: Any) -> None:
     file.write_text(
         json.dumps(content) if file.suffix == ".json" else yaml.safe_dump(content), encoding="utf-8"
     )
+    for run in file.parents[:2]:
+        if (run / "results.json").is_file():
+            accept_changes(run)

@@ -2,7 +2,6 @@
 what it names or writing where it says.
 """
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 
 import kd_app
 from kd_app.config import RequestError
-from tests.builders import results, stage, teacher_folder
+from tests.builders import accept_changes, results, stage, teacher_folder
 from tests.commands.call import TINY, call, done, refused, snapshot
 from tests.security.payloads import changed, plain, touching, zipped
 
@@ -75,6 +74,7 @@ def test_tags_of_yaml_make_no_objects(tag: str, run: Path, mark: Path) -> None:
     payload = f"x: {tag} [touch {mark}]\n"
     whole = (run / "config.yaml").read_text(encoding="utf-8")
     (run / "config.yaml").write_text(whole + payload, encoding="utf-8")
+    accept_changes(run)
     assert "config.yaml' can't be read" in not_evaluated(run)
     assert "config.yaml' can't be read" in refused(*TINY, f"out={run}")
 
@@ -84,6 +84,7 @@ def test_tags_of_yaml_make_no_objects(tag: str, run: Path, mark: Path) -> None:
 )
 def test_a_configuration_that_is_none_is_refused(content: str, run: Path) -> None:
     (run / "config.yaml").write_text(content, encoding="utf-8")
+    accept_changes(run)
     assert "config.yaml' can't be read" in not_evaluated(run)
 
 
@@ -104,12 +105,12 @@ def test_the_run_does_not_say_where_this_machine_writes(
         )
         for each in content["stages"]
     ]
-    (run / "results.json").write_text(json.dumps(content), encoding="utf-8")
+    accept_changes(run, **content)
     evaluated(run)
     assert elsewhere.exists() == there
     assert not there or not list(elsewhere.iterdir())
     assert {Path(each["path"]).parent for each in results(Path("again"))["stages"]} == {
-        Path("runs/.stages")
+        Path("runs/.stages").absolute()
     }
 
 
@@ -125,7 +126,7 @@ def test_the_runs_own_stages_are_used_where_they_are(run: Path, made: Path) -> N
 def test_models_are_called_by_the_names_of_the_configuration(role: str, run: Path) -> None:
     content = results(run)
     content["models"][role] = content["models"]["student"]
-    (run / "results.json").write_text(json.dumps(content), encoding="utf-8")
+    accept_changes(run, **content)
     assert "name models that its configuration does not" in not_evaluated(run)
 
 
@@ -138,18 +139,20 @@ def test_a_stage_or_a_teacher_that_the_run_points_at_is_no_pickle(
     changed(run / "teacher" / "reference.json", "stage", str(theirs))
     assert "can't be read as weights" in not_evaluated(run)
     (run / "teacher" / "reference.json").write_text(before, encoding="utf-8")
+    accept_changes(run)
     content = results(run)
     content["stages"] = [
         {**each, "path": str(theirs)} if each["name"] == "labels_only" else each
         for each in content["stages"]
     ]
-    (run / "results.json").write_text(json.dumps(content), encoding="utf-8")
+    accept_changes(run, **content)
     assert "can't be read as weights" in not_evaluated(run)
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", "{", '{"stage": [1]}'])
 def test_a_reference_that_is_none_is_refused(content: str, run: Path) -> None:
     (run / "teacher" / "reference.json").write_text(content, encoding="utf-8")
+    accept_changes(run)
     assert "does not record where the teacher is" in not_evaluated(run)
     with pytest.raises(RequestError, match="does not record where the teacher is"):
         kd_app.load_run(run).load_teacher()
@@ -159,6 +162,7 @@ def test_tables_that_are_pickles_are_not_read(run: Path, mark: Path) -> None:
     plain(run / "predictions.parquet", mark)
     plain(run / "examples.parquet", mark)
     plain(run / "metrics.csv", mark)
+    accept_changes(run)
     found = kd_app.load_run(run)
     for name in ("predictions", "examples", "curves"):
         with pytest.raises(ValueError, match=r"magic bytes|Parquet|decode|codec"):
@@ -187,9 +191,15 @@ def test_a_trial_that_somebody_laid_into_a_sweep_says_not_what_is_run_or_where_i
     content: dict[str, Any] = results(theirs)
     content["validation"]["student"]["top1"] = 1.0
     content["test"] = None
-    (theirs / "results.json").write_text(json.dumps(content), encoding="utf-8")
+    accept_changes(theirs, **content)
     for key in ("out", "stages"):
         changed(theirs / "config.yaml", key, str(tmp_path / "elsewhere"))
+    elsewhere = {
+        "_target_": "kd_app.tracking.MLflow",
+        "experiment": "x",
+        "uri": "http://127.0.0.1:9",
+    }
+    changed(theirs / "config.yaml", "logger.elsewhere", elsewhere)
     if runs:
         changed(theirs / "config.yaml", "callbacks.x", touching(mark))
         changed(theirs / "config.yaml", "allow", ["os"])
@@ -197,7 +207,8 @@ def test_a_trial_that_somebody_laid_into_a_sweep_says_not_what_is_run_or_where_i
     assert "Trial 7 is the best on validation; testing it" in ended.out
     assert not (tmp_path / "elsewhere").exists()
     assert ended.code == (2 if runs else 0)
-    assert ("'os.mkdir' names code that is not part of kd_app" in ended.err) == runs
+    assert ("callbacks.x._target_ was 'os.mkdir', now None" in ended.err) == runs
+    assert "elsewhere" not in ended.out
 
 
 def test_nothing_of_a_run_is_changed_by_reading_it(run: Path) -> None:

@@ -8,7 +8,11 @@ import pytest
 
 from tests.commands.call import TINY, call
 
-SECRETS = ("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "DATABASE_PASSWORD")
+SECRETS = (
+    *("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "DATABASE_PASSWORD"),
+    *("SIGNING_KEY", "GITHUB_PAT", "DB_PWD", "DB_PASS", "SENTRY_DSN"),
+)
+TAGS = f"tags=[{','.join('s3cr3t-of-' + name.lower() for name in SECRETS)}]"
 
 
 @pytest.mark.parametrize(
@@ -24,7 +28,7 @@ def test_no_secret_gets_into_what_a_run_leaves_and_says(
     )
     monkeypatch.setenv("HOME", str(tmp_path))
     loggers = ("logger=[csv,wandb,tensorboard,mlflow]", "logger.wandb.mode=offline")
-    ended = call(*TINY, *loggers, *words, "out=run", "stages=stages")
+    ended = call(*TINY, TAGS, *loggers, *words, "out=run", "stages=stages")
     assert ended.code == code, ended.err
     files = [path for path in Path().rglob("*") if path.is_file()]
     assert any(path.suffix == ".wandb" for path in files)

@@ -17,8 +17,8 @@ import torch
 import kd_app
 from kd_app.config import RequestError
 from kd_app.models.checkpoint import read_checkpoint
-from kd_app.stages import hash_file, hash_value
-from tests.builders import image_folder, stage, teacher_folder
+from kd_app.stages import hash_content, hash_file, hash_value
+from tests.builders import accept_changes, image_folder, stage, teacher_folder
 from tests.commands.call import TINY, call, done, refused
 from tests.security.payloads import PICKLES, Pickled, Touch, changed, zipped
 
@@ -69,6 +69,7 @@ def test_a_pickle_in_the_place_of_the_safetensors_is_not_taken(
         (each / "model.safetensors").unlink()
         for name in ("pytorch_model.bin", "model.pth", "open_clip_pytorch_model.bin"):
             zipped(each / name, mark)
+    accept_changes(run)
     assert "can't be read as weights" in refused(*TINY, f"teacher.name=local-dir:{folder}")
     assert "can't be read as weights" in refused(
         "debug=fdr", f"teacher.checkpoint={run}", "out=next", "logger=[csv]"
@@ -128,14 +129,14 @@ def test_a_checkpoint_of_a_training_to_go_on_with_is_no_pickle(
     )
 
 
-def forged(found: Path) -> Path:
-    """A stage that does not say what was written there."""
+def forge(found: Path) -> None:
+    """Let the record of a stage name what is there now."""
     record = json.loads((found / "stage.json").read_text(encoding="utf-8"))
     del record["sha256"]
-    record["files"] = {}
+    names = [path.name for path in found.iterdir() if path.name != "stage.json"]
+    record["files"] = {name: hash_content(found / name) for name in names}
     record["sha256"] = hash_value(record)
     (found / "stage.json").write_text(json.dumps(record), encoding="utf-8")
-    return found
 
 
 def test_arrays_of_a_stage_are_no_pickles(tmp_path: Path, mark: Path) -> None:
@@ -150,18 +151,15 @@ def test_arrays_of_a_stage_are_no_pickles(tmp_path: Path, mark: Path) -> None:
     )
     done(*words, "out=first")
     for name in ("sizes.npy", "shapes.npy"):
-        np.save(
-            forged(stage(Path("first"), "data")) / name,
-            np.array([Touch(mark)], dtype=object),
-            allow_pickle=True,
-        )
+        found = stage(Path("first"), "data")
+        np.save(found / name, np.array([Touch(mark)], dtype=object), allow_pickle=True)
+        forge(found)
         assert call(*words, "out=second").code == 1
 
 
 def test_answers_of_a_stage_are_no_pickles(made: Path, tmp_path: Path, mark: Path) -> None:
     stages = Path(shutil.copytree(made / "stages", tmp_path / "stages"))
-    zipped(
-        forged(stages / stage(made / "run", "answers-student-test").name) / "answers.safetensors",
-        mark,
-    )
+    found = stages / stage(made / "run", "answers-student-test").name
+    zipped(found / "answers.safetensors", mark)
+    forge(found)
     assert call(*TINY, "out=run", f"stages={stages}").code == 1

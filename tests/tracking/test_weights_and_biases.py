@@ -277,6 +277,38 @@ def test_no_record_or_logged_file_has_secrets_or_machine_paths(
         assert str(out.parent) not in sent.read_text()
 
 
+def test_names_tags_groups_and_notes_hold_no_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secrets = {
+        "SIGNING_KEY": "s3cr3t-key",
+        "GITHUB_PAT": "s3cr3t-pat",
+        "DB_PWD": "s3cr3t-pwd",
+        "DATABASE_URL": "postgres://me:s3cr3t-url@db/x",
+        "WANDB_NOTES": "with s3cr3t-key",
+    }
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    tracker = Tracker(
+        {"wandb": wandb()},
+        out=tmp_path / "fm",
+        name="fm-s3cr3t-key",
+        group="group-s3cr3t-pat",
+        tags=["s3cr3t-pwd", "postgres://me:s3cr3t-url@db/x"],
+        config={"tags": ["s3cr3t-pwd"], "note": "s3cr3t-url"},
+        say=lambda text: None,
+    )
+    train(tracker, "student", epochs=1)
+    tracker.close(exit_code=0)
+    (read,) = offline_runs(tmp_path / "fm")["student"]
+    assert read.run.display_name == "fm-*** student"
+    assert read.run.run_group == "group-***"
+    assert sorted(read.run.tags) == ["***", "postgres://db/x"]
+    assert read.run.notes == "with ***"
+    (file,) = (tmp_path / "fm").glob("wandb/offline-run-*/*.wandb")
+    assert b"s3cr3t-" not in file.read_bytes()
+
+
 def test_wandb_leaves_no_changes_in_the_process(tmp_path: Path) -> None:
     before = dict(os.environ), sys.exit, sys.excepthook
     whole_run(tmp_path / "fm", {"wandb": wandb()})

@@ -2,16 +2,14 @@
 
 from typing import Any
 
-import lightning.pytorch as pl
 import pytest
-from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, Timer
+from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor
 
 from kd_app.config import RequestError
 from kd_app.training.averaging import EMA
 from kd_app.training.callback_rules import (
     build_callback,
     check_together,
-    explain_callback_error,
     list_callback_needs,
     list_metrics,
 )
@@ -119,20 +117,3 @@ def test_the_length_that_a_callback_needs(
 ) -> None:
     needs = list_callback_needs(build(name, **settings), settings)
     assert [need.least for need in needs] == least
-
-
-class Failing(Callback):
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        raise KeyError("gone")
-
-
-def test_the_failure_of_a_callback_names_the_callback() -> None:
-    mine, other = Failing(), Timer()
-    with silence_lightning(), pytest.raises(KeyError) as caught:
-        plain_trainer(callbacks=[mine]).fit(distillation(), datamodule=OwnData())
-    callbacks = {"other": other, "mine": mine}
-    failure = explain_callback_error(caught.value, callbacks)
-    assert str(failure).startswith(
-        "The callback mine (Failing) failed in on_train_start: KeyError: 'gone'"
-    )
-    assert explain_callback_error(caught.value, {"other": LearningRateMonitor()}) is None

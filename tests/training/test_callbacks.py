@@ -3,6 +3,7 @@ lines.
 """
 
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -111,15 +112,50 @@ def test_no_checkpoint_is_saved_between_the_batches_of_one_step(tmp_path: Path) 
 
 
 def test_a_signal_stops_the_training_after_a_checkpoint_and_a_second_one_at_once(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     callback, trainer = ResumableCheckpoint(tmp_path, minutes=60.0), FakeTrainer()
     callback._request_stop(signal.SIGTERM, None)
+    callback._request_stop(signal.SIGTERM, None)  # launchers send a signal twice
     with pytest.raises(TrainingInterrupted):
         end_batch(callback, trainer)
-    assert (trainer.saved, callback.stopped_by) == ([LAST], signal.SIGTERM)
+    assert (trainer.saved, callback.stop.number) == ([LAST], signal.SIGTERM)
+    later = time.monotonic() + 1.1
+    monkeypatch.setattr(time, "monotonic", lambda: later)
     with pytest.raises(TrainingInterrupted):
         callback._request_stop(signal.SIGTERM, None)
+
+
+class Ranks(SimpleNamespace):
+    """The strategy of two ranks; `other` is the vote of the other one."""
+
+    def __init__(self, other: list[float]) -> None:
+        super().__init__(root_device=torch.device("cpu"), votes=0)
+        self.other = torch.tensor(other)
+
+    def reduce(self, vote: torch.Tensor, *, reduce_op: str) -> torch.Tensor:
+        assert reduce_op == "max"
+        self.votes += 1
+        return torch.maximum(vote, self.other)
+
+
+def test_a_rank_stops_when_another_one_received_the_signal(tmp_path: Path) -> None:
+    callback = ResumableCheckpoint(tmp_path, minutes=60.0)
+    trainer = FakeTrainer(world_size=2, strategy=Ranks([0.0, 1.0, 0.001]))
+    with pytest.raises(TrainingInterrupted):
+        end_batch(callback, trainer)
+    assert trainer.saved == [LAST]
+
+
+@pytest.mark.parametrize(("seconds", "votes"), [(0.001, 2), (0.25, 5), (3.0, 17)])
+def test_ranks_vote_about_once_a_second(seconds: float, votes: int, tmp_path: Path) -> None:
+    callback = ResumableCheckpoint(tmp_path, minutes=60.0)
+    trainer = FakeTrainer(world_size=2, strategy=Ranks([0.0, 0.0, seconds]))
+    for step in range(1, 18):
+        trainer.global_step = step
+        end_batch(callback, trainer)
+    assert trainer.strategy.votes == votes
+    assert trainer.saved == []
 
 
 @pytest.mark.parametrize(("gradient", "skipped"), [(1.0, 0), (float("nan"), 1)])

@@ -24,7 +24,6 @@ QUICK = (
     "logger=[]",
     # Their teacher is not trained.
     "checks=off",
-    "allow=[tests]",
     "trainer=cpu",
     "trainer.precision=32-true",
     "trainer.max_epochs=3",

@@ -165,16 +165,6 @@ def test_a_copied_run_resumes_in_its_new_folder(
     )
 
 
-def test_a_second_ctrl_c_does_not_wait_for_the_step(
-    words: Callable[..., tuple[list[str], Path, str]],
-) -> None:
-    overrides, _, log = words("impatient", "trainer.checkpoint_minutes=60")
-    both = ((f"{MODULE}.training_step", 3), ("kd_app.training.loss:DistillationLoss.forward", 3))
-    assert distilled(overrides, log, *both, sign=signal.SIGINT) == 130
-    assert "Repeat the signal to stop at once" in Path(log).read_text()
-    assert not list(Path(log).parent.rglob("last.ckpt"))
-
-
 @pytest.mark.slow
 def test_images_of_worker_processes_are_the_same_after_a_kill(
     words: Callable[..., tuple[list[str], Path, str]], tmp_path: Path

@@ -1,5 +1,7 @@
 """Cached teacher logits train the same student as the running teacher."""
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -292,7 +294,7 @@ def test_incompatible_settings_are_refused_by_name(
 
 
 def test_settings_of_kd_apps_images_are_refused_for_an_external_data_module() -> None:
-    own = ["allow=[tests]", "data._target_=tests.training.small_parts.OwnData", "data.batch_size=8"]
+    own = ["data._target_=tests.training.small_parts.OwnData", "data.batch_size=8"]
     for word in (
         "data.label_fraction=0.5",
         "data.views=2",
@@ -309,3 +311,23 @@ def test_settings_of_kd_apps_images_are_refused_for_an_external_data_module() ->
             build_spec(compose_config("distill", [*own, word]))
     with pytest.raises(RequestError, match="provides batches without views"):
         build_spec(compose_config("distill", [*own, "teacher.outputs=cached"]))
+
+
+def test_a_full_disk_is_an_error_before_anything_is_mapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(number: int, start: int, size: int) -> None:
+        assert size >= 4 * 2 * 3 * 5
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(os, "posix_fallocate", fail)
+    with pytest.raises(OSError, match="quota") as raised:
+        teacher_cache._open_memmap(tmp_path, (2, 3, 5), print)
+    assert raised.value.filename == str(tmp_path / "logits.npy")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_space_of_the_cache_is_allocated(tmp_path: Path) -> None:
+    teacher_cache._open_memmap(tmp_path, (2, 300, 50), print)
+    status = (tmp_path / "logits.npy").stat()
+    assert status.st_blocks * 512 >= status.st_size > 4 * 2 * 300 * 50

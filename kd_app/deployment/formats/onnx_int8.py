@@ -19,6 +19,7 @@ from kd_app.config import InputSpec
 from kd_app.deployment.formats.base import Format, Opset, UInt8Model
 from kd_app.deployment.formats.onnx import write_onnx
 from kd_app.deployment.hardware import read_cpu_flags
+from kd_app.files import PARTIAL
 
 _NORMALIZATION = frozenset({"Cast", "Mul", "Add"})
 _VNNI = frozenset({"avx512_vnni", "avx_vnni"})
@@ -58,7 +59,10 @@ class OnnxInt8(Format):
         calibration: Sequence[NDArray[np.uint8]],
         path: Path,
     ) -> dict[str, Any]:
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder, _silence_onnxruntime():
+        with (
+            tempfile.TemporaryDirectory(PARTIAL, ".", path.parent) as folder,
+            _silence_onnxruntime(),
+        ):
             plain, prepared = Path(folder) / "plain.onnx", Path(folder) / "prepared.onnx"
             write_onnx(model, input_spec, plain, opset=self.opset)
             self._quantize(plain, prepared, calibration, path)

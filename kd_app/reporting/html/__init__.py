@@ -2,6 +2,6 @@
 numbers as JSON, CSV and Markdown.
 """
 
-from kd_app.reporting.html.write import FILES, PAGE, write_report
+from kd_app.reporting.html.write import FILES, PAGE, check_owner, write_report
 
-__all__ = ["FILES", "PAGE", "write_report"]
+__all__ = ["FILES", "PAGE", "check_owner", "write_report"]

@@ -11,7 +11,6 @@ from kd_app.metrics.pair_metrics import PAIR_METRICS
 from kd_app.reporting.cascade import write_answer as write_cascade_answer
 from kd_app.reporting.cascade import write_details
 from kd_app.reporting.distillation_gain import describe_gains
-from kd_app.reporting.examples import EXAMPLES
 from kd_app.reporting.exports import read_exports
 from kd_app.reporting.html.examples import build_examples, select_flips
 from kd_app.reporting.html.from_predictions import (
@@ -31,6 +30,7 @@ from kd_app.reporting.sentences import (
     write_basis,
     write_verdict,
 )
+from kd_app.run_files import EXAMPLES
 
 T = TypeVar("T")
 LABELS = {
@@ -304,7 +304,7 @@ def _read_examples(run: Run, names: Sequence[str]) -> list[Any]:
         return []
     import pandas as pd
 
-    return build_examples(pd.read_parquet(path), names)
+    return build_examples(pd.read_parquet(run.find_file(EXAMPLES)), names)
 
 
 def iterate_accuracies(results: Results) -> Iterator[tuple[ModelPart, Estimate]]:

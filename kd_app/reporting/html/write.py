@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -78,6 +79,23 @@ def write_report(
     for name, content in zip(FILES, contents, strict=True):
         write_atomically(folder / name, content)
     return folder / PAGE
+
+
+def check_owner(folder: Path) -> None:
+    """Raise `RequestError` if the folder holds files of these names that are not those
+    of a report.
+    """
+    names = [name for name in FILES if (folder / name).exists()]
+    try:
+        record = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        record = None
+    is_report = isinstance(record, dict) and set(record) == set(Report.model_fields)
+    if names and not is_report:
+        raise RequestError(
+            f"out={str(folder)!r} holds {names[0]}, which kd-report did not write, and was not"
+            " changed. Choose another folder with out=."
+        )
 
 
 def _build_run_views(report: Report) -> list[_RunView]:

@@ -4,6 +4,7 @@ The ranks are child processes of this process, or of torchrun's processes on one
 several machines. Each rank reads the job from a JSON file.
 """
 
+import hashlib
 import json
 import os
 import socket
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from kd_app.config import RequestError, RunError
+from kd_app.signals import STOPPED, name_signal
 from kd_app.stages import write_atomically
 from kd_app.training.curve_log import FILE, read_curves
 from kd_app.training.distributed.torchrun import Torchrun, read_launch
@@ -25,6 +27,10 @@ JOB = "job.json"
 FAILED, REFUSED = 1, 2
 """Exit codes of a rank: the training failed; the request is wrong."""
 POLL_SECONDS = 0.3
+_STOP_SECONDS, _FAILURE_SECONDS, _FOLLOWER_SECONDS = 60.0, 1.0, 30.0
+"""For ranks that save their state after a signal, for the peers of a failed rank, and
+for a rank of torchrun, which waits as long itself.
+"""
 
 
 class RankHandle(Protocol):
@@ -67,18 +73,22 @@ def fit_distributed(
     passed to `listen`. A failed rank stops all ranks: raises `RequestError` or
     `RunError` with the message of that rank.
     """
-    write_atomically(folder / JOB, json.dumps(job))
+    text = json.dumps(job)
+    write_atomically(folder / JOB, text)
+    sha256 = hash_job(text.encode())
     logs = [folder / f"rank{rank}.log" for rank in range(world_size)]
     prepare_resume(folder)
     points = len(list(read_curves(folder / FILE)))
-    ranks = _start_ranks(folder, world_size, logs)
+    ranks = _start_ranks(folder, sha256, world_size, logs)
+    seconds = _STOP_SECONDS
     try:
         while _is_any_running(ranks) and not _list_failed(ranks):
             time.sleep(POLL_SECONDS)
             points = _pass_points(folder, points, listen)
         failed = _list_failed(ranks)
+        seconds = _FAILURE_SECONDS
     finally:
-        _end(ranks)
+        _end(ranks, seconds)
     _pass_points(folder, points, listen)
     if failed:
         _raise_failure(failed, ranks, logs)
@@ -86,7 +96,16 @@ def fit_distributed(
         path.unlink(missing_ok=True)
 
 
-def _start_ranks(folder: Path, world_size: int, logs: Sequence[Path]) -> list[RankHandle]:
+def hash_job(content: bytes) -> str:
+    """The sha256 of a job's file. It is handed to each rank: the folder of the stage
+    may be shared with other users, and a job names code.
+    """
+    return hashlib.sha256(content).hexdigest()
+
+
+def _start_ranks(
+    folder: Path, sha256: str, world_size: int, logs: Sequence[Path]
+) -> list[RankHandle]:
     torchrun = Torchrun.from_env()
     address = {
         "MASTER_ADDR": torchrun.address if torchrun else "127.0.0.1",
@@ -96,6 +115,7 @@ def _start_ranks(folder: Path, world_size: int, logs: Sequence[Path]) -> list[Ra
         return [
             ChildRank(
                 folder / JOB,
+                sha256,
                 {
                     "RANK": rank,
                     "LOCAL_RANK": rank,
@@ -107,8 +127,13 @@ def _start_ranks(folder: Path, world_size: int, logs: Sequence[Path]) -> list[Ra
             )
             for rank, log in zip(range(world_size), logs, strict=True)
         ]
-    first = ChildRank(folder / JOB, {**torchrun.build_rank_env(), **address}, logs[0])
-    job = {"job": str(folder / JOB), "logs": [str(log) for log in logs], "address": address}
+    first = ChildRank(folder / JOB, sha256, {**torchrun.build_rank_env(), **address}, logs[0])
+    job = {
+        "job": str(folder / JOB),
+        "sha256": sha256,
+        "logs": [str(log) for log in logs],
+        "address": address,
+    }
     return [first, *torchrun.start_job(job)]
 
 
@@ -121,6 +146,7 @@ def run_follower() -> None:
     for rank_job in torchrun.iterate_jobs(POLL_SECONDS):
         child = ChildRank(
             Path(rank_job.job["job"]),
+            rank_job.job["sha256"],
             {**torchrun.build_rank_env(), **rank_job.job["address"]},
             Path(rank_job.job["logs"][torchrun.rank]),
         )
@@ -128,7 +154,7 @@ def run_follower() -> None:
             while child.read_exit_code() is None and not rank_job.is_stopped():
                 time.sleep(POLL_SECONDS)
         finally:
-            _end([child])
+            _end([child], _FOLLOWER_SECONDS)
             rank_job.report_end(child.read_exit_code() or 0)
 
 
@@ -150,6 +176,11 @@ def _raise_failure(
     if code == REFUSED:
         raise RequestError(message)
     verb = f"was killed by signal {-code}" if code < 0 else "failed"
+    if code in STOPPED:
+        raise RunError(
+            f"Process {first} of {len(ranks)} was stopped by {name_signal(code - 128)}, and with it"
+            " the training. Its state is saved: repeat the command to resume."
+        )
     raise RunError(
         f"Process {first} of {len(ranks)} {verb}: {message} Its full log is {logs[first]}."
     )
@@ -158,7 +189,7 @@ def _raise_failure(
 class ChildRank:
     """A rank in a child process, which ends when this process ends."""
 
-    def __init__(self, job: Path, rank_env: Mapping[str, Any], log: Path) -> None:
+    def __init__(self, job: Path, sha256: str, rank_env: Mapping[str, Any], log: Path) -> None:
         cores_per_rank = max(1, (os.cpu_count() or 1) // rank_env["WORLD_SIZE"])
         threads = os.environ.get("OMP_NUM_THREADS") or cores_per_rank
         # With torchrun's variables, torch would expect torchrun to host the store of
@@ -170,7 +201,7 @@ class ChildRank:
         env["OMP_NUM_THREADS"] = str(threads)
         with log.open("wb") as file:
             output = None if rank_env["RANK"] == 0 else file
-            command = [sys.executable, "-m", "kd_app.run.worker", str(job)]
+            command = [sys.executable, "-m", "kd_app.run.worker", str(job), sha256]
             self._process = subprocess.Popen(
                 command, env=env, stdin=subprocess.PIPE, stdout=output, stderr=file
             )
@@ -188,12 +219,12 @@ class ChildRank:
             (self._process.kill if kill else self._process.terminate)()
 
 
-def _end(ranks: Sequence[RankHandle]) -> None:
-    """Terminate the ranks that still run, then kill them."""
-    for kill, seconds in ((False, 10.0), (True, 5.0)):
+def _end(ranks: Sequence[RankHandle], seconds: float) -> None:
+    """Terminate the ranks that still run, and kill those that need more `seconds`."""
+    for kill, patience in ((False, seconds), (True, 5.0)):
         for rank in ranks:
             rank.stop(kill=kill)
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + patience
         while _is_any_running(ranks) and time.monotonic() < deadline:
             time.sleep(0.05)
 

@@ -14,7 +14,7 @@ import pytest
 
 from kd_app.config import RequestError
 from kd_app.metrics.classification import BINS
-from kd_app.reporting.html import write_report
+from kd_app.reporting.html import check_owner, write_report
 from kd_app.reporting.html.from_predictions import BINS as DRAWN_BINS
 from kd_app.reporting.results import Results
 from kd_app.reporting.sentences import format_interval, format_percent
@@ -202,6 +202,20 @@ def test_the_same_runs_give_the_same_report(one: tuple[Path, Results], tmp_path:
 def read_report(folder: Path) -> Mapping[str, Any]:
     report: Mapping[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     return report
+
+
+def test_somebody_elses_files_are_not_overwritten(
+    one: tuple[Path, Results], tmp_path: Path
+) -> None:
+    write_report([one[0]], tmp_path / "ours")
+    check_owner(tmp_path / "ours")
+    check_owner(tmp_path)
+    for name, text in (("report.md", "thesis"), ("report.json", '{"rows": 1, "mine": 2}')):
+        folder = tmp_path / name.replace(".", "-")
+        folder.mkdir()
+        (folder / name).write_text(text, encoding="utf-8")
+        with pytest.raises(RequestError, match=f"holds {name}, which kd-report did not write"):
+            check_owner(folder)
 
 
 def test_the_best_run_on_validation_is_marked_and_differing_settings_are_listed(

@@ -43,6 +43,7 @@ def test_a_rank_has_failed_if_its_exit_code_is_not_zero() -> None:
         (REFUSED, RequestError, r"^lr is wrong$"),
         (FAILED, RunError, r"^Process 1 of 2 failed: lr is wrong Its full log is .*rank1\.log\.$"),
         (-9, RunError, r"^Process 1 of 2 was killed by signal 9: lr is wrong"),
+        (143, RunError, r"^Process 1 of 2 was stopped by SIGTERM.*state is saved"),
     ],
 )
 def test_the_error_is_that_of_the_rank_whose_log_ends_first(

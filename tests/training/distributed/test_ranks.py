@@ -62,7 +62,6 @@ def test_one_rank_with_64_images_a_step_and_two_with_32_train_the_same_student(
         "trainer.limit_train_batches=5",
     ]
     same += [
-        "allow=[tests]",
         "+loss.likeness._target_=tests.training.distributed.parts.Likeness",
         "+loss.likeness.weight=0.1",
     ]
@@ -101,7 +100,6 @@ def test_a_failed_rank_ends_the_job_with_its_message_and_the_next_attempt_resume
     adapted += ["trainer.max_epochs=2", "data.batch_size=64"]
     broken = [
         "+callbacks=ema",
-        "allow=[tests]",
         "+callbacks.breaker._target_=tests.training.distributed.parts.Breaker",
         f"+callbacks.breaker.flag={flag}",
     ]
@@ -319,7 +317,6 @@ def test_several_machines_need_torchrun(teacher: Path, tmp_path: Path) -> None:
 def test_ranks_with_different_trainings_do_not_train(teacher: Path, tmp_path: Path) -> None:
     other = [
         "+callbacks.other._target_=tests.training.distributed.parts.OtherTraining",
-        "allow=[tests]",
         "student.name=resnet8",
         "trainer=ddp_sim",
     ]
@@ -336,7 +333,6 @@ def test_a_rank_that_does_not_answer_ends_the_job_within_the_stated_time(
 ) -> None:
     late = [
         "+callbacks.sleeper._target_=tests.training.distributed.parts.Sleeper",
-        "allow=[tests]",
         "student.name=resnet8",
         "trainer=ddp_sim",
     ]
