@@ -57,8 +57,9 @@ def distill(
     written if the request is wrong, and `RunError` if the run fails.
     """
     console = console or Console()
+    spec = _build_spec(config, own, trial)
+    config = spec.config
     out = _name_folder(config, trial)
-    spec = _build_spec(config, own, out)
     spec.licenses.check()
     check_places(spec.trainer)
     rule = VerdictRule(**config["verdict"])
@@ -92,13 +93,14 @@ def distill(
     return out
 
 
-def _build_spec(config: Config, own: ExternalParts | None, out: Path) -> RunSpec:
+def _build_spec(config: Config, own: ExternalParts | None, trial: int | None) -> RunSpec:
     """The specification of the run. An error for a finished run, such as a file that is
     not there any more, also states that the results were kept.
     """
     try:
         return build_spec(config, own)
     except RequestError as error:
+        out = _name_folder(config, trial)
         results = None if config["overwrite"] is True else _read_results(out)
         if results is None or results.status != "finished":
             raise

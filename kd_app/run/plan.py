@@ -60,8 +60,8 @@ def describe_forecast(forecast: Forecast) -> str:
 
 
 def describe_models(workspace: Workspace, *, ready: bool) -> list[str]:
-    """A line about the data, and one about each model: its initial weights and its
-    training. ready: the teacher is used without training.
+    """A line about the data, one about each model (its initial weights and its
+    training), and one about a loss that was chosen by ``loss=auto``. ready: the teacher is used without training.
     """
     spec, sizes = workspace.spec, workspace.data.sizes
     lines = [
@@ -77,7 +77,8 @@ def describe_models(workspace: Workspace, *, ready: bool) -> list[str]:
         lines.append(line + _compare_cost(workspace, name))
     for number, assistant in enumerate(spec.assistants, start=1):
         lines.append(_describe_model(f"Assistant {number}", assistant.spec, spec.recipe, workspace))
-    return [*lines, _describe_model("Student", spec.student, spec.recipe, workspace)]
+    lines.append(_describe_model("Student", spec.student, spec.recipe, workspace))
+    return [*lines, spec.loss_choice] if spec.loss_choice else lines
 
 
 def _is_stretched(one: InputSpec, other: InputSpec) -> bool:
