@@ -36,6 +36,7 @@ def finish_sweep(config: Mapping[str, Any]) -> None:
             {**_read_config(out / str(winner)), **settings},
             console=Console(silent=True),
             trial=winner,
+            is_winner=True,
         )
         trials = load_trials(out)
     sentences = [*_suggest_next(out), *_summarize_seeds(out, trials)]

@@ -34,6 +34,7 @@ from kd_app.run.schema import (
     FreezeSetting,
     LicenseSetting,
     Licensing,
+    RefitSetting,
     TeacherOutputs,
     TeacherTraining,
 )
@@ -166,6 +167,8 @@ def _build_data(
             because=f"trainer.devices={trainer.world_size}",
             instead="use trainer.devices=1",
         )
+    if RefitSetting.read(config["data"]):
+        require(data, "options", because="data.refit=true", instead="set data.refit=false")
     if robustness.chosen:
         require(
             data,
