@@ -160,7 +160,7 @@ def resolve_loss(
             name: {**node, "loss": terms} if _is_auto(node) else node
             for name, node in controls.items()
         }
-    text = format_terms({name: {**terms[name]} for name in choice.terms})
+    text = format_terms({name: _to_group(terms[name]) for name in choice.terms})
     sentence = f"Loss: {text}, chosen by loss=auto because {choice.reason}"
     return LossChoice({**config, "loss": terms, "controls": controls}, sentence)
 
@@ -177,9 +177,11 @@ def _resolve_terms(loss: Mapping[str, Any], choice: RuleRow) -> Config:
     terms: Config = {}
     candidates = list_candidates()
     for name, settings in choice.terms.items():
-        node = loss[name] if isinstance(loss.get(name), Mapping) else {}
-        own = {key: value for key, value in node.items() if value != AUTO}
-        terms[name] = {**read_defaults(name), **settings, **own}
+        node = loss.get(name, {})
+        if isinstance(node, Mapping):
+            own = {key: value for key, value in node.items() if value != AUTO}
+            node = {**read_defaults(name), **settings, **own}
+        terms[name] = node
     for name, node in loss.items():
         if name == AUTO or name in terms:
             continue

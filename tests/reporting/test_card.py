@@ -199,6 +199,7 @@ def test_paths_and_secrets_of_the_machine_are_left_out(
                 "teacher.checkpoint=/home/me/secret/net",
                 "optimizer.kwargs.note=hidden-away-0123",
                 "tags=[/home/me]",
+                "loss=[soft_target]",
             ],
         )
     )
@@ -222,7 +223,13 @@ def test_a_card_without_teacher_and_test_set(tmp_path: Path) -> None:
 
 def test_an_external_module_is_loaded_with_its_factory(tmp_path: Path) -> None:
     config = compose_config(
-        "distill", ["student._target_=mine.nets.Net", "student.kwargs.width=8", "allow=[mine]"]
+        "distill",
+        [
+            "student._target_=mine.nets.Net",
+            "student.kwargs.width=8",
+            "allow=[mine]",
+            "loss=[soft_target]",
+        ],
     )
     results = build_full(config=config)
     results.models["student"].name = "mine.nets:Net"

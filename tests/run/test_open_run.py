@@ -388,5 +388,5 @@ def test_a_student_that_knows_the_validation_images_is_not_compressed(run: Path)
     with pytest.raises(RequestError, match=r"trained on the validation images, too"):
         read_saved(run, "train")
     for purpose in ("export", "measure"):
-        (note,) = read_saved(run, purpose).notes  # type: ignore[arg-type]
+        (note,) = read_saved(run, purpose).notes
         assert "images that they know" in note
