@@ -29,12 +29,12 @@ from torch import nn
 import kd_app.models.small  # noqa: F401
 from kd_app.config import InputSpec, RequestError
 from kd_app.config.compose import compose_config
-from kd_app.config.paths import list_choices
 from kd_app.data.batch import Batch
 from kd_app.deployment.hardware import read_cpu_name
 from kd_app.models.outputs import Outputs
 from kd_app.models.taps import Taps
 from kd_app.models.teacher import FrozenTeacher
+from kd_app.run.loss_choice import list_terms
 from kd_app.training.job import Recipe
 
 FILE = Path(__file__).parents[1] / "docs" / "methods-cost.csv"
@@ -145,7 +145,7 @@ def _recipe() -> dict[str, Any]:
     """Return a recipe with every term at its default settings. The other parts are
     those of the default config and do not matter here.
     """
-    config = compose_config("distill", [f"loss=[{','.join(list_choices('loss'))}]"])
+    config = compose_config("distill", [f"loss=[{','.join(list_terms())}]"])
     return {
         "max_epochs": 1,
         "seed": 0,
@@ -232,7 +232,7 @@ def write_costs(costs: Mapping[tuple[str, str], Cost]) -> None:
         writer.writerows(
             asdict(costs[pair.name, term])
             for pair in PAIRS
-            for term in list_choices("loss")
+            for term in list_terms()
             if (pair.name, term) in costs
         )
 
@@ -244,8 +244,8 @@ def main() -> int:
     parser.add_argument(
         "--terms",
         nargs="*",
-        default=list_choices("loss"),
-        choices=list_choices("loss"),
+        default=list_terms(),
+        choices=list_terms(),
         metavar="TERM",
     )
     args = parser.parse_args()

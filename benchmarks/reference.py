@@ -13,6 +13,7 @@ import yaml
 
 from kd_app.config.paths import CONF
 from kd_app.reporting.results import Results
+from kd_app.run.loss_choice import list_terms
 
 PAGES = Path(__file__).parents[1] / "docs" / "reference"
 COMMANDS = ("distill", "check", "evaluate", "compress", "export", "predict", "report")
@@ -193,7 +194,7 @@ def _render_choice(group: str, path: Path) -> list[str]:
     parts = [f"### {group}: {name}{' (shared)' if name != path.stem else ''}"]
     if config.about:
         parts.append(config.about)
-    if group == "loss":
+    if group == "loss" and name in list_terms():
         parts.append(f"Formula, paper and cost: [Methods](../methods.md#{path.stem}).")
     parts += _render_defaults(config.defaults, group)
     prefix = "" if config.is_global else group.replace("/", ".") + "."

@@ -196,13 +196,15 @@ class RunData(Protocol):
         partner_images: bool = False,
         labeled_only: bool = False,
         fresh_views: bool = False,
+        with_validation: bool = False,
     ) -> None:
         """Serve a model with this `input_spec` from now on.
 
         order_seed: seed of the order of the training images. partner_images: add to
         each batch, for each image, another image of the same class. labeled_only: use
         only labeled images, with as many steps per epoch as all images take.
-        fresh_views: use a new view of each image in every epoch.
+        fresh_views: use a new view of each image in every epoch. with_validation: train
+        on the images of validation, too, with their labels.
         """
 
     def train_dataloader(self) -> BatchLoader:

@@ -265,6 +265,7 @@ class ExternalDataModule(LightningDataModule):
         partner_images: bool = False,
         labeled_only: bool = False,
         fresh_views: bool = False,
+        with_validation: bool = False,
     ) -> None:
         """Serve a model from now on, with the training order seeded by `order_seed`.
 
@@ -272,6 +273,7 @@ class ExternalDataModule(LightningDataModule):
         have no effect. Raises `RequestError` for an `input_spec` of another size, and
         for `partner_images`.
         """
+        assert not with_validation, "is_refit_due requires ImageData"
         if partner_images:
             require(self, "partners", because="partner_images", instead="leave it out")
         self._order_seed = order_seed

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 
 from kd_app.config import InputSpec
 from kd_app.data.corruptions import Corrupted, Corruption
@@ -51,6 +51,7 @@ class ImageLoaders:
         order_seed: int,
         partners: Int64[np.ndarray, " images"] | None,
         labeled_only: bool,
+        with_validation: bool = False,
         views: int | None,
         position: Position,
         rank: Rank,
@@ -59,11 +60,13 @@ class ImageLoaders:
         """Return the shuffled training batches; see `TrainingLoader`.
 
         labeled_only: use only labeled images, with as many steps per epoch as all
-        images take.
+        images take. with_validation: the images of validation, too, all with labels.
         """
-        builder = replace(self._build_training_builder(input_spec), partners=partners)
-        all_rows = self.index.training_rows
-        rows = self.index.labeled_rows if labeled_only else all_rows
+        all_rows, labeled = self._select_images(with_validation=with_validation)
+        builder = replace(
+            self._build_training_builder(input_spec, all_rows, labeled), partners=partners
+        )
+        rows = all_rows if labeled is None or not labeled_only else all_rows[labeled[all_rows]]
         return TrainingLoader(
             builder,
             rows,
@@ -115,22 +118,43 @@ class ImageLoaders:
 
         The pixels are those of the training loader.
         """
-        builder = self._build_training_builder(input_spec)
+        rows, labeled = self._select_images(with_validation=False)
+        builder = self._build_training_builder(input_spec, rows, labeled)
         return EvaluationLoader(
             builder,
-            self.index.training_rows[start:],
+            rows[start:],
             self.batch_size,
             num_workers=self._count_workers(builder, SINGLE),
             view=view,
         )
 
-    def _build_training_builder(self, input_spec: InputSpec) -> BatchBuilder:
-        index, mixing = self.index, None
+    def _select_images(
+        self, *, with_validation: bool
+    ) -> tuple[Int64[np.ndarray, " rows"], Bool[np.ndarray, " images"] | None]:
+        """Return the numbers of the images of an epoch, and by image number whether the
+        label is used (None: all are).
+        """
+        rows, labeled = self.index.training_rows, self.index.labeled
+        if with_validation:
+            validation = self.index.list_rows("validation")
+            rows = np.concatenate((rows, validation))
+            if labeled is not None:
+                labeled = labeled.copy()
+                labeled[validation] = True
+        return rows, labeled
+
+    def _build_training_builder(
+        self,
+        input_spec: InputSpec,
+        rows: Int64[np.ndarray, " rows"],
+        labeled: Bool[np.ndarray, " images"] | None,
+    ) -> BatchBuilder:
+        mixing = None
         if self.mix is not None:
-            mixing = BatchMixer(self.mix, len(index.classes), index.training_rows, index.labeled)
+            mixing = BatchMixer(self.mix, len(self.index.classes), rows, labeled)
         return replace(
             self._build_batch_builder(self.view, input_spec),
-            labeled=index.labeled,
+            labeled=labeled,
             mixing=mixing,
             after_view=self.after_view,
         )

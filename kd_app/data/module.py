@@ -104,7 +104,7 @@ class ImageData(LightningDataModule, Typed):
         self.image_size = image_size
         self._bound: tuple[InputSpec, int] | None = None
         self._partners: Int64[np.ndarray, " images"] | None = None
-        self._labeled_only = self._fresh_views = False
+        self._labeled_only = self._fresh_views = self._with_validation = False
 
     # -- capabilities and identity
 
@@ -279,6 +279,7 @@ class ImageData(LightningDataModule, Typed):
         partner_images: bool = False,
         labeled_only: bool = False,
         fresh_views: bool = False,
+        with_validation: bool = False,
     ) -> None:
         """Serve a model from now on; see `RunData`.
 
@@ -286,8 +287,11 @@ class ImageData(LightningDataModule, Typed):
         """
         self._bound = (input_spec, order_seed)
         self._labeled_only, self._fresh_views = labeled_only, fresh_views
+        self._with_validation = with_validation
+        splits = ("train", "validation") if with_validation else ("train",)
+        rows = np.concatenate([self.list_rows(split) for split in splits])
         self._partners = (
-            draw_class_partners(self.index.listing.target, self.list_rows("train"), seed=order_seed)
+            draw_class_partners(self.index.listing.target, rows, seed=order_seed)
             if partner_images
             else None
         )
@@ -310,6 +314,7 @@ class ImageData(LightningDataModule, Typed):
             order_seed=order_seed,
             partners=self._partners,
             labeled_only=self._labeled_only,
+            with_validation=self._with_validation,
             views=None if self._fresh_views else self.views,
             position=self._position,
             rank=self._rank(),

@@ -25,6 +25,7 @@ from kd_app.config.make import make
 from kd_app.metrics.verdict import VerdictRule
 from kd_app.reporting.console import Console
 from kd_app.run.plan import describe_forecast, describe_models
+from kd_app.run.refit import is_refit_due
 from kd_app.run.role_jobs import check_batches, draft_role_job
 from kd_app.run.run_folder import check_stages
 from kd_app.run.run_length import list_length_notes
@@ -97,6 +98,7 @@ def inspect_setup(
     limits = Limits(**CheckSettings(check=config["check"]).check)
     spec = build_spec({key: value for key, value in config.items() if key != "check"}, own)
     check_places(spec.trainer)
+    is_refit_due(config, trial=None, is_winner=False)
     rule = VerdictRule(**config["verdict"])
     for node in config["logger"].values():
         make(node, Backend)

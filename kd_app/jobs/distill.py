@@ -21,6 +21,7 @@ from kd_app.run.forecast import forecast_run
 from kd_app.run.inputs import RunInputs
 from kd_app.run.measurement import format_top1, measure_models, name_data, start_results
 from kd_app.run.plan import write_plan
+from kd_app.run.refit import is_refit_due, train_again
 from kd_app.run.results_builder import ResultsBuilder, SplitName
 from kd_app.run.role_jobs import (
     build_control_job,
@@ -41,6 +42,7 @@ from kd_app.stages import Stages, hash_file
 from kd_app.tracking import Backend, Tracker
 from kd_app.tracking.report import name_run
 from kd_app.training.distributed.launch import check_places
+from kd_app.training.job import TrainingJob
 
 
 def distill(
@@ -49,20 +51,23 @@ def distill(
     own: ExternalParts | None = None,
     console: Console | None = None,
     trial: int | None = None,
+    is_winner: bool = False,
 ) -> Path:
     """Start the run that `config` describes, resume it, or reuse its results; returns
     the run's folder.
 
     In a sweep, `trial` is the number of the run: its folder is ``out/<trial>``, and
-    only the winner reads the test set. Raises `RequestError` before anything is read or
+    only the winner reads the test set. is_winner: the trial is the best of its sweep on
+    validation. Raises `RequestError` before anything is read or
     written if the request is wrong, and `RunError` if the run fails.
     """
     console = console or Console()
-    config = {**config, "tags": redact(config["tags"])}
+    spec = _build_spec({**config, "tags": redact(config["tags"])}, own, trial)
+    config = spec.config
     out = _name_folder(config, trial)
-    spec = _build_spec(config, own, out)
     spec.licenses.check()
     check_places(spec.trainer)
+    has_refit = is_refit_due(config, trial=trial, is_winner=is_winner)
     rule = VerdictRule(**config["verdict"])
     backends = {name: make(node, Backend) for name, node in config["logger"].items()}
     external = sorted(name for name, part in vars(spec.external).items() if part is not None)
@@ -90,17 +95,27 @@ def distill(
         builder = start_results(workspace, out, rule)
         checks = QuickChecks.parse(workspace, rule, config["checks"])
         with tracker.close_at_exit(), workspace.keep_work():
-            _run(workspace, builder, splits, checks, inputs, pruner=pruner, trial=trial)
+            _run(
+                workspace,
+                builder,
+                splits,
+                checks,
+                inputs,
+                pruner=pruner,
+                trial=trial,
+                has_refit=has_refit,
+            )
     return out
 
 
-def _build_spec(config: Config, own: ExternalParts | None, out: Path) -> RunSpec:
+def _build_spec(config: Config, own: ExternalParts | None, trial: int | None) -> RunSpec:
     """The specification of the run. An error for a finished run, such as a file that is
     not there any more, also states that the results were kept.
     """
     try:
         return build_spec(config, own)
     except RequestError as error:
+        out = _name_folder(config, trial)
         results = None if config["overwrite"] is True else _read_results(out)
         if results is None or results.status != "finished":
             raise
@@ -205,6 +220,7 @@ def _run(
     *,
     pruner: MedianPruner | None,
     trial: int | None,
+    has_refit: bool,
 ) -> None:
     """Train the models, measure them, and write the run's folder; results.json records
     how the run ended.
@@ -216,11 +232,14 @@ def _run(
             teacher = _prepare(workspace, builder, checks, inputs, trial=trial)
         # Only now: a request that is refused leaves nothing behind.
         inputs.keep_digests()
-        models = _train_models(workspace, builder, checks, teacher, pruner)
+        models, selected = _train_models(
+            workspace, builder, checks, teacher, pruner, has_refit=has_refit
+        )
         sweep = None if trial is None else out.parent
         with explain_memory_error("the measurement of the models", workspace.spec.config):
-            measure_models(builder, workspace, models, splits, sweep=sweep)
-        builder.models["student"].size_bytes = write_models(out, workspace, models)
+            measure_models(builder, workspace, models, splits, sweep=sweep, selected=selected)
+        size = write_models(out, workspace, models, selected=selected)
+        builder.models["student"].size_bytes = size
         results = builder.write("finished")
         if trial is None:
             write_report([out], out)
@@ -276,10 +295,15 @@ def _train_models(
     checks: QuickChecks,
     teacher: RunModel | None,
     pruner: MedianPruner | None,
-) -> dict[str, RunModel]:
-    """Teacher, controls and student, each trained or reused."""
+    *,
+    has_refit: bool,
+) -> tuple[dict[str, RunModel], dict[str, RunModel]]:
+    """Teacher, controls and student, each trained or reused; and the same models as
+    they were when validation chose their epochs. They differ only with `has_refit`.
+    """
     spec, tracker = workspace.spec, workspace.tracker
     models: dict[str, RunModel] = {}
+    jobs: dict[str, TrainingJob] = {}
     if spec.teacher is not None:
         if teacher is None:
             teacher = train(workspace, build_teacher_job(workspace), listener=tracker)
@@ -288,11 +312,15 @@ def _train_models(
             models["teacher"] = teacher
         teacher = train_assistants(workspace, teacher)
         for name in spec.controls:
-            job = build_control_job(workspace, name, teacher)
-            models[name] = train(workspace, job, listener=tracker)
+            jobs[name] = build_control_job(workspace, name, teacher)
+            models[name] = train(workspace, jobs[name], listener=tracker)
     listener = Listeners([tracker, pruner]) if pruner is not None else tracker
-    models["student"] = train(workspace, build_student_job(workspace, teacher), listener=listener)
-    return models
+    jobs["student"] = build_student_job(workspace, teacher)
+    models["student"] = train(workspace, jobs["student"], listener=listener)
+    again = {
+        role: train_again(workspace, job, models[role]) for role, job in jobs.items() if has_refit
+    }
+    return {**models, **again}, models
 
 
 def _prepare_data(workspace: Workspace, inputs: RunInputs) -> list[str]:

@@ -42,7 +42,8 @@ def finish_sweep(
         if own is None:
             own = merge_trial(config, _read_config(out / str(winner)))
         settings = {"test": "always", "remake": [], "overwrite": False}
-        job.distill({**own, **settings}, console=Console(silent=True), trial=winner)
+        silent = Console(silent=True)
+        job.distill({**own, **settings}, console=silent, trial=winner, is_winner=True)
         trials = load_trials(out)
     sentences = [*_suggest_next(out), *_summarize_seeds(out, trials)]
     _show_trials(console, out, trials, winner=winner, sentences=sentences)

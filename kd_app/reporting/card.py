@@ -272,11 +272,23 @@ def _list_provenance(results: Results) -> list[str]:
         f"Optimizer: {_format_settings(config.get('optimizer', {}))};"
         f" schedule: {_format_settings(config.get('scheduler', {}))}",
         f"{epochs} epoch{'' if epochs == 1 else 's'}, seed {results.seed}",
+        *_describe_refit(results.models["student"]),
         f"Data: {name_dataset(results)}; images: {sizes}; fingerprint"
         f" `{results.data.fingerprint[:16]}`",
         f"Software: {software}{commit}",
         f"Precision {escape_text(environment.get('precision', 'unknown'))} on"
         f" {escape_text(environment.get('device', 'an unknown device'))}",
+    ]
+
+
+def _describe_refit(student: ModelRecord) -> list[str]:
+    refit = student.training.refit if student.training else None
+    if refit is None:
+        return []
+    return [
+        f"Trained again on train and validation ({refit.images:,} images) for {refit.epochs}"
+        f" epoch{'' if refit.epochs == 1 else 's'}, which the first training had chosen on"
+        " validation"
     ]
 
 

@@ -83,18 +83,31 @@ class ImageStatistics(_Part):
         return self
 
 
+class RefitRecord(_Part):
+    """The second training of a model, on train and validation (`data.refit`).
+
+    images: number of images of both splits · epochs: those that validation chose in the
+    first training.
+    """
+
+    images: int
+    epochs: int
+
+
 class TrainingRecord(_Part):
     """How a model's training ended.
 
     epochs: number of completed epochs, fewer than max_epochs after an early stop ·
     best_epoch: the epoch (from 1) whose weights are exported · exported: the raw
-    weights, or their moving average.
+    weights, or their moving average · refit: the second training, whose weights are
+    exported instead.
     """
 
     epochs: Count | None = None
     max_epochs: Count | None = None
     best_epoch: Count | None = None
     exported: Literal["raw", "average"] = "raw"
+    refit: RefitRecord | None = None
 
 
 class ModelRecord(_Open):

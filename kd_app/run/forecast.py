@@ -10,6 +10,8 @@ from kd_app.config import InputSpec, RequestError
 from kd_app.config.errors import take_first_line
 from kd_app.models.create import create, resolve_input
 from kd_app.models.spec import LoadedModel, ModelSpec
+from kd_app.run.refit import count_images
+from kd_app.run.schema import RefitSetting
 from kd_app.run.workspace import Workspace
 from kd_app.training.timing import (
     StepEstimate,
@@ -96,17 +98,19 @@ class _Estimator:
             source = cost
         student = self._sum_training(spec.recipe.max_epochs, self.student, source)
         training += student
+        again = student
         outputs += self._cache(source, spec.student)
         for name, control in spec.controls.items():
             model = self.workspace.resolve_spec(name)
             cost = self.student if model is spec.student else self._time(model)
-            training += (
+            seconds = (
                 student
                 if control.match_wall_time
                 else self._sum_training(
                     control.max_epochs, cost, source if control.needs_teacher else None
                 )
             )
+            training, again = training + seconds, again + seconds
             measured[name] = cost
             if control.label_entropy_temperature is not None and source:
                 outputs += self._predict(source, data.sizes["train"])
@@ -117,7 +121,7 @@ class _Estimator:
             for split in splits
         )
         return Forecast(
-            training=training,
+            training=training + self._sum_refit(again),
             outputs=outputs,
             measuring=measuring,
             speed=_SPEED_SECONDS * len({id(model) for model in measured.values()}),
@@ -130,6 +134,15 @@ class _Estimator:
             return 0.0
         views = self.workspace.data.replay(self._resolve(student))
         return self._predict(source, len(views.rows) * views.views) if views else 0.0
+
+    def _sum_refit(self, seconds: float) -> float:
+        """Seconds of the second trainings of student and controls, at most: the best
+        epoch may be an early one. seconds: of their first trainings.
+        """
+        data = self.workspace.data
+        if not RefitSetting.read(self.workspace.spec.config["data"]):
+            return 0.0
+        return seconds * count_images(data) / data.sizes["train"]
 
     def _sum_training(
         self, epochs: int, model: StepEstimate, source: StepEstimate | None = None

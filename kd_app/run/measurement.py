@@ -19,6 +19,7 @@ from kd_app.reporting.results import (
     Estimate,
     LicenseRecord,
     ModelRecord,
+    RefitRecord,
     Results,
     Speed,
     TrainingRecord,
@@ -26,6 +27,7 @@ from kd_app.reporting.results import (
 from kd_app.run.dark_knowledge import measure_teacher_knowledge, show_examples
 from kd_app.run.open_model import ARTIFACTS
 from kd_app.run.recorded_pixels import describe_stats
+from kd_app.run.refit import describe_outcome as describe_refitted
 from kd_app.run.results_builder import ResultsBuilder, SplitName
 from kd_app.run.robustness import measure_robustness
 from kd_app.run.run_output import list_groups, write_predictions
@@ -61,22 +63,26 @@ def measure_models(
     *,
     before: Results | None = None,
     sweep: Path | None = None,
+    selected: Mapping[str, RunModel] | None = None,
 ) -> None:
     """Measure all models on `splits`, which maps each part of the results to a split of
     the data. Corrupted images are those of the last split.
 
     before: as in `start_results`. sweep: the folder of a sweep, whose trials share the
-    measured speed.
+    measured speed. selected: the models that are measured on validation in place of
+    `models`, which were trained on those images, too (`kd_app.run.refit`).
     """
     add_data(builder, workspace)
     for role, model in models.items():
         license = before.models[role].license if before else find_license(workspace, model)
         builder.models[role] = describe_model(workspace, model, license)
         builder.notes += [f"{role}: {each}" for each in describe_outcome(model.record)]
+    builder.notes += describe_refitted(models)
     *_, last = splits.values()
     for part, split in splits.items():
+        measured = selected if selected is not None and split == "validation" else models
         predictions = {
-            role: workspace.load_predictions(model, split) for role, model in models.items()
+            role: workspace.load_predictions(model, split) for role, model in measured.items()
         }
         student = predictions["student"]
         groups = list_groups(workspace, student)
@@ -147,6 +153,7 @@ def describe_training(record: Mapping[str, Any]) -> TrainingRecord:
         max_epochs=record.get("max_epochs"),
         best_epoch=int(best["epoch"]) + 1 if "epoch" in best else None,
         exported=best.get("weights", "raw"),
+        refit=RefitRecord(**record["refit"]) if "refit" in record else None,
     )
 
 

@@ -64,6 +64,11 @@ STAGES = "runs/.stages"
 _SHA256_DIGITS = 64
 _BUILT = ("data", "teacher", "student", "trainer", "robustness", "verdict")
 _BUILT_TO_TRAIN = ("loss", "optimizer", "scheduler")
+_REFITTED = (
+    "Student and controls of this run were trained on its validation images, too (data.refit=true),"
+    " so their accuracy on validation is that on images that they know, and what is chosen on"
+    " validation (a file, the thresholds of a cascade) is chosen on such images."
+)
 
 
 class SavedGroups(TypedDict):
@@ -138,13 +143,33 @@ def read_run(folder: Path, command: Config, purpose: Purpose) -> SavedRun:
     pixels = read_recorded_pixels(folder, results)
     adapted = _adapt_config(config, command, purpose)
     DistillSettings(**adapted)
+    is_refitted = _check_refit(folder, results, purpose)
     has_own_data = purpose != "measure" or command["data"] is None
     check_record(_select_groups(config, purpose, has_own_data=has_own_data), command["allow"])
     notes = _describe_omissions(config) if purpose == "train" else describe_unused(command)
     if not has_own_data:
         adapted["data"] = set_channels(command["data"], pixels.decoding)
         notes += describe_conversion(command["data"], adapted["data"])
+    elif is_refitted:
+        notes += (_REFITTED,)
     return SavedRun(folder, results, adapted, purpose, pixels, has_own_data, notes)
+
+
+def _check_refit(folder: Path, results: Results, purpose: Purpose) -> bool:
+    """Whether the student was trained on the validation images, too. Raises
+    `RequestError` if the purpose is a training that chooses on them.
+    """
+    training = results.models["student"].training if "student" in results.models else None
+    if training is None or training.refit is None:
+        return False
+    if purpose == "train":
+        raise RequestError(
+            f"The student of {str(folder)!r} was trained on the validation images, too"
+            " (data.refit=true), and each step is chosen and judged on them. Compress a run without"
+            " data.refit: the same kd-distill command with data.refit=false and another out= reuses"
+            " its trainings."
+        )
+    return True
 
 
 def _adapt_config(config: Config, command: Config, purpose: Purpose) -> Config:
@@ -313,7 +338,7 @@ def load_models(run: OpenRun, roles: Collection[str] | None = None) -> dict[str,
     for role in run.results.models:
         if roles is not None and role not in roles:
             continue
-        stage = stages.get(role, run.folder)
+        stage = stages.get(f"{role}-refit", stages.get(role, run.folder))
         folder = run.folder / STUDENT if role == "student" else stage / MODEL
         if role == "teacher":
             spec = _build_teacher_spec(workspace, run.folder)

@@ -7,6 +7,7 @@ from kd_app.models.cost import count_params
 from kd_app.models.create import resolve_input
 from kd_app.models.spec import ModelSpec, suggest_pretrained_tag
 from kd_app.run.forecast import Forecast, load_untrained
+from kd_app.run.refit import describe_refit
 from kd_app.run.workspace import Workspace
 from kd_app.training.job import Recipe
 
@@ -60,8 +61,9 @@ def describe_forecast(forecast: Forecast) -> str:
 
 
 def describe_models(workspace: Workspace, *, ready: bool) -> list[str]:
-    """A line about the data, and one about each model: its initial weights and its
-    training. ready: the teacher is used without training.
+    """A line about the data, one about each model (its initial weights and its
+    training), one about a loss that was chosen by ``loss=auto``, and one about
+    ``data.refit``. ready: the teacher is used without training.
     """
     spec, sizes = workspace.spec, workspace.data.sizes
     lines = [
@@ -77,7 +79,9 @@ def describe_models(workspace: Workspace, *, ready: bool) -> list[str]:
         lines.append(line + _compare_cost(workspace, name))
     for number, assistant in enumerate(spec.assistants, start=1):
         lines.append(_describe_model(f"Assistant {number}", assistant.spec, spec.recipe, workspace))
-    return [*lines, _describe_model("Student", spec.student, spec.recipe, workspace)]
+    lines.append(_describe_model("Student", spec.student, spec.recipe, workspace))
+    lines += [spec.loss_choice, describe_refit(workspace)]
+    return [line for line in lines if line]
 
 
 def _is_stretched(one: InputSpec, other: InputSpec) -> bool:

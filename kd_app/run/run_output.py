@@ -79,13 +79,22 @@ def write_predictions(
     )
 
 
-def write_models(out: Path, workspace: Workspace, models: Mapping[str, RunModel]) -> int:
+def write_models(
+    out: Path,
+    workspace: Workspace,
+    models: Mapping[str, RunModel],
+    *,
+    selected: Mapping[str, RunModel] | None = None,
+) -> int:
     """Write the curves of every training, the student, and a reference to the teacher;
     the size of the student's weights in bytes.
+
+    selected: the models of the trainings with validation, whose curves are written, if
+    `models` were trained again on all images.
     """
     curves = {
         role: list(read_curves(model.folder / FILE))
-        for role, model in models.items()
+        for role, model in (selected or models).items()
         if model.folder
     }
     write_curves(out / CURVES, curves)

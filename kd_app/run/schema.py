@@ -137,6 +137,18 @@ class FreezeSetting(Typed, called="student"):
         self.freeze = [freeze] if isinstance(freeze, str) else list(freeze or ())
 
 
+class RefitSetting(Typed, called="data"):
+    """refit: train student and controls again on train and validation."""
+
+    def __init__(self, *, refit: StrictBool) -> None:
+        self.refit = refit
+
+    @classmethod
+    def read(cls, data: Mapping[str, Any]) -> bool:
+        """The setting of a data group; false in a run that was saved without it."""
+        return cls(refit=data.get("refit", False)).refit
+
+
 class TeacherOutputs(Typed, called="teacher"):
     """How the teacher's outputs are computed: live at every step, or cached once for
     every view.
@@ -309,5 +321,6 @@ def _check_stage(name: str, controls: Iterable[str], num_assistants: int) -> Non
             known += [f"{outputs}-{role}-{split}" for split in ("validation", "test")]
     known += [f"link-{number}" for number in range(1, 1 + num_assistants)]
     known += [f"epochs-{control}" for control in controls]
+    known += [f"{role}-refit" for role in ("student", *controls)]
     if name not in known:
         raise build_unknown_error("stage to remake", name, known)

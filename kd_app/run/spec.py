@@ -3,7 +3,7 @@ its own signature, and the parts are checked against each other.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
@@ -21,6 +21,7 @@ from kd_app.models.spec import ModelSpec
 from kd_app.run.controls import Control, ControlSettings
 from kd_app.run.controls import check as check_control
 from kd_app.run.latency_budget import LatencyBudget
+from kd_app.run.loss_choice import resolve_loss
 from kd_app.run.model_specs import (
     AssistantSpec,
     build_composite,
@@ -33,6 +34,7 @@ from kd_app.run.schema import (
     FreezeSetting,
     LicenseSetting,
     Licensing,
+    RefitSetting,
     TeacherOutputs,
     TeacherTraining,
 )
@@ -55,7 +57,11 @@ class ExternalParts:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """The validated parts of a run, built before data or weights are read."""
+    """The validated parts of a run, built before data or weights are read.
+
+    config: with the chosen terms in place of ``loss=auto``. loss_choice: see
+    `LossChoice.sentence`.
+    """
 
     config: Config
     data: RunData
@@ -71,6 +77,7 @@ class RunSpec:
     assistants: tuple[AssistantSpec, ...] = ()
     budget: LatencyBudget | None = None
     external: ExternalParts = field(default_factory=ExternalParts)
+    loss_choice: str = ""
 
     def to_json(self) -> Config:
         """The data and the trainer as plain data, which another process needs in
@@ -82,8 +89,10 @@ class RunSpec:
 
 def build_spec(config: Config, external: ExternalParts | None = None) -> RunSpec:
     """Build and validate every part of a run without reading or writing anything."""
+    external = external or ExternalParts()
+    config, sentence = resolve_loss(config, teacher=external.teacher, student=external.student)
     DistillSettings(**config)
-    spec = assemble_spec(config, external or ExternalParts())
+    spec = replace(assemble_spec(config, external), loss_choice=sentence)
     check_recipes(spec)
     return spec
 
@@ -157,6 +166,8 @@ def _build_data(
             because=f"trainer.devices={trainer.world_size}",
             instead="use trainer.devices=1",
         )
+    if RefitSetting.read(config["data"]):
+        require(data, "options", because="data.refit=true", instead="set data.refit=false")
     if robustness.chosen:
         require(
             data,

@@ -114,7 +114,8 @@ def check_teacher_logits(
                     f" {num_classes} classes, and teacher.max_epochs=0"
                     " forbids its training: its head would be random, but the loss term"
                     f" {name} reads the logits. You can {ways}, or choose loss terms that do not"
-                    f" read logits (embedding_mse, review, sp).{detail}"
+                    " read logits (embedding_mse, review, sp), for example"
+                    f" 'loss=[cross_entropy,embedding_mse]'.{detail}"
                 )
 
 

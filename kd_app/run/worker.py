@@ -115,6 +115,7 @@ def load_job(record: dict[str, Any], data: "RunData") -> "TrainingJob":
         partner_images=record["partner_images"],
         fresh_views=record["fresh_views"],
         license=record["license"],
+        refit_weights=record["refit_weights"],
     )
 
 

@@ -56,9 +56,9 @@ class EMA(Typed, WeightAveraging):
         )
 
     @property
-    def raw_student(self) -> nn.Module:
-        """The student with the raw weights. Only valid during a validation, while the
-        trained module holds the average.
+    def other_student(self) -> nn.Module:
+        """The student with the weights that the trained module does not hold: during a
+        validation the raw weights, otherwise the average.
         """
         student: nn.Module = self._copy.student
         return student

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -46,7 +46,8 @@ class ResumableCheckpoint(Checkpoint):
     student's best weights.
 
     The best epoch has the highest validation top1; the lowest nll breaks ties. With an
-    `average`, both the averaged and the raw weights of an epoch are candidates.
+    `average`, both the averaged and the raw weights of an epoch are candidates. With
+    `last`, in a training without validation, these weights of the last epoch are kept.
 
     A stop signal ends the training with `TrainingInterrupted` after the current step or
     the running validation; a second signal ends the training at once. SIGUSR1 and
@@ -61,9 +62,11 @@ class ResumableCheckpoint(Checkpoint):
         minutes: float | None,
         steps: int | None = None,
         average: EMA | None = None,
+        last: Literal["raw", "average"] | None = None,
     ) -> None:
         super().__init__()
         self.folder = folder
+        self._last = last
         self.best: dict[str, Any] = {}
         self.sha256 = ""
         self.stop = StopRequest()
@@ -143,7 +146,7 @@ class ResumableCheckpoint(Checkpoint):
         else:
             self._validated_weights = {
                 "average": _copy_weights(student),
-                "raw": _copy_weights(self._average.raw_student),
+                "raw": _copy_weights(self._average.other_student),
             }
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -168,9 +171,21 @@ class ResumableCheckpoint(Checkpoint):
             self.sha256 = _write_best(self.folder, self._validated_weights[kind])
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._last is not None and trainer.current_epoch + 1 == trainer.max_epochs:
+            self._keep_last(trainer, pl_module)
         self._save(trainer)
         if self._vote(trainer, at_epoch_end=True)[1]:
             raise TrainingInterrupted
+
+    def _keep_last(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        student: torch.nn.Module = pl_module.student  # type: ignore[assignment]
+        if self._last == "average":
+            assert self._average is not None
+            # outside of a validation, the trained module holds the raw weights
+            student = self._average.other_student
+        self.best = {"epoch": float(trainer.current_epoch)}
+        if trainer.is_global_zero:
+            self.sha256 = _write_best(self.folder, _copy_weights(student))
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": dict(self.best), "sha256": self.sha256}

@@ -88,6 +88,7 @@ def fit(
         partner_images=job.partner_images,
         labeled_only=not job.recipe.needs_teacher,
         fresh_views=job.fresh_views,
+        with_validation=job.refit_weights is not None,
     )
     module = build(job, created, data, settings)
     # without replay the loader can't continue within an epoch
@@ -98,6 +99,7 @@ def fit(
         average=next((each for each in recipe_callbacks.values() if isinstance(each, EMA)), None),
         minutes=settings.checkpoint_minutes if has_replay else None,
         steps=settings.checkpoint_steps if has_replay else None,
+        last=job.refit_weights,
     )
     progress = Progress(job.name, console)
     skip = SkipNonFiniteSteps()
@@ -112,6 +114,7 @@ def fit(
     with silence_lightning():
         trainer = settings.make(
             max_epochs=job.recipe.max_epochs,
+            validate=job.refit_weights is None,
             folder=folder,
             callbacks=all_callbacks,
             loggers=[CurveLogger(folder, listen)],

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch.callbacks import Callback
 
@@ -185,7 +185,9 @@ class TrainingJob:
     name: names the stage, the console lines and the curves. partner_images: the teacher
     sees another image of the same class (a control). fresh_views: every epoch draws a
     new view of each image, regardless of ``data.views`` (the teacher's own training).
-    license: the license of the trained weights.
+    license: the license of the trained weights. refit_weights: train on the validation
+    images, too, without validation, and export these weights of the last epoch; None:
+    export the best weights on validation.
     """
 
     name: str
@@ -196,6 +198,7 @@ class TrainingJob:
     partner_images: bool = False
     fresh_views: bool = False
     license: str = "unknown"
+    refit_weights: Literal["raw", "average"] | None = None
 
     def describe_identity(self, data: RunData, trainer: TrainerSettings) -> dict[str, Any]:
         """The settings that determine the trained weights, for the stage's key."""
@@ -221,6 +224,7 @@ class TrainingJob:
                 else None
             ),
             **({"partner_images": True} if self.partner_images else {}),
+            **({"refit": self.refit_weights} if self.refit_weights else {}),
             **({"teacher_outputs": "cached"} if teacher and teacher.cached_logits else {}),
         }
 
@@ -246,6 +250,7 @@ class TrainingJob:
             "partner_images": self.partner_images,
             "fresh_views": self.fresh_views,
             "license": self.license,
+            "refit_weights": self.refit_weights,
         }
 
 

@@ -171,9 +171,17 @@ class TrainerSettings(Typed):
         }
 
     def make(
-        self, *, max_epochs: int, folder: Path, callbacks: list[pl.Callback], loggers: list[Any]
+        self,
+        *,
+        max_epochs: int,
+        folder: Path,
+        callbacks: list[pl.Callback],
+        loggers: list[Any],
+        validate: bool = True,
     ) -> pl.Trainer:
-        """Build the Lightning Trainer of one training in `folder`."""
+        """Build the Lightning Trainer of one training in `folder`. validate: at the end
+        of each epoch.
+        """
         strategy: Any = "auto"
         if self.world_size > 1:
             from datetime import timedelta
@@ -210,7 +218,7 @@ class TrainerSettings(Typed):
             enable_model_summary=False,
             enable_checkpointing=True,
             limit_train_batches=self.limits["limit_train_batches"],
-            limit_val_batches=self.limits["limit_val_batches"],
+            limit_val_batches=self.limits["limit_val_batches"] if validate else 0,
             overfit_batches=self.limits["overfit_batches"] or 0.0,
         )
 

@@ -147,7 +147,7 @@ WRONG = [
     ("robustness=hard", "Did you mean 'standard'?"),
     ("verdict.metric=top5", "metric='top5' does not fit"),
     # what the parts need of each other
-    ("teacher=none", "The loss term soft_target needs a teacher and there is none"),
+    ("teacher=none loss=[soft_target]", "The loss term soft_target needs a teacher"),
     ("loss=[cross_entropy]", "no loss term reads it"),
     # words that are none
     ("seed", "'seed' can't be read. Expected <setting>=<value>"),

@@ -65,6 +65,26 @@ def test_labeled_images_take_as_many_steps_as_all_images() -> None:
     assert numbers <= set(source.index.labeled_rows.tolist())
 
 
+def test_with_validation_an_epoch_has_the_images_of_both_splits_with_their_labels() -> None:
+    source = loaders(label_fraction=0.5, batch_size=1)
+    index = source.index
+    both = [*index.training_rows.tolist(), *index.list_rows("validation").tolist()]
+    batches = list(train(source, with_validation=True))
+    numbers = [number for batch in batches for number in batch.index.tolist()]
+    assert sorted(numbers) == sorted(both)
+    targets = {
+        n: t
+        for batch in batches
+        for n, t in zip(batch.index.tolist(), batch.target.tolist(), strict=True)
+    }
+    labeled = {number for number, target in targets.items() if target >= 0}
+    assert labeled == {*index.labeled_rows.tolist(), *index.list_rows("validation").tolist()}
+    assert not set(numbers) & set(index.list_rows("test").tolist())
+    only = train(source, with_validation=True, labeled_only=True)
+    assert {int(batch.index) for batch in only} == labeled
+    assert {int(batch.index) for batch in train(source)} == set(index.training_rows.tolist())
+
+
 def test_a_replay_starts_at_any_row() -> None:
     source = loaders()
     whole = torch.cat([batch.image for batch in source.replay(GRAY, 1, 0)])

@@ -264,9 +264,8 @@ def test_copied_or_pickled_data_has_the_same_batches(
 def settings_of(name: str) -> Any:
     """Return the arguments of the data module in a data group."""
     config = compose_config("distill", [f"data={name}"])["data"]
-    return {
-        key: value for key, value in config.items() if key not in ("name", "presets", "license")
-    }
+    others = ("name", "presets", "license", "refit")
+    return {key: value for key, value in config.items() if key not in others}
 
 
 def test_every_data_configuration_can_be_built(tmp_path: Path) -> None:

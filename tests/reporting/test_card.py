@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from kd_app.config.compose import compose_config
 from kd_app.reporting.card import CARD, write_card
 from kd_app.reporting.distillation_gain import describe_gains
-from kd_app.reporting.results import LicenseRecord, Results
+from kd_app.reporting.results import LicenseRecord, RefitRecord, Results, TrainingRecord
 from kd_app.reporting.sentences import write_verdict
 from tests.reporting.run_folders import build_results
 
@@ -33,11 +33,27 @@ def build_card(folder: Path, results: Results) -> Card:
 
 def build_full(**changes: Any) -> Results:
     results = build_results(
-        **{"config": compose_config("distill", ["trainer.max_epochs=7"]), **changes}
+        **{
+            "config": compose_config(
+                "distill", ["trainer.max_epochs=7", "loss=[cross_entropy,soft_target]"]
+            ),
+            **changes,
+        }
     )
     assert results.data is not None
     results.data.name = "digits"
     return results
+
+
+def test_a_second_training_on_all_images_is_stated(tmp_path: Path) -> None:
+    results = build_full()
+    assert "Trained again" not in build_card(tmp_path, results).text
+    refit = RefitRecord(images=1438, epochs=9)
+    results.models["student"].training = TrainingRecord(epochs=12, refit=refit)
+    assert (
+        "- Trained again on train and validation (1,438 images) for 9 epochs, which the first"
+        " training had chosen on validation"
+    ) in build_card(tmp_path, results).text
 
 
 def test_the_metadata_have_license_library_task_and_test_metrics(
@@ -149,7 +165,9 @@ def test_limitations_follow_from_the_metrics(tmp_path: Path) -> None:
 
 
 def test_a_run_on_a_part_of_the_images_has_a_warning(tmp_path: Path) -> None:
-    text = build_card(tmp_path, build_full(config=compose_config("distill", ["debug=fdr"]))).text
+    text = build_card(
+        tmp_path, build_full(config=compose_config("distill", ["debug=fdr", "loss=[soft_target]"]))
+    ).text
     assert (
         "a trial run on a part of the images only (`limit_train_batches`, `limit_val_batches`,"
         " `limit_test_batches`)" in text
@@ -181,6 +199,7 @@ def test_paths_and_secrets_of_the_machine_are_left_out(
                 "teacher.checkpoint=/home/me/secret/net",
                 "optimizer.kwargs.note=hidden-away-0123",
                 "tags=[/home/me]",
+                "loss=[soft_target]",
             ],
         )
     )
@@ -204,7 +223,13 @@ def test_a_card_without_teacher_and_test_set(tmp_path: Path) -> None:
 
 def test_an_external_module_is_loaded_with_its_factory(tmp_path: Path) -> None:
     config = compose_config(
-        "distill", ["student._target_=mine.nets.Net", "student.kwargs.width=8", "allow=[mine]"]
+        "distill",
+        [
+            "student._target_=mine.nets.Net",
+            "student.kwargs.width=8",
+            "allow=[mine]",
+            "loss=[soft_target]",
+        ],
     )
     results = build_full(config=config)
     results.models["student"].name = "mine.nets:Net"

@@ -55,6 +55,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     teacher_folder(folder / "student")
     overrides = [
         "debug=fdr",
+        "loss=[cross_entropy,soft_target]",
         f"teacher.checkpoint={teacher}",
         "student.name=resnet8",
         "logger=[csv]",
@@ -379,3 +380,14 @@ def test_a_stage_that_has_moved_with_its_folder_is_looked_for_by_its_name(tmp_pa
     assert _find_stage(old, tmp_path / "new") == tmp_path / "new" / "teacher-01"
     old.mkdir(parents=True)
     assert _find_stage(old, tmp_path / "new") == old
+
+
+def test_a_student_that_knows_the_validation_images_is_not_compressed(run: Path) -> None:
+    models = results(run)["models"]
+    models["student"]["training"] = {"refit": {"images": 9, "epochs": 2}}
+    change_results(run, models=models)
+    with pytest.raises(RequestError, match=r"trained on the validation images, too"):
+        read_saved(run, "train")
+    for purpose in ("export", "measure"):
+        (note,) = read_saved(run, purpose).notes
+        assert "images that they know" in note

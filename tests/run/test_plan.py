@@ -19,13 +19,17 @@ def test_seconds_are_rounded(seconds: float, text: str) -> None:
 
 
 def test_each_model_has_a_line(digits: Workspace) -> None:
-    data, teacher, control, student = describe_models(digits, ready=True)
+    data, teacher, control, student, loss = describe_models(digits, ready=True)
     assert data.startswith("Data: 10 classes; images: ")
     assert teacher.startswith("Teacher: resnet14 as it is, the weights in ")
     assert control.startswith("Control labels_only: resnet8 trained for ")
     assert "on cross_entropy, from random weights, 8x8" in control
     assert student.startswith("Student: resnet8 trained for ")
     assert "cross_entropy + soft_target" in student
+    assert loss == (
+        "Loss: cross_entropy + soft_target (temperature 4), chosen by loss=auto because teacher and"
+        " student are CNNs"
+    )
 
 
 def test_assistants_are_between_teacher_and_student(tmp_path: Path) -> None:
@@ -33,7 +37,13 @@ def test_assistants_are_between_teacher_and_student(tmp_path: Path) -> None:
         tmp_path, "teacher.chain=[resnet14]", "controls=[]", "student.name=resnet8"
     )
     lines = describe_models(workspace, ready=False)
-    assert [line.split(":")[0] for line in lines] == ["Data", "Teacher", "Assistant 1", "Student"]
+    assert [line.split(":")[0] for line in lines] == [
+        "Data",
+        "Teacher",
+        "Assistant 1",
+        "Student",
+        "Loss",
+    ]
     assert "trained for" in lines[1]
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from kd_app.config import RequestError
 from kd_app.config.compose import compose_config
+from kd_app.run.loss_choice import resolve_loss
 from kd_app.run.schema import (
     DistillSettings,
     EnsembleSettings,
@@ -15,7 +16,8 @@ from kd_app.run.schema import (
 
 
 def validate(*overrides: str, **changes: Any) -> None:
-    DistillSettings(**{**compose_config("distill", list(overrides)), **changes})
+    config = resolve_loss(compose_config("distill", list(overrides))).config
+    DistillSettings(**{**config, **changes})
 
 
 def test_the_default_configuration_is_valid() -> None:

@@ -58,7 +58,10 @@ def test_a_module_from_python_is_the_student() -> None:
     ("overrides", "message"),
     [
         (["loss=[cross_entropy]"], "no loss term reads it"),
-        (["teacher=none"], "The loss term soft_target needs a teacher and there is none"),
+        (
+            ["teacher=none", "loss=[soft_target]"],
+            "The loss term soft_target needs a teacher and there is none",
+        ),
         (
             ["teacher=none", "+teacher.chain=[resnet8]", "loss=[cross_entropy]"],
             "teacher.chain needs",

@@ -6,10 +6,11 @@ import signal
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from kd_app.stages import hash_file
@@ -21,6 +22,7 @@ from kd_app.training.callbacks import (
     SkipNonFiniteSteps,
     TrainingInterrupted,
     _format_clock,
+    is_best_intact,
 )
 from tests.training.small_parts import Net
 
@@ -71,6 +73,23 @@ def test_the_best_epoch_has_the_highest_top1_and_of_equals_the_lowest_nll(tmp_pa
     restored = ResumableCheckpoint(tmp_path, minutes=None)
     restored.load_state_dict(callback.state_dict())
     assert restored.best == callback.best
+
+
+@pytest.mark.parametrize("kind", ["raw", "average"])
+def test_without_validation_the_weights_of_the_last_epoch_are_kept(
+    tmp_path: Path, kind: Literal["raw", "average"]
+) -> None:
+    raw, average = Net(), Net()
+    other: Any = SimpleNamespace(other_student=average)
+    callback = ResumableCheckpoint(tmp_path, minutes=None, average=other, last=kind)
+    for epoch in (8, 9):
+        trainer: Any = FakeTrainer(current_epoch=epoch)
+        callback.on_train_epoch_end(trainer, SimpleNamespace(student=raw))  # type: ignore[arg-type]
+        assert (tmp_path / BEST).is_file() is (epoch == 9)
+    assert callback.best == {"epoch": 9.0}
+    weights, model = load_file(tmp_path / BEST), {"raw": raw, "average": average}[kind]
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    assert is_best_intact(tmp_path, callback.sha256)
 
 
 def test_the_best_weights_before_stay_until_a_checkpoint_refers_to_the_new_ones(
