@@ -20,6 +20,7 @@ from kd_app.data.loader import (
     TrainingLoader,
 )
 from kd_app.data.mix import BatchMixer, MixSettings
+from kd_app.data.pseudo_labels import add_pseudo_labels
 from kd_app.data.views import CenterCropView, View
 
 
@@ -50,6 +51,7 @@ class ImageLoaders:
         *,
         order_seed: int,
         partners: Int64[np.ndarray, " images"] | None,
+        pseudo_labels: Int64[np.ndarray, " images"] | None,
         labeled_only: bool,
         views: int | None,
         position: Position,
@@ -58,12 +60,16 @@ class ImageLoaders:
     ) -> TrainingLoader:
         """Return the shuffled training batches; see `TrainingLoader`.
 
-        labeled_only: use only labeled images, with as many steps per epoch as all
-        images take.
+        pseudo_labels: by image number, labels of images whose own label is not used;
+        -1: none. labeled_only: use only labeled images, with as many steps per epoch as
+        all images take.
         """
-        builder = replace(self._build_training_builder(input_spec), partners=partners)
+        builder = self._build_training_builder(input_spec, pseudo_labels)
+        builder = replace(builder, partners=partners)
         all_rows = self.index.training_rows
-        rows = self.index.labeled_rows if labeled_only else all_rows
+        rows = all_rows
+        if labeled_only and builder.labeled is not None:
+            rows = all_rows[builder.labeled[all_rows]]
         return TrainingLoader(
             builder,
             rows,
@@ -124,13 +130,19 @@ class ImageLoaders:
             view=view,
         )
 
-    def _build_training_builder(self, input_spec: InputSpec) -> BatchBuilder:
+    def _build_training_builder(
+        self, input_spec: InputSpec, pseudo_labels: Int64[np.ndarray, " images"] | None = None
+    ) -> BatchBuilder:
         index, mixing = self.index, None
+        target, labeled = index.listing.target, index.labeled
+        if pseudo_labels is not None and labeled is not None:
+            target, labeled = add_pseudo_labels(target, labeled, pseudo_labels)
         if self.mix is not None:
-            mixing = BatchMixer(self.mix, len(index.classes), index.training_rows, index.labeled)
+            mixing = BatchMixer(self.mix, len(index.classes), index.training_rows, labeled)
         return replace(
             self._build_batch_builder(self.view, input_spec),
-            labeled=index.labeled,
+            target=target,
+            labeled=labeled,
             mixing=mixing,
             after_view=self.after_view,
         )

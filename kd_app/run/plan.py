@@ -6,7 +6,10 @@ from kd_app.config import InputSpec
 from kd_app.models.cost import count_params
 from kd_app.models.create import resolve_input
 from kd_app.models.spec import ModelSpec, suggest_pretrained_tag
+from kd_app.reporting.sentences import write_teacher_labels
+from kd_app.run.controls import Control
 from kd_app.run.forecast import Forecast, load_untrained
+from kd_app.run.teacher_labels import find_teacher_labels
 from kd_app.run.workspace import Workspace
 from kd_app.training.job import Recipe
 
@@ -61,7 +64,8 @@ def describe_forecast(forecast: Forecast) -> str:
 
 def describe_models(workspace: Workspace, *, ready: bool) -> list[str]:
     """A line about the data, and one about each model: its initial weights and its
-    training. ready: the teacher is used without training.
+    training; with few labels also one about those that the teacher was trained on.
+    ready: the teacher is used without training.
     """
     spec, sizes = workspace.spec, workspace.data.sizes
     lines = [
@@ -77,7 +81,9 @@ def describe_models(workspace: Workspace, *, ready: bool) -> list[str]:
         lines.append(line + _compare_cost(workspace, name))
     for number, assistant in enumerate(spec.assistants, start=1):
         lines.append(_describe_model(f"Assistant {number}", assistant.spec, spec.recipe, workspace))
-    return [*lines, _describe_model("Student", spec.student, spec.recipe, workspace)]
+    lines.append(_describe_model("Student", spec.student, spec.recipe, workspace))
+    labels = write_teacher_labels(find_teacher_labels(workspace, ready=ready))
+    return [*lines, f"Labels: {labels}"] if labels else lines
 
 
 def _is_stretched(one: InputSpec, other: InputSpec) -> bool:
@@ -112,7 +118,10 @@ def _describe_model(
     verb = "fine-tuned" if origin.has_weights else "trained"
     labeled, few_labels = workspace.data.num_labeled, ""
     if labeled is not None and not recipe.needs_teacher:
-        few_labels = f", on the {labeled:,} images with a label in as many steps"
+        images = f"{labeled:,} images with a label"
+        if isinstance(recipe, Control) and recipe.labels_images:
+            images = f"{images} and those that it labels"
+        few_labels = f", on the {images} in as many steps"
     return f"{title}: {origin.name} {verb} {recipe.how}{few_labels}, from {weights}, {size}{hint}"
 
 
