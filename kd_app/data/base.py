@@ -16,12 +16,13 @@ from kd_app.data.evaluation import Evaluation
 from kd_app.data.scan import Progress
 from kd_app.data.source import Listing
 
-Capability = Literal["replay", "views", "partners", "options", "uint8", "sharded"]
+Capability = Literal["replay", "views", "partners", "unlabeled", "options", "uint8", "sharded"]
 
 NEEDS: Final[Mapping[Capability, str]] = {
     "replay": "batches that can be read from the middle of an epoch",
     "views": "views of each image that can be replayed",
     "partners": "another image of the same class for each image",
+    "unlabeled": "training images without labels",
     "options": "images that kd_app decodes itself",
     "uint8": "8-bit images",
     "sharded": "a different share of the images for each process",
@@ -194,6 +195,7 @@ class RunData(Protocol):
         *,
         order_seed: int,
         partner_images: bool = False,
+        pseudo_labels: Int64[np.ndarray, " images"] | None = None,
         labeled_only: bool = False,
         fresh_views: bool = False,
         with_validation: bool = False,
@@ -201,10 +203,11 @@ class RunData(Protocol):
         """Serve a model with this `input_spec` from now on.
 
         order_seed: seed of the order of the training images. partner_images: add to
-        each batch, for each image, another image of the same class. labeled_only: use
-        only labeled images, with as many steps per epoch as all images take.
-        fresh_views: use a new view of each image in every epoch. with_validation: train
-        on the images of validation, too, with their labels.
+        each batch, for each image, another image of the same class. pseudo_labels: by
+        image number, labels of images whose own label is not used; -1: none.
+        labeled_only: use only labeled images, with as many steps per epoch as all
+        images take. fresh_views: use a new view of each image in every epoch.
+        with_validation: train on the images of validation, too, with their labels.
         """
 
     def train_dataloader(self) -> BatchLoader:
@@ -244,6 +247,11 @@ class RunData(Protocol):
 
     def list_targets(self, split: str) -> Int64[np.ndarray, " rows"] | None:
         """Return the class numbers of a split in order; None if unknown."""
+
+    def list_unlabeled_rows(self) -> Int64[np.ndarray, " rows"] | None:
+        """Return the numbers of the training images whose label is not used; None if
+        unknown.
+        """
 
     def count_labels(self) -> Int64[np.ndarray, " classes"] | None:
         """Return the number of labeled training images of each class; None if

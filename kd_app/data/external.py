@@ -66,6 +66,7 @@ class ExternalDataModule(LightningDataModule):
             "replay": Lack(f"{module} can't resume in the middle of an epoch", _FIX),
             "views": Lack(f"{module} provides batches without views", _FIX),
             "partners": Lack(f"{module} provides batches, not single images", _FIX),
+            "unlabeled": Lack(f"{module} determines the labels", _FIX),
             "options": Lack(f"{module} provides finished batches", _FIX),
             "uint8": Lack(f"{module} provides normalized images", _FIX),
             "sharded": Lack(f"{module} provides the same batches to every process", _FIX),
@@ -263,6 +264,7 @@ class ExternalDataModule(LightningDataModule):
         *,
         order_seed: int,
         partner_images: bool = False,
+        pseudo_labels: Int64[np.ndarray, " images"] | None = None,
         labeled_only: bool = False,
         fresh_views: bool = False,
         with_validation: bool = False,
@@ -271,11 +273,13 @@ class ExternalDataModule(LightningDataModule):
 
         The module determines labels and augmentation: `labeled_only` and `fresh_views`
         have no effect. Raises `RequestError` for an `input_spec` of another size, and
-        for `partner_images`.
+        for `partner_images` and `pseudo_labels`.
         """
         assert not with_validation, "is_refit_due requires ImageData"
         if partner_images:
             require(self, "partners", because="partner_images", instead="leave it out")
+        if pseudo_labels is not None:
+            require(self, "unlabeled", because="pseudo_labels", instead="leave it out")
         self._order_seed = order_seed
         expected = (input_spec.channels, input_spec.height, input_spec.width)
         if expected != (self.channels, self.size, self.width):
@@ -346,6 +350,9 @@ class ExternalDataModule(LightningDataModule):
         """Return None: the training labels are known only while a loader is read."""
 
     def list_rows(self, split: str) -> None:
+        """Return None: images are numbered only while a loader is read."""
+
+    def list_unlabeled_rows(self) -> None:
         """Return None: images are numbered only while a loader is read."""
 
     def iterate_images(self, split: str) -> Iterator[tuple[int, np.ndarray]]:

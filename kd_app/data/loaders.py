@@ -1,7 +1,7 @@
 """Builds loaders of the images of an `ImageIndex` for a model's `InputSpec`."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -20,7 +20,20 @@ from kd_app.data.loader import (
     TrainingLoader,
 )
 from kd_app.data.mix import BatchMixer, MixSettings
+from kd_app.data.pseudo_labels import add_pseudo_labels
 from kd_app.data.views import CenterCropView, View
+
+
+class _TrainingImages(NamedTuple):
+    """The images of an epoch.
+
+    rows: their numbers. target, labeled: by image number, the label, and whether it is
+    used (None: all are).
+    """
+
+    rows: Int64[np.ndarray, " rows"]
+    target: Int64[np.ndarray, " images"]
+    labeled: Bool[np.ndarray, " images"] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +63,7 @@ class ImageLoaders:
         *,
         order_seed: int,
         partners: Int64[np.ndarray, " images"] | None,
+        pseudo_labels: Int64[np.ndarray, " images"] | None,
         labeled_only: bool,
         with_validation: bool = False,
         views: int | None,
@@ -59,13 +73,14 @@ class ImageLoaders:
     ) -> TrainingLoader:
         """Return the shuffled training batches; see `TrainingLoader`.
 
-        labeled_only: use only labeled images, with as many steps per epoch as all
-        images take. with_validation: the images of validation, too, all with labels.
+        pseudo_labels: by image number, labels of images whose own label is not used;
+        -1: none. labeled_only: use only labeled images, with as many steps per epoch as
+        all images take. with_validation: the images of validation, too, all with
+        labels.
         """
-        all_rows, labeled = self._select_images(with_validation=with_validation)
-        builder = replace(
-            self._build_training_builder(input_spec, all_rows, labeled), partners=partners
-        )
+        images = self._select_images(pseudo_labels, with_validation=with_validation)
+        builder = replace(self._build_training_builder(input_spec, images), partners=partners)
+        all_rows, labeled = images.rows, images.labeled
         rows = all_rows if labeled is None or not labeled_only else all_rows[labeled[all_rows]]
         return TrainingLoader(
             builder,
@@ -118,43 +133,45 @@ class ImageLoaders:
 
         The pixels are those of the training loader.
         """
-        rows, labeled = self._select_images(with_validation=False)
-        builder = self._build_training_builder(input_spec, rows, labeled)
+        images = self._select_images()
+        builder = self._build_training_builder(input_spec, images)
         return EvaluationLoader(
             builder,
-            rows[start:],
+            images.rows[start:],
             self.batch_size,
             num_workers=self._count_workers(builder, SINGLE),
             view=view,
         )
 
     def _select_images(
-        self, *, with_validation: bool
-    ) -> tuple[Int64[np.ndarray, " rows"], Bool[np.ndarray, " images"] | None]:
-        """Return the numbers of the images of an epoch, and by image number whether the
-        label is used (None: all are).
-        """
+        self,
+        pseudo_labels: Int64[np.ndarray, " images"] | None = None,
+        *,
+        with_validation: bool = False,
+    ) -> _TrainingImages:
+        """Select the images of an epoch and their labels."""
         rows, labeled = self.index.training_rows, self.index.labeled
+        target = self.index.listing.target
+        if pseudo_labels is not None and labeled is not None:
+            target, labeled = add_pseudo_labels(target, labeled, pseudo_labels)
         if with_validation:
             validation = self.index.list_rows("validation")
             rows = np.concatenate((rows, validation))
             if labeled is not None:
                 labeled = labeled.copy()
                 labeled[validation] = True
-        return rows, labeled
+        return _TrainingImages(rows, target, labeled)
 
     def _build_training_builder(
-        self,
-        input_spec: InputSpec,
-        rows: Int64[np.ndarray, " rows"],
-        labeled: Bool[np.ndarray, " images"] | None,
+        self, input_spec: InputSpec, images: _TrainingImages
     ) -> BatchBuilder:
         mixing = None
         if self.mix is not None:
-            mixing = BatchMixer(self.mix, len(self.index.classes), rows, labeled)
+            mixing = BatchMixer(self.mix, len(self.index.classes), images.rows, images.labeled)
         return replace(
             self._build_batch_builder(self.view, input_spec),
-            labeled=labeled,
+            target=images.target,
+            labeled=images.labeled,
             mixing=mixing,
             after_view=self.after_view,
         )

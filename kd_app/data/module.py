@@ -105,6 +105,7 @@ class ImageData(LightningDataModule, Typed):
         self._bound: tuple[InputSpec, int] | None = None
         self._partners: Int64[np.ndarray, " images"] | None = None
         self._labeled_only = self._fresh_views = self._with_validation = False
+        self._pseudo_labels: Int64[np.ndarray, " images"] | None = None
 
     # -- capabilities and identity
 
@@ -124,6 +125,12 @@ class ImageData(LightningDataModule, Typed):
                 lacks["partners"] = Lack(
                     f"data.{key}={value} trains on images without labels", f"Set data.{key}=null"
                 )
+        if "partners" not in lacks:
+            lacks["unlabeled"] = Lack(
+                "every training image has a label",
+                "Set data.label_fraction, for example data.label_fraction=0.1, or data.unlabeled to"
+                " a folder of images",
+            )
         return lacks
 
     @property
@@ -250,6 +257,9 @@ class ImageData(LightningDataModule, Typed):
     def list_targets(self, split: str) -> Int64[np.ndarray, " rows"]:
         return self.index.list_targets(split)
 
+    def list_unlabeled_rows(self) -> Int64[np.ndarray, " rows"]:
+        return np.setdiff1d(self.index.training_rows, self.index.labeled_rows)
+
     def count_labels(self) -> Int64[np.ndarray, " classes"]:
         labels = self.index.listing.target[self.index.labeled_rows]
         return np.bincount(labels, minlength=len(self.classes))
@@ -277,6 +287,7 @@ class ImageData(LightningDataModule, Typed):
         *,
         order_seed: int,
         partner_images: bool = False,
+        pseudo_labels: Int64[np.ndarray, " images"] | None = None,
         labeled_only: bool = False,
         fresh_views: bool = False,
         with_validation: bool = False,
@@ -290,6 +301,7 @@ class ImageData(LightningDataModule, Typed):
         self._with_validation = with_validation
         splits = ("train", "validation") if with_validation else ("train",)
         rows = np.concatenate([self.list_rows(split) for split in splits])
+        self._pseudo_labels = pseudo_labels
         self._partners = (
             draw_class_partners(self.index.listing.target, rows, seed=order_seed)
             if partner_images
@@ -313,6 +325,7 @@ class ImageData(LightningDataModule, Typed):
             input_spec,
             order_seed=order_seed,
             partners=self._partners,
+            pseudo_labels=self._pseudo_labels,
             labeled_only=self._labeled_only,
             with_validation=self._with_validation,
             views=None if self._fresh_views else self.views,

@@ -25,6 +25,7 @@ from kd_app.config.make import make
 from kd_app.metrics.verdict import VerdictRule
 from kd_app.reporting.console import Console
 from kd_app.run.plan import describe_forecast, describe_models
+from kd_app.run.pseudo_labels import check_images_to_label
 from kd_app.run.refit import is_refit_due
 from kd_app.run.role_jobs import check_batches, draft_role_job
 from kd_app.run.run_folder import check_stages
@@ -108,6 +109,7 @@ def inspect_setup(
     try:
         workspace.prepare_data()
         void_parts = workspace.check_losses()
+        check_images_to_label(workspace)
     except RequestError as error:
         return CheckReport((refuse("data", str(error)),))
     start = time.monotonic()

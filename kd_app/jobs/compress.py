@@ -160,6 +160,8 @@ def compress(config: Config, *, console: Console | None = None, trial: int | Non
     ):
         builder = start_results(run.workspace, out, run.verdict)
         builder.config = record
+        if run.results.data is not None:
+            builder.teacher_labels = run.results.data.teacher_labels
         read_test = settings.test == "always" or (settings.test == "auto" and trial is None)
         _compress(settings, steps, builder, run, read_test=read_test, report=trial is None)
     return out

@@ -21,6 +21,7 @@ from kd_app.run.forecast import forecast_run
 from kd_app.run.inputs import RunInputs
 from kd_app.run.measurement import format_top1, measure_models, name_data, start_results
 from kd_app.run.plan import write_plan
+from kd_app.run.pseudo_labels import check_images_to_label
 from kd_app.run.refit import is_refit_due, train_again
 from kd_app.run.results_builder import ResultsBuilder, SplitName
 from kd_app.run.role_jobs import (
@@ -34,6 +35,7 @@ from kd_app.run.run_folder import build_run_name, check_out, check_stages, claim
 from kd_app.run.run_length import list_length_notes
 from kd_app.run.run_output import list_uploads, write_models
 from kd_app.run.spec import Config, ExternalParts, RunSpec, build_spec
+from kd_app.run.teacher_labels import find_teacher_labels
 from kd_app.run.train import Listeners, train
 from kd_app.run.workspace import RunModel, Workspace
 from kd_app.run_files import CONFIG, CURVES, RESULTS, SPLIT
@@ -278,6 +280,7 @@ def _prepare(
         console.print(f"Note: {note}")
     teacher = workspace.load_pretrained_teacher()
     is_ready = teacher is not None
+    builder.teacher_labels = find_teacher_labels(workspace, ready=is_ready)
     forecast = forecast_run(workspace, ready=is_ready)
     console.print(write_plan(workspace, ready=is_ready, forecast=forecast))
     check_batches(workspace, ready=is_ready)
@@ -331,6 +334,7 @@ def _prepare_data(workspace: Workspace, inputs: RunInputs) -> list[str]:
     inputs.list_images()
     workspace.prepare_data()
     void_parts = workspace.check_losses()
+    check_images_to_label(workspace)
     inputs.record()
     data, licenses = workspace.data, workspace.spec.licenses
     data.write_split(out / SPLIT)

@@ -11,6 +11,8 @@ from kd_app.reporting.sentences import format_difference, format_margin, format_
 PLAIN: Final = ("labels_only", "match_wall_time")
 """Controls that are plain training: no teacher, unchanged labels."""
 
+_WITHOUT_TEACHER: Final = (*PLAIN, "smoothed_labels", "pseudo_labels")
+"""Controls that a user could train in place of the student, the cheapest first."""
 _MARGIN: Final = 0.01
 """Margin for a run whose config has none."""
 _CONTROLS: Final = {
@@ -33,6 +35,11 @@ _CONTROLS: Final = {
         "the teacher's outputs for other images of the class",
         "no gain from the teacher's knowledge of the individual image is shown.",
         "a gain from the teacher's knowledge of the individual image.",
+    ),
+    "pseudo_labels": (
+        "the same network trained on the labels and on its own pseudo-labels{pseudo_labels}",
+        "no help from the teacher beyond the student's own labels is shown.",
+        "the teacher helps beyond the student's own labels.",
     ),
     "other_family": (
         "another family of about the same cost ({network}{macs}) trained on labels only",
@@ -120,8 +127,16 @@ def _format_details(resolved: dict[str, object]) -> dict[str, str]:
     return {
         "epochs": "" if epochs is None else f" ({epochs} epochs)",
         "smoothing": "" if smoothing is None else f" (smoothing {smoothing:.3g})",
+        "pseudo_labels": _format_pseudo_labels(resolved),
         "macs": "" if ratio is None else f", {ratio:.2g} times the multiply-adds",
     }
+
+
+def _format_pseudo_labels(resolved: dict[str, object]) -> str:
+    count, unlabeled = resolved.get("pseudo_labels"), resolved.get("unlabeled")
+    if not isinstance(count, int) or not isinstance(unlabeled, int):
+        return ""
+    return f" (for {count:,} of the {unlabeled:,} images without a label)"
 
 
 def _describe_share(control: str, gains: dict[str, Difference]) -> str:
@@ -153,13 +168,13 @@ def _write_advice(gains: dict[str, Difference], results: Results, split: Split) 
             " compare with."
         )
     margin = _read_margin(results)
-    for control in (*PLAIN, "smoothed_labels"):
+    for control in _WITHOUT_TEACHER:
         gain = gains.get(control)
         if gain is not None and _is_shown_as_good(gain, margin):
             return _recommend_control(control, gain, results, split, margin)
     unclear = [
         control
-        for control in (*PLAIN, "smoothed_labels")
+        for control in _WITHOUT_TEACHER
         if control in gains and not _is_gain_shown(gains[control])
     ]
     if unclear:
@@ -170,11 +185,7 @@ def _write_advice(gains: dict[str, Difference], results: Results, split: Split) 
             f" (within {format_margin(margin)}): the gain may be up to"
             f" {format_points(high)} points. More test images would tell."
         )
-    missing = [
-        control
-        for control in ("match_wall_time", "smoothed_labels", "shuffled_teacher")
-        if control not in gains
-    ]
+    missing = [control for control in _list_further_controls(results) if control not in gains]
     more = ""
     if missing:
         more = (
@@ -182,6 +193,14 @@ def _write_advice(gains: dict[str, Difference], results: Results, split: Split) 
             " the teacher's knowledge."
         )
     return f"Recommendation: distill. Plain training is measurably worse.{more}"
+
+
+def _list_further_controls(results: Results) -> tuple[str, ...]:
+    """The controls that suit the data, beside labels only."""
+    data = results.config.get("data", {})
+    if data.get("unlabeled") or (data.get("label_fraction") or 1) < 1:
+        return ("match_wall_time", "smoothed_labels", "pseudo_labels")
+    return ("match_wall_time", "smoothed_labels", "shuffled_teacher")
 
 
 def _recommend_control(
@@ -193,6 +212,7 @@ def _recommend_control(
     labels = {
         "match_wall_time": "on the labels for as long",
         "smoothed_labels": "with smoothed labels",
+        "pseudo_labels": "on the labels and the student's own pseudo-labels",
     }
     evidence = f"it is shown to be less than {format_margin(margin)} worse than distillation"
     if gain.high is not None and gain.high < 0:

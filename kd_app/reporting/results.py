@@ -50,17 +50,26 @@ class _Open(BaseModel):
     model_config = ConfigDict(extra="allow")
 
 
+TeacherLabels = Literal["same", "more", "unknown"]
+
+
 class Data(_Open):
     """The data set of a run.
 
     name: of the data set · classes: names in the order of the logits · sizes: number of
-    images per split · fingerprint: sha256 of file names, labels and contents.
+    images per split · fingerprint: sha256 of file names, labels and contents ·
+    num_labeled: number of training images whose label is used, null: all ·
+    teacher_labels: whether the teacher was trained on labels that the student does not
+    see: 'same': on none of them, 'more', or 'unknown' for a teacher that is used as it
+    is; null without a teacher, or if the student sees all labels.
     """
 
     name: str | None = None
     classes: Annotated[list[str], Field(min_length=1)]
     sizes: dict[str, Count]
     fingerprint: str
+    num_labeled: int | None = None
+    teacher_labels: TeacherLabels | None = None
 
 
 class ImageStatistics(_Part):

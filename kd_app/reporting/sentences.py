@@ -16,6 +16,7 @@ from kd_app.reporting.results import (
     Measurement,
     Results,
     Split,
+    TeacherLabels,
     Verdict,
 )
 
@@ -282,12 +283,31 @@ def _count_images(number: int, split: str) -> str:
 
 
 def write_basis(results: Results, split: Measurement) -> str:
-    """The split, images and seed of all metrics, and what the intervals leave out."""
+    """The split, images and seed of all metrics, what the intervals leave out, and what
+    the teacher was trained on if labels are few.
+    """
     name = split.split or ("validation" if split is results.validation else "test")
     unread = " The test set was not read." if split is results.validation else ""
+    teacher = write_teacher_labels(results.data.teacher_labels if results.data else None)
     part = "" if name == "all" else f"{name} split, "
     return (
         f"All metrics: {part}{split.num_images:,} images, one seed ({results.seed})."
         " The intervals cover the choice of images, not the variation between seeds."
-        f"{unread}"
+        f"{unread}{teacher and ' '}{teacher}"
     )
+
+
+def write_teacher_labels(labels: TeacherLabels | None) -> str:
+    """What the teacher was trained on, in a run with few labels; '' in others."""
+    return {
+        None: "",
+        "same": "The teacher was trained on none of the labels that the student does not see.",
+        "more": (
+            "The teacher was trained on labels that the student does not see, and passes them on:"
+            " the gain is not one of learning from few labels alone."
+        ),
+        "unknown": (
+            "The teacher is used as it is: it is not known whether it was trained on labels that"
+            " the student does not see, which it would pass on."
+        ),
+    }[labels]

@@ -33,7 +33,9 @@ class ControlSettings(Typed, called="controls"):
     such that the entropy of the labels equals the teacher's mean entropy at this
     temperature ('auto': the temperature of the student's first term with a
     `label_temperature`, else 1). shuffle_teacher_images: show the teacher another image
-    of the same class.
+    of the same class. pseudo_label_confidence: first train on the labels alone; the
+    predictions of that model with at least this probability then are labels of the
+    images without one.
     """
 
     def __init__(
@@ -46,12 +48,14 @@ class ControlSettings(Typed, called="controls"):
         | Literal["auto"]
         | None = None,
         shuffle_teacher_images: StrictBool = False,
+        pseudo_label_confidence: Annotated[float, Field(ge=0, lt=1)] | None = None,
     ) -> None:
         self.loss = loss
         self.student = student
         self.match_wall_time = match_wall_time
         self.label_entropy_temperature = label_entropy_temperature
         self.shuffle_teacher_images = shuffle_teacher_images
+        self.pseudo_label_confidence = pseudo_label_confidence
 
 
 @dataclass(frozen=True)
@@ -67,10 +71,16 @@ class Control(Recipe):
     match_wall_time: bool = False
     label_entropy_temperature: float | None = None
     shuffle_teacher_images: bool = False
+    pseudo_label_confidence: float | None = None
 
     def as_recipe(self, **changes: Any) -> Recipe:
         """The plain recipe, with `changes`."""
         return replace(Recipe(**self.to_json()), **changes)
+
+    @property
+    def labels_images(self) -> bool:
+        """Whether the control labels images by itself."""
+        return self.pseudo_label_confidence is not None
 
     @property
     def how(self) -> str:
@@ -87,6 +97,11 @@ class Control(Recipe):
             )
         if self.shuffle_teacher_images:
             text += ", the teacher shown another image of the class"
+        if self.pseudo_label_confidence is not None:
+            text += (
+                ", other images labeled by the same network trained without them (predictions of"
+                f" probability {self.pseudo_label_confidence:g} or more)"
+            )
         return text
 
     def smooth_labels(self, entropy: float, num_classes: int) -> Recipe:

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 
 from kd_app.config import InputSpec, RequestError
 from kd_app.config.errors import take_first_line
+from kd_app.data.unlabeled import UNLABELED
 from kd_app.models.create import create, resolve_input
 from kd_app.models.spec import LoadedModel, ModelSpec
+from kd_app.run.pseudo_labels import LABELER
 from kd_app.run.refit import count_images
 from kd_app.run.schema import RefitSetting
 from kd_app.run.workspace import Workspace
@@ -112,6 +114,11 @@ class _Estimator:
             )
             training, again = training + seconds, again + seconds
             measured[name] = cost
+            if control.labels_images:
+                images = data.sizes["train"] + data.sizes.get(UNLABELED, 0)
+                outputs += self._predict(cost, images)
+                if LABELER not in spec.controls:
+                    training += self._sum_training(control.max_epochs, cost)
             if control.label_entropy_temperature is not None and source:
                 outputs += self._predict(source, data.sizes["train"])
         splits = ("validation", "test") if spec.config["test"] != "never" else ("validation",)

@@ -45,7 +45,7 @@ def start_results(
     keep the licenses in these results.
     """
     license = before.license if before else LicenseRecord(**workspace.spec.licenses.to_record())
-    return ResultsBuilder(
+    builder = ResultsBuilder(
         out,
         rule,
         config=workspace.spec.config,
@@ -53,6 +53,9 @@ def start_results(
         license=license,
         stages=workspace.used,
     )
+    if before is not None and before.data is not None:
+        builder.teacher_labels = before.data.teacher_labels
+    return builder
 
 
 def measure_models(
@@ -108,6 +111,8 @@ def add_data(builder: ResultsBuilder, workspace: Workspace) -> None:
         classes=list(workspace.classes),
         sizes=workspace.data.sizes,
         fingerprint=workspace.data.fingerprint,
+        num_labeled=workspace.data.num_labeled,
+        teacher_labels=builder.teacher_labels,
     )
     builder.add_data(data, workspace.data.notes)
     builder.image_stats = describe_stats(workspace.compute_image_stats())

@@ -6,8 +6,11 @@ from kd_app.config import InputSpec
 from kd_app.models.cost import count_params
 from kd_app.models.create import resolve_input
 from kd_app.models.spec import ModelSpec, suggest_pretrained_tag
+from kd_app.reporting.sentences import write_teacher_labels
+from kd_app.run.controls import Control
 from kd_app.run.forecast import Forecast, load_untrained
 from kd_app.run.refit import describe_refit
+from kd_app.run.teacher_labels import find_teacher_labels
 from kd_app.run.workspace import Workspace
 from kd_app.training.job import Recipe
 
@@ -62,8 +65,9 @@ def describe_forecast(forecast: Forecast) -> str:
 
 def describe_models(workspace: Workspace, *, ready: bool) -> list[str]:
     """A line about the data, one about each model (its initial weights and its
-    training), one about a loss that was chosen by ``loss=auto``, and one about
-    ``data.refit``. ready: the teacher is used without training.
+    training), one about a loss that was chosen by ``loss=auto``, one about
+    ``data.refit``, and with few labels one about those that the teacher was trained on.
+    ready: the teacher is used without training.
     """
     spec, sizes = workspace.spec, workspace.data.sizes
     lines = [
@@ -81,6 +85,8 @@ def describe_models(workspace: Workspace, *, ready: bool) -> list[str]:
         lines.append(_describe_model(f"Assistant {number}", assistant.spec, spec.recipe, workspace))
     lines.append(_describe_model("Student", spec.student, spec.recipe, workspace))
     lines += [spec.loss_choice, describe_refit(workspace)]
+    labels = write_teacher_labels(find_teacher_labels(workspace, ready=ready))
+    lines.append(f"Labels: {labels}" if labels else "")
     return [line for line in lines if line]
 
 
@@ -116,7 +122,10 @@ def _describe_model(
     verb = "fine-tuned" if origin.has_weights else "trained"
     labeled, few_labels = workspace.data.num_labeled, ""
     if labeled is not None and not recipe.needs_teacher:
-        few_labels = f", on the {labeled:,} images with a label in as many steps"
+        images = f"{labeled:,} images with a label"
+        if isinstance(recipe, Control) and recipe.labels_images:
+            images = f"{images} and those that it labels"
+        few_labels = f", on the {images} in as many steps"
     return f"{title}: {origin.name} {verb} {recipe.how}{few_labels}, from {weights}, {size}{hint}"
 
 

@@ -22,6 +22,7 @@ from kd_app.reporting.results import (
     Speed,
     Split,
     StageRecord,
+    TeacherLabels,
     read,
     write,
 )
@@ -59,6 +60,7 @@ class ResultsBuilder:
         self.config = config
         self.license = license
         self.data: Data | None = None
+        self.teacher_labels: TeacherLabels | None = None
         self.image_stats: ImageStatistics | None = None
         self.models: dict[str, ModelRecord] = {}
         self.splits: dict[SplitName, Split] = {}

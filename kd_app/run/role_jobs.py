@@ -14,6 +14,7 @@ from kd_app.data.base import RunData
 from kd_app.models.create import create, resolve_input
 from kd_app.models.spec import ModelSpec
 from kd_app.run.controls import compute_mean_entropy
+from kd_app.run.pseudo_labels import cache_pseudo_labels
 from kd_app.run.workspace import RunModel, Workspace
 from kd_app.training.fit import build
 from kd_app.training.job import JobTeacher, Recipe, TrainingJob
@@ -41,9 +42,14 @@ def build_teacher_job(workspace: Workspace) -> TrainingJob:
 def build_control_job(workspace: Workspace, name: str, teacher: RunModel) -> TrainingJob:
     """The job of a control.
 
-    Settings that depend on the teacher's logits or on wall time are cached as stages.
+    Settings that depend on the teacher's logits or on wall time, and pseudo-labels, are
+    cached as stages.
     """
-    return _build_control(workspace, name, _resolve_recipe(workspace, name, teacher), teacher)
+    confidence = workspace.spec.controls[name].pseudo_label_confidence
+    job = _build_control(workspace, name, _resolve_recipe(workspace, name, teacher), teacher)
+    if confidence is None:
+        return job
+    return replace(job, pseudo_labels=cache_pseudo_labels(workspace, job, confidence))
 
 
 def build_student_job(
@@ -66,7 +72,7 @@ def build_student_job(
 
 def draft_role_job(workspace: Workspace, role: str) -> TrainingJob:
     """The job of a role without a teacher; settings that a control computes from the
-    teacher stay as configured.
+    teacher stay as configured, and there are no pseudo-labels.
     """
     if role == "teacher":
         return build_teacher_job(workspace)

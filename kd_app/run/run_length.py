@@ -26,7 +26,7 @@ def list_length_notes(workspace: Workspace) -> list[str]:
         if recipe is None or recipe.max_epochs == 0:
             continue
         length = measure_length(workspace, recipe)
-        for need in (*list_recipe_needs(recipe), *list_run_needs(workspace)):
+        for need in (*list_recipe_needs(recipe), *list_run_needs(workspace, recipe)):
             sentence = describe_shortage(need, length)
             if sentence is not None:
                 roles.setdefault(sentence, []).append(role)
@@ -64,7 +64,7 @@ def list_recipe_needs(recipe: Recipe) -> Iterator[LengthNeed]:
         yield from _name_owner(f"callbacks.{name}", needs)
 
 
-def list_run_needs(workspace: Workspace) -> Iterator[LengthNeed]:
+def list_run_needs(workspace: Workspace, recipe: Recipe) -> Iterator[LengthNeed]:
     """The lengths that the trainer, the views and the teacher need."""
     spec, trainer = workspace.spec, workspace.spec.trainer
     yield LengthNeed(
@@ -83,7 +83,7 @@ def list_run_needs(workspace: Workspace) -> Iterator[LengthNeed]:
             "Set a smaller teacher.decay or more epochs",
         )
     views = spec.config["data"].get("views")
-    if spec.teacher_outputs == "cached" and views:
+    if spec.teacher_outputs == "cached" and views and recipe.needs_teacher:
         yield LengthNeed(
             f"data.views={views}",
             views,

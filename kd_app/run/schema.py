@@ -84,8 +84,13 @@ class DistillSettings(Typed, called="kd-distill"):
                 _check_terms("teacher.loss", teacher["loss"])
         _check_data(data)
         num_assistants = len(Chain(chain=(teacher or {}).get("chain") or []).chain)
+        labelers = [
+            "labels_only"
+            for control in controls.values()
+            if control.get("pseudo_label_confidence") is not None
+        ]
         for name in remake:
-            _check_stage(name, controls, num_assistants)
+            _check_stage(name, [*controls, *labelers], num_assistants)
 
 
 class Chain(Typed, called="teacher"):
@@ -316,11 +321,12 @@ def _check_stage(name: str, controls: Iterable[str], num_assistants: int) -> Non
     """Raise `RequestError` if the run has no stage `name`."""
     roles = ("teacher", "student", *controls)
     known = ["data", *roles, "answers-teacher-train", "answers-teacher-views"]
+    known += [f"answers-labels_only-{split}" for split in ("train", "unlabeled")]
     for outputs in ("answers", "corrupted"):
         for role in roles:
             known += [f"{outputs}-{role}-{split}" for split in ("validation", "test")]
     known += [f"link-{number}" for number in range(1, 1 + num_assistants)]
-    known += [f"epochs-{control}" for control in controls]
+    known += [f"{part}-{control}" for part in ("epochs", "labels") for control in controls]
     known += [f"{role}-refit" for role in ("student", *controls)]
     if name not in known:
         raise build_unknown_error("stage to remake", name, known)

@@ -252,7 +252,8 @@ def check_recipes(spec: RunSpec) -> None:
             if loss.needs_teacher:
                 losses[name] = loss
     shuffled = [name for name, control in spec.controls.items() if control.shuffle_teacher_images]
-    check_data_use(spec.data, spec.teacher_outputs, losses, shuffled)
+    labeling = [name for name, control in spec.controls.items() if control.labels_images]
+    check_data_use(spec.data, spec.teacher_outputs, losses, shuffled, labeling)
 
 
 def _build_control(name: str, node: Config, student: Recipe) -> Control:
@@ -281,6 +282,7 @@ def _build_control(name: str, node: Config, student: Recipe) -> Control:
         match_wall_time=settings.match_wall_time,
         label_entropy_temperature=temperature,
         shuffle_teacher_images=settings.shuffle_teacher_images,
+        pseudo_label_confidence=settings.pseudo_label_confidence,
     )
 
 

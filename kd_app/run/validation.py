@@ -2,13 +2,13 @@
 controls and the teacher's outputs.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Literal
 
 import torch
 
 from kd_app.config import RequestError, build_unknown_error
-from kd_app.data.base import RunData, require
+from kd_app.data.base import Capability, RunData, require
 from kd_app.models.composite import TeacherEnsemble
 from kd_app.models.outputs import Outputs
 from kd_app.models.spec import ModelSpec
@@ -20,11 +20,13 @@ def check_data_use(
     teacher_outputs: Literal["live", "cached"],
     losses: Mapping[str, DistillationLoss],
     shuffled: Iterable[str],
+    labeling: Collection[str] = (),
 ) -> None:
     """Raise `RequestError` if the data lack a capability that the run needs.
 
     losses: by role, the losses that read the teacher. shuffled: the controls that show
-    the teacher another image of the class.
+    the teacher another image of the class. labeling: the controls that label images by
+    themselves.
     """
     if teacher_outputs == "cached":
         require(
@@ -34,13 +36,25 @@ def check_data_use(
             instead="use teacher.outputs=live",
         )
         _check_cacheable(losses)
-    for name in shuffled:
-        require(
-            data,
-            "partners",
-            because=f"The control {name}",
-            instead="leave that control out of 'controls=[...]'",
-        )
+    needs: tuple[tuple[Iterable[str], Capability], ...] = (
+        (shuffled, "partners"),
+        (labeling, "unlabeled"),
+    )
+    for names, capability in needs:
+        for name in names:
+            require(
+                data,
+                capability,
+                because=f"The control {name}",
+                instead="leave that control out of 'controls=[...]'",
+            )
+    for name in labeling:
+        if name in losses:
+            raise RequestError(
+                f"The control {name} trains on its own labels (pseudo_label_confidence), but its"
+                " loss reads the teacher, so it would not show what training without a teacher"
+                f" reaches. Leave controls.{name}.loss at the loss of labels_only."
+            )
 
 
 def _check_cacheable(losses: Mapping[str, DistillationLoss]) -> None:

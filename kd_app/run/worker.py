@@ -113,6 +113,7 @@ def load_job(record: dict[str, Any], data: "RunData") -> "TrainingJob":
         recipe=Recipe(**record["recipe"]),
         teacher=_load_teacher(record["teacher"], data) if record["teacher"] else None,
         partner_images=record["partner_images"],
+        pseudo_labels=Path(record["pseudo_labels"]) if record["pseudo_labels"] else None,
         fresh_views=record["fresh_views"],
         license=record["license"],
         refit_weights=record["refit_weights"],

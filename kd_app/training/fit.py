@@ -24,6 +24,7 @@ from kd_app.config.own_code import describe_own_error
 from kd_app.data.base import RunData
 from kd_app.data.batch import Batch
 from kd_app.data.normalize import normalize
+from kd_app.data.pseudo_labels import read_pseudo_labels
 from kd_app.models.create import create
 from kd_app.models.outputs import Outputs
 from kd_app.models.save import save_model
@@ -86,6 +87,7 @@ def fit(
         job.input,
         order_seed=job.recipe.seed,
         partner_images=job.partner_images,
+        pseudo_labels=None if job.pseudo_labels is None else read_pseudo_labels(job.pseudo_labels),
         labeled_only=not job.recipe.needs_teacher,
         fresh_views=job.fresh_views,
         with_validation=job.refit_weights is not None,

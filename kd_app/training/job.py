@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from kd_app.config import InputSpec, RequestError
 from kd_app.config.make import make
 from kd_app.data.base import RunData
+from kd_app.data.pseudo_labels import hash_pseudo_labels
 from kd_app.losses.base import LossTerm
 from kd_app.losses.cross_entropy import BALANCED
 from kd_app.models.composite import EmaTeacher
@@ -183,11 +184,12 @@ class TrainingJob:
     """Everything that determines the weights of one training.
 
     name: names the stage, the console lines and the curves. partner_images: the teacher
-    sees another image of the same class (a control). fresh_views: every epoch draws a
-    new view of each image, regardless of ``data.views`` (the teacher's own training).
-    license: the license of the trained weights. refit_weights: train on the validation
-    images, too, without validation, and export these weights of the last epoch; None:
-    export the best weights on validation.
+    sees another image of the same class (a control). pseudo_labels: the folder with
+    labels of images without one, see `read_pseudo_labels` (a control). fresh_views:
+    every epoch draws a new view of each image, regardless of ``data.views`` (the
+    teacher's own training). license: the license of the trained weights.
+    refit_weights: train on the validation images, too, without validation, and export
+    these weights of the last epoch; None: export the best weights on validation.
     """
 
     name: str
@@ -196,6 +198,7 @@ class TrainingJob:
     recipe: Recipe
     teacher: JobTeacher | None = None
     partner_images: bool = False
+    pseudo_labels: Path | None = None
     fresh_views: bool = False
     license: str = "unknown"
     refit_weights: Literal["raw", "average"] | None = None
@@ -225,16 +228,21 @@ class TrainingJob:
             ),
             **({"partner_images": True} if self.partner_images else {}),
             **({"refit": self.refit_weights} if self.refit_weights else {}),
+            **({"pseudo_labels": True} if self.pseudo_labels else {}),
             **({"teacher_outputs": "cached"} if teacher and teacher.cached_logits else {}),
         }
 
     def hash_inputs(self, data: RunData) -> dict[str, str]:
-        """The hashes of the data, the initial weights and the teacher's weights."""
+        """The hashes of the data, the initial weights, the teacher's weights and the
+        pseudo-labels.
+        """
+        pseudo_labels = self.pseudo_labels
         initial = create(self.model, self.input, len(data.classes), seed=self.recipe.seed)
         return {
             "data": data.fingerprint,
             "start": initial.weights.sha256,
             **({"teacher": self.teacher.created.weights.sha256} if self.teacher else {}),
+            **({"pseudo_labels": hash_pseudo_labels(pseudo_labels)} if pseudo_labels else {}),
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -248,6 +256,7 @@ class TrainingJob:
             "recipe": self.recipe.to_json(),
             "teacher": self.teacher.to_json() if self.teacher else None,
             "partner_images": self.partner_images,
+            "pseudo_labels": _to_text(self.pseudo_labels),
             "fresh_views": self.fresh_views,
             "license": self.license,
             "refit_weights": self.refit_weights,

@@ -40,10 +40,10 @@ def test_every_capability_has_a_text_for_messages() -> None:
 @pytest.mark.parametrize(
     ("data", "capabilities"),
     [
-        (images(views=4), ALL),
-        (images(), ALL - {"views"}),
+        (images(views=4), ALL - {"unlabeled"}),
+        (images(), ALL - {"views", "unlabeled"}),
         (images(views=2, label_fraction=0.1), ALL - {"partners"}),
-        (images(views=2, label_fraction=1.0), ALL),
+        (images(views=2, label_fraction=1.0), ALL - {"unlabeled"}),
         (images(views=2, unlabeled=HERE), ALL - {"partners"}),
         (external(), frozenset()),
     ],

@@ -37,6 +37,7 @@ def train(source: ImageLoaders, **changes: Any) -> Any:
     settings: dict[str, Any] = {
         "order_seed": 4,
         "partners": None,
+        "pseudo_labels": None,
         "labeled_only": False,
         "views": None,
         "position": lambda: (0, 0),
@@ -83,6 +84,26 @@ def test_with_validation_an_epoch_has_the_images_of_both_splits_with_their_label
     only = train(source, with_validation=True, labeled_only=True)
     assert {int(batch.index) for batch in only} == labeled
     assert {int(batch.index) for batch in train(source)} == set(index.training_rows.tolist())
+
+
+def test_pseudo_labels_are_used_like_labels() -> None:
+    source = loaders(label_fraction=0.5)
+    own = source.index.labeled_rows
+    first, *others = np.setdiff1d(source.index.training_rows, own).tolist()
+    pseudo_labels = np.full(len(source.index.listing.target), -1)
+    pseudo_labels[first] = 1
+    loader = train(source, labeled_only=True, pseudo_labels=pseudo_labels)
+    assert len(loader) == 42 // 8
+    targets = {
+        number: target
+        for batch in train(source, pseudo_labels=pseudo_labels)
+        for number, target in zip(batch.index.tolist(), batch.target.tolist(), strict=True)
+    }
+    assert set(loader.rows.tolist()) == {*own.tolist(), first}
+    assert targets[first] == 1
+    assert {targets[number] for number in others if number in targets} == {-1}
+    truth = source.index.listing.target
+    assert all(targets[n] == truth[n] for n in own.tolist() if n in targets)
 
 
 def test_a_replay_starts_at_any_row() -> None:

@@ -120,6 +120,33 @@ def test_resolved_settings_of_a_control_are_stated() -> None:
     assert "another family of about the same cost (wrn_16_1, 2.2 times the multiply-adds)" in other
 
 
+def test_the_students_own_labels_are_compared_with_the_teachers() -> None:
+    run = results(labels_only=GAIN, pseudo_labels=(0.005, 0.001, 0.009))
+    run.models["pseudo_labels"] = run.models["student"].model_copy(
+        update={"decided": {"pseudo_labels": 1023, "unlabeled": 1200, "confidence": 0.95}}
+    )
+    sentence = describe_gains(run)[1]
+    assert sentence == (
+        "Distilled minus the same network trained on the labels and on its own pseudo-labels (for"
+        " 1,023 of the 1,200 images without a label): +0.50 points (+0.10 to +0.90): the teacher"
+        " helps beyond the student's own labels. This control alone reaches +1.50 of the +2.00"
+        " points over labels only."
+    )
+    unclear = describe_gains(results(labels_only=GAIN, pseudo_labels=NONE))[1]
+    assert "no help from the teacher beyond the student's own labels is shown" in unclear
+    assert "on the labels and the student's own pseudo-labels, without a teacher" in advice(
+        labels_only=GAIN, pseudo_labels=SMALL
+    )
+
+
+def test_with_few_labels_pseudo_labels_are_a_control_to_add() -> None:
+    run = results(labels_only=GAIN)
+    run.config["data"] = {"label_fraction": 0.1}
+    assert "'controls=[match_wall_time,smoothed_labels,pseudo_labels]' would show" in " ".join(
+        describe_gains(run)
+    )
+
+
 def test_without_a_control_there_is_no_sentence_and_an_external_control_keeps_its_name() -> None:
     assert describe_gains(build_results({"teacher": 3.0, "student": 2.0})) == []
     assert (

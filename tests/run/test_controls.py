@@ -34,7 +34,8 @@ from tests.training.oracle import true_labels
 from tests.training.processes import distilled
 from tests.training.small_parts import OwnData
 
-ALL = list_choices("controls")
+ALL = [control for control in list_choices("controls") if control != "pseudo_labels"]
+"""The controls for images with labels."""
 OVERRIDES = (*TINY, f"controls=[{','.join(ALL)}]", "trainer=cpu", "trainer.precision=32-true")
 FEW_CANDIDATES = [
     f"~controls.other_family.student.candidates.{name}"
@@ -268,6 +269,14 @@ def test_if_the_teacher_is_better_than_the_labels_shuffling_destroys_the_gain(
 
 
 WRONG = {
+    "controls=[pseudo_labels]": (
+        "The control pseudo_labels needs training images without labels, but every training image"
+        " has a label. Set data.label_fraction"
+    ),
+    "controls=[pseudo_labels] data.label_fraction=0.1"
+    " controls.pseudo_labels.pseudo_label_confidence=1": (
+        "controls: pseudo_label_confidence=1 does not fit"
+    ),
     "controls=[match_wall_time] +controls.match_wall_time.label_entropy_temperature=4"
     " ~controls.match_wall_time.loss.cross_entropy.smoothing": "none of the control's loss terms",
     "controls=[match_wall_time] controls.match_wall_time.match_wall_time=3": (

@@ -54,6 +54,32 @@ def test_cached_outputs_are_computed_once_and_assistants_are_trained(
     assert forecast.outputs == pytest.approx(0.25 * images / data.batch_size, rel=0.2)
 
 
+def test_a_control_that_labels_images_costs_a_training_and_predictions_more(
+    digits: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cost = StepEstimate(training=1.0, inference=0.0, prediction=0.25)
+    monkeypatch.setattr("kd_app.run.forecast.estimate", lambda *_, **__: cost)
+    plain = digits.spec.controls["labels_only"]
+    labeling = replace(plain, pseudo_label_confidence=0.95)
+    forecasts = []
+    for controls in (
+        {"labels_only": plain},
+        {"pseudo_labels": labeling},
+        {"labels_only": plain, "pseudo_labels": labeling},
+    ):
+        monkeypatch.setattr(digits, "spec", replace(digits.spec, controls=controls))
+        forecast = forecast_run(digits, ready=True)
+        assert forecast is not None
+        forecasts.append(forecast)
+    one, alone, both = forecasts
+    # the labeling training is that of labels_only, once
+    assert alone.training == pytest.approx(both.training, rel=0.1)
+    assert alone.training > 1.4 * one.training
+    assert one.outputs == 0
+    assert alone.outputs == pytest.approx(both.outputs, rel=0.2)
+    assert alone.outputs >= 0.25
+
+
 def test_a_batch_larger_than_the_data_is_timed_with_the_images_of_an_epoch(
     digits: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,3 +65,11 @@ def test_a_student_larger_than_the_teacher_is_noted(tmp_path: Path) -> None:
     assert "the student is larger than its teacher" in write_plan(
         workspace, ready=False, forecast=None
     )
+
+
+def test_the_images_that_a_control_labels_are_stated(tmp_path: Path) -> None:
+    overrides = ("data.label_fraction=0.1", "controls=[pseudo_labels]", "student.name=resnet8")
+    control = describe_models(build_workspace(tmp_path, *overrides), ready=False)[2]
+    assert "other images labeled by the same network trained without them" in control
+    assert "(predictions of probability 0.95 or more)" in control
+    assert "images with a label and those that it labels in as many steps" in control

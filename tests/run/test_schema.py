@@ -48,6 +48,13 @@ def test_the_stages_of_assistants_controls_and_outputs_can_be_remade() -> None:
     validate("teacher.chain=[resnet14,resnet8]", f"remake=[{stages}]", "controls=[labels_only]")
 
 
+def test_the_training_that_labels_images_can_be_repeated() -> None:
+    few = ("data.label_fraction=0.1", "controls=[pseudo_labels]")
+    validate("remake=[labels_only,labels-pseudo_labels,answers-labels_only-train]", *few)
+    with pytest.raises(RequestError, match="labels_only"):
+        validate("remake=[labels_only]", "controls=[]")
+
+
 @pytest.mark.parametrize(
     ("name", "message"), [("a-b", "letters, digits and underscores"), ("teacher", "another key")]
 )

@@ -41,6 +41,19 @@ def test_a_shuffled_teacher_needs_data_that_kd_app_reads() -> None:
         check_data_use(ExternalDataModule(OwnData()), "live", {}, ["shuffled_teacher"])
 
 
+def test_a_control_labels_images_without_a_label_and_without_the_teacher() -> None:
+    few, control = spec("data.label_fraction=0.1").data, ["pseudo_labels"]
+    check_data_use(few, "live", {}, [], control)
+    for data, reason in (
+        (spec().data, "but every training image has a label. Set data.label_fraction, for example"),
+        (ExternalDataModule(OwnData()), "the data module OwnData determines the labels"),
+    ):
+        with pytest.raises(RequestError, match=reason):
+            check_data_use(data, "live", {}, [], control)
+    with pytest.raises(RequestError, match="its loss reads the teacher"):
+        check_data_use(few, "live", {"pseudo_labels": loss("soft_target")}, [], control)
+
+
 def test_a_term_that_needs_a_teacher_is_refused_without_one() -> None:
     check_teacher(loss("soft_target"), spec().teacher, chained=False)
     with pytest.raises(RequestError, match="soft_target needs a teacher and there is none"):
