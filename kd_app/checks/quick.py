@@ -24,7 +24,8 @@ from kd_app.config import RequestError
 from kd_app.config.paths import CONF
 from kd_app.metrics.verdict import VerdictRule
 from kd_app.run.forecast import Forecast
-from kd_app.run.workspace import RunModel, Workspace
+from kd_app.run.run_model import RunModel
+from kd_app.run.workspace import Workspace
 from kd_app.stages import write_atomically
 
 Mode = Literal["refuse", "warn", "off"]

@@ -6,8 +6,9 @@ from pydantic import PositiveFloat, PositiveInt
 
 from kd_app.compression.step import Step
 from kd_app.run.role_jobs import build_student_job
+from kd_app.run.run_model import RunModel
 from kd_app.run.train import train
-from kd_app.run.workspace import RunModel, Workspace
+from kd_app.run.workspace import Workspace
 from kd_app.training.job import Recipe
 
 

@@ -4,7 +4,8 @@ from abc import abstractmethod
 from typing import Any, ClassVar
 
 from kd_app.config import Typed
-from kd_app.run.workspace import RunModel, Workspace
+from kd_app.run.run_model import RunModel
+from kd_app.run.workspace import Workspace
 
 
 class Step(Typed):

@@ -35,10 +35,11 @@ from kd_app.run.measurement import (
 )
 from kd_app.run.open_run import COMPRESSED, OpenRun, load_models, open_run, read_run
 from kd_app.run.results_builder import ResultsBuilder, SplitName
+from kd_app.run.run_model import RunModel, describe_reference
 from kd_app.run.run_output import list_uploads, write_models
 from kd_app.run.schema import Group, Place
 from kd_app.run.spec import Config
-from kd_app.run.workspace import RunModel, Workspace, describe_reference
+from kd_app.run.workspace import Workspace
 from kd_app.run_files import SPLIT
 from kd_app.tracking import Backend, Tracker
 from kd_app.tracking.base import STUDENT

@@ -33,11 +33,12 @@ from kd_app.run.role_jobs import (
 )
 from kd_app.run.run_folder import build_run_name, check_out, check_stages, claim_folder
 from kd_app.run.run_length import list_length_notes
+from kd_app.run.run_model import RunModel
 from kd_app.run.run_output import list_uploads, write_models
 from kd_app.run.spec import Config, ExternalParts, RunSpec, build_spec
 from kd_app.run.teacher_labels import find_teacher_labels
 from kd_app.run.train import Listeners, train
-from kd_app.run.workspace import RunModel, Workspace
+from kd_app.run.workspace import Workspace
 from kd_app.run_files import CONFIG, CURVES, RESULTS, SPLIT
 from kd_app.search.pruning import MedianPruner, TrialPruned
 from kd_app.stages import Stages, hash_file

@@ -36,9 +36,10 @@ from kd_app.run.recorded_pixels import (
     set_channels,
 )
 from kd_app.run.run_folder import check_out, check_stages, claim_folder
+from kd_app.run.run_model import RunModel
 from kd_app.run.schema import EvaluationSettings
 from kd_app.run.spec import Config, RunSpec, build_spec
-from kd_app.run.workspace import RunModel, Workspace
+from kd_app.run.workspace import Workspace
 from kd_app.run_files import MANIFEST, REFERENCE, RESULTS
 from kd_app.stages import Stages
 

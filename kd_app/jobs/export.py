@@ -31,9 +31,10 @@ from kd_app.run.exported_benchmark import measure_accuracy, time_files
 from kd_app.run.exported_files import ExportedFile, write_files
 from kd_app.run.open_run import OpenRun, load_models, open_run, read_run
 from kd_app.run.recommend_file import list_remarks, recommend_file
+from kd_app.run.run_model import RunModel
 from kd_app.run.schema import Group, Place
 from kd_app.run.spec import Config
-from kd_app.run.workspace import Chained, RunModel, Workspace
+from kd_app.run.workspace import Chained, Workspace
 from kd_app.stages import hash_file
 
 ROLES: dict[str, tuple[str, ...]] = {

@@ -10,8 +10,9 @@ from dataclasses import replace
 
 from kd_app.run.measurement import format_top1
 from kd_app.run.role_jobs import build_student_job
+from kd_app.run.run_model import RunModel
 from kd_app.run.train import train
-from kd_app.run.workspace import RunModel, Workspace
+from kd_app.run.workspace import Workspace
 
 
 def train_assistants(workspace: Workspace, teacher: RunModel) -> RunModel:

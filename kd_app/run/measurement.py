@@ -30,8 +30,9 @@ from kd_app.run.recorded_pixels import describe_stats
 from kd_app.run.refit import describe_outcome as describe_refitted
 from kd_app.run.results_builder import ResultsBuilder, SplitName
 from kd_app.run.robustness import measure_robustness
+from kd_app.run.run_model import RunModel
 from kd_app.run.run_output import list_groups, write_predictions
-from kd_app.run.workspace import RunModel, Workspace
+from kd_app.run.workspace import Workspace
 from kd_app.run_files import SPLIT
 from kd_app.training.fit import describe_outcome
 

@@ -44,10 +44,11 @@ from kd_app.run.recorded_pixels import (
     set_channels,
 )
 from kd_app.run.run_folder import check_out, check_stages, claim_folder
+from kd_app.run.run_model import RunModel
 from kd_app.run.saved_config import fill_defaults
 from kd_app.run.schema import DistillSettings
 from kd_app.run.spec import Config, ExternalParts, RunSpec, assemble_spec, check_recipes
-from kd_app.run.workspace import RunModel, Workspace
+from kd_app.run.workspace import Workspace
 from kd_app.run_files import CONFIG, RESULTS, STUDENT, TEACHER
 from kd_app.stages import RECORD, Stages
 from kd_app.training.fit import MODEL

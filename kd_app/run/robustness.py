@@ -10,7 +10,8 @@ from kd_app.data.corruptions import SETTINGS, Corruption
 from kd_app.files import replace_file
 from kd_app.metrics.blocks import slice_rows
 from kd_app.reporting.results import CorruptionMetrics
-from kd_app.run.workspace import RunModel, Workspace
+from kd_app.run.run_model import RunModel
+from kd_app.run.workspace import Workspace
 
 UNDECIDED = -1
 """The predicted class if a model returns NaN."""

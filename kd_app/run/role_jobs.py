@@ -15,7 +15,8 @@ from kd_app.models.create import create, resolve_input
 from kd_app.models.spec import ModelSpec
 from kd_app.run.controls import compute_mean_entropy
 from kd_app.run.pseudo_labels import cache_pseudo_labels
-from kd_app.run.workspace import RunModel, Workspace
+from kd_app.run.run_model import RunModel
+from kd_app.run.workspace import Workspace
 from kd_app.training.fit import build
 from kd_app.training.job import JobTeacher, Recipe, TrainingJob
 from kd_app.training.single_image import check_single_image

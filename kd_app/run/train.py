@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kd_app.models.create import create
-from kd_app.run.workspace import RunModel, Workspace, describe_reference
+from kd_app.run.run_model import RunModel, describe_reference
+from kd_app.run.workspace import Workspace
 from kd_app.training.curve_log import read_points
 from kd_app.training.distributed.launch import fit_distributed
 from kd_app.training.fit import build_trained_spec, fit, prepare_resume

@@ -3,12 +3,9 @@
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from kd_app.config import Decoding, RequestError, RunError, bound_side
 from kd_app.config.memory import explain_memory_error
@@ -19,48 +16,21 @@ from kd_app.data.corruptions import Corruption
 from kd_app.data.worker_loader import explain_lost_worker
 from kd_app.deployment.logits import NonFiniteLogitsError, check_finite, name_images
 from kd_app.deployment.predictions import predict
-from kd_app.deployment.xnnpack import Lowered
 from kd_app.metrics.record import Predictions
 from kd_app.models.cost import count_params
 from kd_app.models.create import create, resolve_input
-from kd_app.models.spec import CompositeTeacher, ImageStats, LoadedModel, ModelSpec
+from kd_app.models.spec import CompositeTeacher, ImageStats, ModelSpec
 from kd_app.reporting.console import Console
 from kd_app.run.controls import Control, select_nearest
 from kd_app.run.recorded_pixels import RecordedPixels
+from kd_app.run.run_model import RunModel, mark_unmeasured
 from kd_app.run.spec import RunSpec
 from kd_app.run.validation import check_scopes, check_teacher_logits
 from kd_app.signals import check_stop
 from kd_app.stages import Stage, Stages, hash_file, write_atomically
-from kd_app.training.job import describe_source
 from kd_app.training.record import RECORD
 
 SPEED = "speed.json"
-
-
-@dataclass(frozen=True)
-class RunModel:
-    """A model of the run, ready for inference.
-
-    spec: how to build the model again. record: of the model's training; empty if it was
-    not trained here. folder: the stage of the training. program: for a quantized model
-    the int8 program that is run in place of the module. no_metrics_reason: why this
-    model can't be evaluated, as the predicate of a sentence about it; empty if it can.
-    Set for teachers with other classes and for EMA teachers.
-    """
-
-    role: str
-    spec: ModelSpec
-    loaded: LoadedModel
-    record: dict[str, Any] = field(default_factory=dict)
-    folder: Path | None = None
-    program: Path | None = None
-    no_metrics_reason: str = ""
-
-    def load_runner(self) -> nn.Module:
-        """The module that computes the logits: an int8 program in its runtime, or the
-        model itself.
-        """
-        return Lowered(self.program) if self.program else self.loaded.model
 
 
 class Workspace:
@@ -216,7 +186,7 @@ class Workspace:
         recipes = (self.spec.recipe, *self.spec.controls.values())
         losses = (recipe.build_loss() for recipe in recipes)
         check_teacher_logits(losses, spec, len(self.classes))
-        return _mark_unmeasured(teacher or self.load_model(spec, seed=0))
+        return mark_unmeasured(teacher or self.load_model(spec, seed=0))
 
     def resolve_spec(self, role: str) -> ModelSpec:
         """The model of a role. Raises `RequestError` if a control chooses its model by
@@ -423,21 +393,6 @@ def _round_trip_json(config: dict[str, Any]) -> dict[str, Any]:
     """The config as it is read from JSON, for comparison with a stored one."""
     loaded: dict[str, Any] = json.loads(json.dumps(config))
     return loaded
-
-
-def _mark_unmeasured(teacher: RunModel) -> RunModel:
-    weights = teacher.loaded.weights
-    return replace(
-        teacher,
-        no_metrics_reason=(
-            f"from {weights.source} (sha256 {weights.sha256[:16]}), has other classes than the data"
-        ),
-    )
-
-
-def describe_reference(model: RunModel) -> dict[str, Any]:
-    """Name, source and sha256 of a model, and the stage or folder that contains it."""
-    return describe_source(model.spec, model.loaded, model.folder)
 
 
 class Chained:

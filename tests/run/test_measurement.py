@@ -23,7 +23,8 @@ from kd_app.run.measurement import (
     start_results,
 )
 from kd_app.run.model_specs import open_artifact_teacher
-from kd_app.run.workspace import RunModel, Workspace
+from kd_app.run.run_model import RunModel
+from kd_app.run.workspace import Workspace
 from tests.builders import GRAY, quick_speed
 from tests.deployment.graphs import write_linear
 from tests.reporting.run_folders import build_results

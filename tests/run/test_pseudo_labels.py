@@ -12,7 +12,8 @@ from kd_app.models.create import create
 from kd_app.run import pseudo_labels
 from kd_app.run.pseudo_labels import check_images_to_label
 from kd_app.run.role_jobs import build_control_job, draft_role_job
-from kd_app.run.workspace import RunModel, Workspace
+from kd_app.run.run_model import RunModel
+from kd_app.run.workspace import Workspace
 from kd_app.training.job import TrainingJob
 from tests.builders import build_workspace, results, teacher_folder
 from tests.commands.call import TINY, done

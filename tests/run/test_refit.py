@@ -14,9 +14,10 @@ from kd_app.reporting.console import Console
 from kd_app.run.plan import describe_models
 from kd_app.run.refit import build_refit_job, describe_outcome, describe_refit, is_refit_due
 from kd_app.run.role_jobs import build_student_job
+from kd_app.run.run_model import RunModel
 from kd_app.run.schema import DistillSettings
 from kd_app.run.spec import ExternalParts, build_spec
-from kd_app.run.workspace import RunModel, Workspace
+from kd_app.run.workspace import Workspace
 from tests.builders import build_workspace, results
 from tests.commands.call import done
 

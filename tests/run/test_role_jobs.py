@@ -19,7 +19,8 @@ from kd_app.run.role_jobs import (
     check_pair,
     draft_role_job,
 )
-from kd_app.run.workspace import RunModel, Workspace
+from kd_app.run.run_model import RunModel
+from kd_app.run.workspace import Workspace
 from kd_app.training.job import TrainingJob
 from tests.builders import build_workspace, image_folder, teacher_folder
 

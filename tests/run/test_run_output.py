@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from kd_app.metrics.record import Predictions
+from kd_app.run.run_model import RunModel
 from kd_app.run.run_output import (
     list_files,
     list_groups,
@@ -15,7 +16,7 @@ from kd_app.run.run_output import (
     write_predictions,
     write_student,
 )
-from kd_app.run.workspace import RunModel, Workspace
+from kd_app.run.workspace import Workspace
 from kd_app.stages import hash_file
 
 

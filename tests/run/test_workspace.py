@@ -1,6 +1,5 @@
 """The data and models of a run, and the cache of the models' outputs."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,8 @@ import pytest
 import torch
 
 from kd_app.config import Decoding, RequestError, RunError
-from kd_app.run.workspace import Chained, RunModel, Workspace, describe_reference
+from kd_app.run.run_model import RunModel
+from kd_app.run.workspace import Chained, Workspace
 from kd_app.stages import Stage
 from tests.builders import DIGITS, build_workspace, teacher_folder
 
@@ -111,25 +111,10 @@ def test_a_killed_loader_process_is_explained(digits: Workspace) -> None:
         digits.find_or_build("broken", {}, {}, build)
 
 
-def test_a_model_is_referred_to_by_name_and_hash(models: Models) -> None:
-    reference = describe_reference(models["teacher"])
-    assert reference["name"] == "resnet14"
-    assert reference["sha256"] == models["teacher"].loaded.weights.sha256
-    assert reference["stage"] is None
-
-
 def test_chained_loaders_are_read_in_order() -> None:
     chained = Chained([[torch.tensor(1)], [torch.tensor(2), torch.tensor(3)]])
     assert len(chained) == 3
     assert [int(batch) for batch in chained] == [1, 2, 3]  # type: ignore[call-overload]
-
-
-def test_an_int8_program_runs_in_place_of_the_module(
-    models: Models, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("kd_app.run.workspace.Lowered", lambda path: path)
-    quantized = replace(models["student"], program=Path("int8.pt2"))
-    assert quantized.load_runner() == Path("int8.pt2")  # type: ignore[comparison-overlap]
 
 
 def test_nothing_is_refused_once_a_model_was_trained(tmp_path: Path) -> None:
