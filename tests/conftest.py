@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import gc
+import signal
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,10 @@ LONG = (
     "faults",
 )
 """Files with slow tests, which start first so that the processes end together."""
+
+
+# a shell starts background jobs with Ctrl-C ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:

@@ -133,5 +133,5 @@ def _describe(name: str, text: str) -> str:
 
 def _describe_group(group: str) -> str:
     names = list_choices(group)
-    text = _describe(group, ", ".join(names))
-    return f"{text} ({len(names)})" if text.endswith("...") else text
+    more = f" ... ({len(names)})"
+    return f"  {group:<15} {shorten(', '.join(names), _WIDTH - 18, placeholder=more)}"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from zipfile import ZipFile
 
 import torch
@@ -389,8 +389,17 @@ def _run(
                 signal.signal(number, handler)
         # a failure after a signal, as of a child process, is part of the stop
         if checkpoints.stop.number is not None:
-            signal.raise_signal(checkpoints.stop.number)
-            raise_stop(checkpoints.stop.number)
+            _pass_on_stop(checkpoints.stop.number)
+
+
+def _pass_on_stop(number: int) -> NoReturn:
+    """Call the handler that was installed before the training, and stop."""
+    try:
+        signal.raise_signal(number)
+    except SystemExit as stop:
+        # a new one: the frame of a user's handler would look like a failure of its code
+        raise SystemExit(stop.code) from None
+    raise_stop(number)
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def test_every_reason_not_to_run_is_told_at_once(tmp_path: Path) -> None:
         (("check.secnds=1",), "Did you mean 'check.seconds'?"),
         (("check.max_gradient_share=2",), "check: max_gradient_share=2"),
         (("loss.soft_target.temprature=2",), "Did you mean 'loss.soft_target.temperature'?"),
-        (("teacher=none",), "soft_target needs a teacher"),
+        (("teacher=none", "loss=[soft_target]"), "soft_target needs a teacher"),
     ],
 )
 def test_a_wrong_request_is_one_paragraph(words: tuple[str, ...], said: str) -> None:

@@ -277,7 +277,7 @@ def test_what_is_said_of_licenses_changes_no_name() -> None:
         ),
         ("license.accept=mit", "license: accept='mit' does not fit: expected a valid list"),
         ("license.acept=[mit]", "no setting 'license.acept'. Did you mean 'license.accept'?"),
-        ("license.policy=nowhere.yaml", "license.policy='nowhere.yaml' can't be read as a policy"),
+        ("license.policy=nowhere.yaml", "There is no 'nowhere.yaml'. It can't be read as a policy"),
         ("data.license=5", "license: license=5 does not fit: expected a valid string"),
         (
             "data.license=gpl-3.0",

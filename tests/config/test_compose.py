@@ -58,6 +58,7 @@ ALONE = {
     "teacher/none": ("loss=[cross_entropy]",),
     "teacher/several": ("teacher.members.a.name=resnet8", "teacher.members.b.name=resnet14"),
     "loss/cross_entropy": ("teacher=none",),
+    "controls/pseudo_labels": ("data.label_fraction=0.5",),
     **dict.fromkeys(("trainer/ddp", "trainer/ddp_sim", "trainer/gpu", "trainer/mps"), ()),
 }
 """Choices that do not go with others: the overrides that they need. A machine need not

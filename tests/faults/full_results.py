@@ -81,7 +81,14 @@ def _build_json() -> str:
             "status": "finished",
             "reason": "ended",
             "seed": 3,
-            "config": compose_config("distill", ["teacher.name=resnet8", "student.name=resnet8"]),
+            "config": compose_config(
+                "distill",
+                [
+                    "teacher.name=resnet8",
+                    "student.name=resnet8",
+                    "loss=[cross_entropy,soft_target]",
+                ],
+            ),
             "environment": {
                 "torch": "2.14.1",
                 "kd_app": "0.1.0",

@@ -179,7 +179,7 @@ def prepare_config(folder: Path) -> Any:
     (folder / "results.json").write_text(
         json.dumps(build_full_results(cascade=None)), encoding="utf-8"
     )
-    return compose_config("distill", ["data=digits", "student.name=resnet8"])
+    return compose_config("distill", ["student.name=resnet8", "loss=[cross_entropy,soft_target]"])
 
 
 def use_config(folder: Path) -> None:

@@ -102,7 +102,9 @@ def read_pixels(
 
 
 def read_card_code(student: Path) -> str:
-    results = build_results(config=compose_config("distill", ["student.name=resnet8"]))
+    results = build_results(
+        config=compose_config("distill", ["student.name=resnet8", "loss=[cross_entropy]"])
+    )
     results.models["student"].name = "resnet8"
     match = re.search(r"```python\n(.*?)```", "\n".join(write_usage(student, results)), re.DOTALL)
     assert match is not None

@@ -154,7 +154,7 @@ def test_arrays_of_a_stage_are_no_pickles(tmp_path: Path, mark: Path) -> None:
         found = stage(Path("first"), "data")
         np.save(found / name, np.array([Touch(mark)], dtype=object), allow_pickle=True)
         forge(found)
-        assert call(*words, "out=second").code == 1
+        assert call(*words, "out=second").code == 2
 
 
 def test_answers_of_a_stage_are_no_pickles(made: Path, tmp_path: Path, mark: Path) -> None:
@@ -162,4 +162,4 @@ def test_answers_of_a_stage_are_no_pickles(made: Path, tmp_path: Path, mark: Pat
     found = stages / stage(made / "run", "answers-student-test").name
     zipped(found / "answers.safetensors", mark)
     forge(found)
-    assert call(*TINY, "out=run", f"stages={stages}").code == 1
+    assert call(*TINY, "out=run", f"stages={stages}").code == 2
