@@ -164,8 +164,8 @@ def _list_limitations(results: Results, split: Split) -> list[str]:
     student, pair, classes = split.student, split.pair, results.data.classes
     limitations = [
         f"Other images: the model assigns every image to one of these {len(classes)} classes. It"
-        f" was trained on {results.data.sizes.get('train', 0):,} images and evaluated only on others of"
-        " the same kind."
+        f" was trained on {results.data.sizes.get('train', 0):,} images and evaluated only on"
+        " others of the same kind."
     ]
     limits = [key for key in _LIMITS if results.config.get("trainer", {}).get(key) is not None]
     if limits:

@@ -34,7 +34,7 @@ from kd_app.run.run_model import RunModel
 from kd_app.run.run_output import list_groups, write_predictions
 from kd_app.run.workspace import Workspace
 from kd_app.run_files import SPLIT
-from kd_app.training.fit import describe_outcome
+from kd_app.training.record import describe_outcome
 
 
 def start_results(

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 from zipfile import ZipFile
@@ -54,7 +55,7 @@ from kd_app.training.freeze import freeze_layers
 from kd_app.training.job import JobTeacher, TrainingJob
 from kd_app.training.loss import DistillationLoss
 from kd_app.training.module import NOT_FINITE, Distillation, StepOptions
-from kd_app.training.record import RECORD, read_training
+from kd_app.training.record import RECORD, describe_outcome, read_training
 from kd_app.training.teacher_cache import CachedTeacherLogits, TeacherLogits
 from kd_app.training.teacher_source import CachedTeacher, LiveTeacher, StudentEma, TeacherSource
 from kd_app.training.trainer import PROFILE, TrainerSettings
@@ -81,8 +82,7 @@ def fit(
         # an earlier attempt was stopped between writing the record and this clean-up
         _tidy(folder)
         return
-    classes = list(data.classes)
-    created = create(job.model, job.input, len(classes), seed=job.recipe.seed)
+    created = create(job.model, job.input, len(data.classes), seed=job.recipe.seed)
     data.bind(
         job.input,
         order_seed=job.recipe.seed,
@@ -93,32 +93,13 @@ def fit(
         with_validation=job.refit_weights is not None,
     )
     module = build(job, created, data, settings)
-    # without replay the loader can't continue within an epoch
-    has_replay = "replay" in data.capabilities
-    recipe_callbacks = job.recipe.make_callbacks()
-    checkpoints = ResumableCheckpoint(
-        folder,
-        average=next((each for each in recipe_callbacks.values() if isinstance(each, EMA)), None),
-        minutes=settings.checkpoint_minutes if has_replay else None,
-        steps=settings.checkpoint_steps if has_replay else None,
-        last=job.refit_weights,
-    )
-    progress = Progress(job.name, console)
-    skip = SkipNonFiniteSteps()
-    all_callbacks = [*recipe_callbacks.values(), *callbacks, progress]
-    if settings.on_nan == "skip":
-        all_callbacks.append(skip)
-    consistency = None
-    if settings.world_size > 1:
-        consistency = RankConsistency(_describe_training(job, created, data, settings))
-        all_callbacks.append(consistency)
-    all_callbacks.append(checkpoints)
+    own = _build_callbacks(job, created, data, settings, folder=folder, console=console)
     with silence_lightning():
         trainer = settings.make(
             max_epochs=job.recipe.max_epochs,
             validate=job.refit_weights is None,
             folder=folder,
-            callbacks=all_callbacks,
+            callbacks=own.list_in_order(callbacks),
             loggers=[CurveLogger(folder, listen)],
         )
     if settings.compile:
@@ -128,41 +109,96 @@ def fit(
     step = prepare_resume(folder, console.print)
     if step is not None:
         console.print(f"  {job.name}: resumes at step {step}")
-    with explain_failures(trainer, recipe_callbacks, job.name, first_step=step or 0):
-        _run(trainer, module, data, checkpoints, settings, is_resumed=step is not None)
+    with explain_failures(trainer, own.recipe, job.name, first_step=step or 0):
+        _run(trainer, module, data, own.checkpoints, settings, is_resumed=step is not None)
     if settings.profiler:
         profiles = sorted(folder.glob(f"*{PROFILE}*.txt"))
         console.print("\n".join(path.read_text(encoding="utf-8") for path in profiles))
-    if skip.skipped:
+    if num_skipped := own.skip.skipped:
         console.print(
-            f"Note: {job.name}: {skip.skipped} steps with a non-finite gradient were skipped"
+            f"Note: {job.name}: {num_skipped} steps with a non-finite gradient were skipped"
         )
     if trainer.is_global_zero:
-        module.student.load_state_dict(_load_best(folder, checkpoints.sha256))
+        best = own.checkpoints.best
+        module.student.load_state_dict(_load_best(folder, own.checkpoints.sha256))
         save_model(
             module.student.cpu().eval(),
             folder / MODEL,
             pixels=job.input,
-            classes=classes,
+            classes=list(data.classes),
             license=job.license,
             widths=created.widths,
-            label=f"{job.name} after epoch {int(checkpoints.best['epoch']) + 1}",
+            label=f"{job.name} after epoch {int(best['epoch']) + 1}",
         )
         record = {
-            "best": checkpoints.best,
+            "best": best,
             "epochs": trainer.fit_loop.epoch_progress.current.completed,
             "max_epochs": job.recipe.max_epochs,
-            "images_per_second": progress.images_per_second or None,
+            "images_per_second": own.progress.images_per_second or None,
             "weights": vars(created.weights),
             "precision": settings.precision,
-            "skipped_steps": skip.skipped,
-            "ranks": consistency.ranks if consistency else [],
+            "skipped_steps": own.skip.skipped,
+            "ranks": own.consistency.ranks if own.consistency else [],
             "files": _hash_files(folder / MODEL),
         }
         write_atomically(folder / RECORD, json.dumps(record, indent=1))
         for sentence in describe_outcome(record):
             console.print(f"  {job.name}: {sentence}")
         _tidy(folder)
+
+
+@dataclass(frozen=True)
+class _Callbacks:
+    """The callbacks of a training.
+
+    recipe: the user's. consistency: None in a single process.
+    """
+
+    recipe: Mapping[str, Callback]
+    progress: Progress
+    skip: SkipNonFiniteSteps
+    skips_steps: bool
+    consistency: RankConsistency | None
+    checkpoints: ResumableCheckpoint
+
+    def list_in_order(self, more: Sequence[Callback]) -> list[Callback]:
+        """All callbacks, and `more` after those of the recipe. A checkpoint comes last:
+        it holds the state of the others.
+        """
+        optional = [self.skip if self.skips_steps else None, self.consistency]
+        others = [each for each in optional if each is not None]
+        return [*self.recipe.values(), *more, self.progress, *others, self.checkpoints]
+
+
+def _build_callbacks(
+    job: TrainingJob,
+    created: LoadedModel,
+    data: RunData,
+    settings: TrainerSettings,
+    *,
+    folder: Path,
+    console: Console,
+) -> _Callbacks:
+    recipe = job.recipe.make_callbacks()
+    # without replay the loader can't continue within an epoch
+    has_replay = "replay" in data.capabilities
+    consistency = None
+    if settings.world_size > 1:
+        consistency = RankConsistency(_describe_training(job, created, data, settings))
+    return _Callbacks(
+        recipe,
+        Progress(job.name, console),
+        SkipNonFiniteSteps(),
+        settings.on_nan == "skip",
+        consistency,
+        ResumableCheckpoint(
+            folder,
+            average=next((each for each in recipe.values() if isinstance(each, EMA)), None),
+            minutes=settings.checkpoint_minutes if has_replay else None,
+            steps=settings.checkpoint_steps if has_replay else None,
+            last=job.refit_weights,
+        ),
+    )
 
 
 def _load_best(folder: Path, sha256: str) -> dict[str, Tensor]:
@@ -172,26 +208,6 @@ def _load_best(folder: Path, sha256: str) -> dict[str, Tensor]:
             " Repeat the command: the training starts again."
         )
     return load_file(folder / BEST)
-
-
-def describe_outcome(record: Mapping[str, Any]) -> list[str]:
-    """Sentences about a training that ended before its last epoch, and about the kind
-    of weights that is exported. record: of ``training.json``.
-    """
-    sentences, best = [], record.get("best", {})
-    epochs, max_epochs = record.get("epochs", 0), record.get("max_epochs", 0)
-    if epochs < max_epochs and best:
-        sentences.append(
-            f"stopped early, after epoch {epochs} of {max_epochs}; the exported weights are those"
-            f" of epoch {int(best['epoch']) + 1}"
-        )
-    if "weights" in best:
-        kind, other = ("averaged", "raw") if best["weights"] == "average" else ("raw", "averaged")
-        sentences.append(
-            f"the {kind} weights are exported: their validation top1 of {best['top1']:.4f} (epoch"
-            f" {int(best['epoch']) + 1}) is at least that of the {other} weights in every epoch"
-        )
-    return sentences
 
 
 def _describe_training(

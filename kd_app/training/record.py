@@ -1,5 +1,6 @@
 """``training.json``: how a training ended."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NotRequired
 
@@ -56,3 +57,23 @@ def read_training(folder: Path) -> dict[str, Any]:
         expected="Expected the record of a finished training. Set remake= to train again.",
     )
     return dict(record)
+
+
+def describe_outcome(record: Mapping[str, Any]) -> list[str]:
+    """Sentences about a training that ended before its last epoch, and about the kind
+    of weights that is exported. record: of ``training.json``.
+    """
+    sentences, best = [], record.get("best", {})
+    epochs, max_epochs = record.get("epochs", 0), record.get("max_epochs", 0)
+    if epochs < max_epochs and best:
+        sentences.append(
+            f"stopped early, after epoch {epochs} of {max_epochs}; the exported weights are those"
+            f" of epoch {int(best['epoch']) + 1}"
+        )
+    if "weights" in best:
+        kind, other = ("averaged", "raw") if best["weights"] == "average" else ("raw", "averaged")
+        sentences.append(
+            f"the {kind} weights are exported: their validation top1 of {best['top1']:.4f} (epoch"
+            f" {int(best['epoch']) + 1}) is at least that of the {other} weights in every epoch"
+        )
+    return sentences

@@ -44,8 +44,7 @@ from kd_app.run.open_run import build_saved_spec, read_run
 from kd_app.search.study import suggest_next
 from kd_app.stages import Stages, hash_value
 from kd_app.training.curve_log import read_points
-from kd_app.training.fit import describe_outcome
-from kd_app.training.record import read_training
+from kd_app.training.record import describe_outcome, read_training
 from tests.builders import teacher_folder
 from tests.faults.conftest import TABLE, Fault
 from tests.faults.full_results import NAMES, build_full_results

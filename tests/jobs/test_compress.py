@@ -15,6 +15,7 @@ from kd_app.config.compose import compose_config
 from kd_app.jobs.compress import Compression, check_order, compute_loss, select_recorded
 from kd_app.reporting.html import write_report
 from kd_app.run import train, workspace
+from kd_app.run.run_model import RunModel
 from tests.builders import results
 from tests.commands.call import call, done, paragraph, refused
 from tests.jobs.conftest import QUICK
@@ -248,7 +249,7 @@ def test_a_step_that_loses_too_much_stops_the_command_and_the_student_before_is_
 ) -> None:
     load = workspace.Workspace.load_predictions
 
-    def load_spoiled(self: workspace.Workspace, model: workspace.RunModel, split: str) -> object:
+    def load_spoiled(self: workspace.Workspace, model: RunModel, split: str) -> object:
         predictions = load(self, model, split)
         if model.folder and (model.folder / "prune.json").is_file():
             target = torch.from_numpy(predictions.target)
