@@ -67,7 +67,7 @@ class _RunConfig(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    data: dict[str, Any] | None = None
+    data: "_DataConfig | None" = None
     student: dict[str, Any] | None = None
     teacher: dict[str, Any] | None = None
     loss: dict[str, dict[str, Any]] = {}
@@ -77,6 +77,12 @@ class _RunConfig(BaseModel):
     scheduler: dict[str, Any] = {}
     trainer: dict[str, Any] = {}
     verdict: "_VerdictConfig | None" = None
+
+
+class _DataConfig(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    label_fraction: Probability | None = None
 
 
 class _VerdictConfig(BaseModel):

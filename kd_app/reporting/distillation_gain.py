@@ -197,7 +197,7 @@ def _write_advice(gains: dict[str, Difference], results: Results, split: Split) 
 
 def _list_further_controls(results: Results) -> tuple[str, ...]:
     """The controls that suit the data, beside labels only."""
-    data = results.config.get("data", {})
+    data = results.config.get("data") or {}
     if data.get("unlabeled") or (data.get("label_fraction") or 1) < 1:
         return ("match_wall_time", "smoothed_labels", "pseudo_labels")
     return ("match_wall_time", "smoothed_labels", "shuffled_teacher")
@@ -228,7 +228,7 @@ def _read_margin(results: Results) -> float:
     """The margin of the verdict, which is set before the run."""
     if results.verdict is not None:
         return results.verdict.margin
-    return float(results.config.get("verdict", {}).get("margin", _MARGIN))
+    return float((results.config.get("verdict") or {}).get("margin", _MARGIN))
 
 
 def _join(controls: Sequence[str]) -> str:

@@ -578,8 +578,11 @@ class CascadeRecord(_Part):
         for rung in (self.test, *(rung for curve in self.curves for rung in curve.rungs)):
             check_lengths(stages, shares=rung.shares)
             check_lengths(stages - 1, thresholds=rung.thresholds)
-        if self.measure not in [curve.measure for curve in self.curves]:
+        chosen = {curve.measure: curve.chosen for curve in self.curves}
+        if self.measure not in chosen:
             raise ValueError(f"measure={self.measure!r} has no curve")
+        if self.answer == "cascade" and chosen[self.measure] is None:
+            raise ValueError(f"the curve of {self.measure!r} has no chosen rung")
         return self
 
 

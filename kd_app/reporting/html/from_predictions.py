@@ -52,7 +52,7 @@ def read_model_predictions(table: "DataFrame") -> ModelPredictions:
 
 def build_classes(per_class: PerClass, names: Sequence[str]) -> list[ClassPart]:
     """Build accuracy, F1 and flips of each class with images, largest drop first."""
-    has_reference = find_pair(per_class.accuracy).reference in per_class.accuracy
+    negative, positive = per_class.negative_flips, per_class.positive_flips
     rows = [
         ClassPart(
             name=name,
@@ -60,8 +60,8 @@ def build_classes(per_class: PerClass, names: Sequence[str]) -> list[ClassPart]:
             accuracy={role: values[number] for role, values in per_class.accuracy.items()},
             f1={role: values[number] for role, values in per_class.f1.items()},
             change=_compute_change(per_class.accuracy, number),
-            negative_flips=per_class.negative_flips[number] if has_reference else None,
-            positive_flips=per_class.positive_flips[number] if has_reference else None,
+            negative_flips=negative[number] if negative else None,
+            positive_flips=positive[number] if positive else None,
         )
         for number, name in enumerate(names)
         if per_class.support[number]

@@ -216,13 +216,18 @@ def _read_metrics(split: Measurement | None, role: str) -> dict[str, Estimate]:
     return {name: estimate for name, estimate in metrics.items() if estimate.value is not None}
 
 
+def _name_student(results: Results) -> str | None:
+    student = results.models.get("student")
+    return student.name if student else None
+
+
 def _read_speed(results: Results, role: str) -> float | None:
     """Return images per second. A control with the student's architecture has the
     student's speed; the speed of any other control was not measured.
     """
     if role == "teacher":
         speed = results.speed.teacher
-    elif results.models[role].name == results.models["student"].name:
+    elif role in results.models and results.models[role].name == _name_student(results):
         speed = results.speed.student
     else:
         return None
