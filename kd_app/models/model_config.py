@@ -15,9 +15,12 @@ _EXPECTED = (
 )
 _MAX_SIDE, _MAX_CHANNELS, _MAX_CLASSES = 2**15, 2**12, 2**24
 
-Side = Annotated[int, Field(ge=1, le=_MAX_SIDE)]
-Channels = Annotated[int, Field(ge=1, le=_MAX_CHANNELS)]
-Statistics = Annotated[tuple[Annotated[float, Field(gt=-1e6, lt=1e6)], ...], Field(min_length=1)]
+# strict: timm reads the file as it is, so '8' must not pass for 8
+Side = Annotated[int, Field(strict=True, ge=1, le=_MAX_SIDE)]
+Channels = Annotated[int, Field(strict=True, ge=1, le=_MAX_CHANNELS)]
+Statistics = Annotated[
+    tuple[Annotated[float, Field(strict=True, gt=-1e6, lt=1e6)], ...], Field(min_length=1)
+]
 Names = list[str] | dict[str, str]
 
 
@@ -31,13 +34,15 @@ class PretrainedConfig(BaseModel):
     input_size: tuple[Channels, Side, Side] = (3, 224, 224)
     fixed_input_size: bool = False
     mean: Statistics = (0.5,)
-    std: Annotated[tuple[Annotated[float, Field(gt=0, lt=1e6)], ...], Field(min_length=1)] = (0.5,)
-    crop_pct: Annotated[float, Field(gt=0, le=2)] = 1.0
+    std: Annotated[
+        tuple[Annotated[float, Field(strict=True, gt=0, lt=1e6)], ...], Field(min_length=1)
+    ] = (0.5,)
+    crop_pct: Annotated[float, Field(strict=True, gt=0, le=2)] = 1.0
     interpolation: str = "bicubic"
     crop_mode: str = "center"
     license: str | None = None
     label_names: Names | None = None
-    num_classes: Annotated[int, Field(ge=0, le=_MAX_CLASSES)] | None = None
+    num_classes: Annotated[int, Field(strict=True, ge=0, le=_MAX_CLASSES)] | None = None
     classifier: str | tuple[str, ...] | None = None
     first_conv: str | tuple[str, ...] | None = None
 
@@ -51,7 +56,7 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(extra="allow", protected_namespaces=())
 
     architecture: Annotated[str, Field(min_length=1, max_length=200)]
-    num_classes: Annotated[int, Field(ge=0, le=_MAX_CLASSES)]
+    num_classes: Annotated[int, Field(strict=True, ge=0, le=_MAX_CLASSES)]
     label_names: Names | None = None
     license: str | None = None
     global_pool: str | None = None

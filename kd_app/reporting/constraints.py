@@ -82,13 +82,13 @@ class _RunConfig(BaseModel):
 class _DataConfig(BaseModel):
     model_config = ConfigDict(extra="allow")
 
-    label_fraction: Probability | None = None
+    label_fraction: Annotated[Probability, Field(strict=True)] | None = None
 
 
 class _VerdictConfig(BaseModel):
     model_config = ConfigDict(extra="allow")
 
-    margin: Probability = 0.01
+    margin: Annotated[Probability, Field(strict=True)] = 0.01
 
 
 def _check_config(config: dict[str, Any]) -> dict[str, Any]:
