@@ -1,4 +1,6 @@
-"""Every relative link of README and docs leads to a file and an existing heading."""
+"""Every relative link of README and docs leads to a file and an existing heading, and
+between the pages of the site.
+"""
 
 import re
 from pathlib import Path
@@ -38,6 +40,17 @@ def find_broken_links(page: Path, root: Path = ROOT) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(page: Path) -> None:
     assert find_broken_links(page) == []
+
+
+def test_a_page_of_the_site_links_to_no_page_outside_of_it() -> None:
+    docs = ROOT / "docs"
+    outside = [
+        (page.name, target)
+        for page in docs.rglob("*.md")
+        for target in find_broken_links(page, docs)
+        if target.partition("#")[0].endswith(".md")
+    ]
+    assert outside == []
 
 
 def test_a_link_to_a_missing_file_or_anchor_is_found(tmp_path: Path) -> None:
