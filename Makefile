@@ -3,6 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+# Bytecode is kept even where the environment says otherwise: a test process that compiles every module itself
+# takes twice as long to start.
+export PYTHONDONTWRITEBYTECODE :=
+
 # What is installed: RUN is kd_app alone, ALL what tests, notebooks and exports need, too. ALL contains RUN.
 # PHOTOS adds ImageNet weights (Apache-2.0) and photographs (MIT) to what int8 files need.
 RUN := .venv/.run

@@ -29,13 +29,15 @@ def test_error_rates_at_the_margin_do_not_exceed_the_claim(
     assert result.measured > 0.02  # the rule is not overly conservative
 
 
-@pytest.mark.parametrize("which", [0, 4, 7])
+@pytest.mark.parametrize("which", [0, 7])
 def test_error_rates_of_class_metrics_do_not_exceed_the_claim(which: int) -> None:
-    for result in by_classes(*CLASSES[which], sets=200):
+    for result in by_classes(*CLASSES[which], sets=100):
         assert result.measured <= result.claimed + result.error
 
 
-@pytest.mark.parametrize("counts", [(6, 7, 300), (5, 12, 300)])
+@pytest.mark.parametrize(
+    "counts", [pytest.param((6, 7, 300), marks=pytest.mark.slow), (5, 12, 300)]
+)
 def test_the_needed_number_of_images_is_decisive_in_four_of_five_sets(
     counts: tuple[int, int, int],
 ) -> None:
@@ -50,7 +52,7 @@ def test_intervals_of_shares_and_differences_cover_every_truth() -> None:
 
 
 def test_the_interval_of_retention_covers_the_truth() -> None:
-    result = retention_coverage(30, 0.8, 0.1, 0.05, sets=100)
+    result = retention_coverage(20, 0.8, 0.1, 0.05, sets=50)
     assert result.measured >= 0.95 - result.error
 
 
@@ -63,7 +65,7 @@ def test_the_bootstrap_interval_of_the_gap_closed_has_the_claimed_coverage() -> 
 
 def test_intervals_over_seeds_have_the_claimed_coverage() -> None:
     for seeds in (2, 3):
-        result = seeds_coverage(seeds, 0.98, 0.014, sets=1000)
+        result = seeds_coverage(seeds, 0.98, 0.014, sets=500)
         assert result.measured == pytest.approx(0.95, abs=result.error)
 
 

@@ -55,6 +55,30 @@ def save_net(folder: Path, name: str, pixels: InputSpec, **kwargs: Any) -> nn.Mo
     return model
 
 
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [("test_resnet", {}), ("test_efficientnet", {}), ("vit_tiny_patch16_224", VIT)],
+)
+def test_timm_alone_loads_its_models_and_answers_the_same(
+    name: str, kwargs: dict[str, Any], tmp_path: Path
+) -> None:
+    """A slow test does it in a process without kd_app."""
+    model = save_net(tmp_path, name, PIXELS, **kwargs)
+    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    data = timm.data.resolve_model_data_config(loaded)
+    assert type(loaded).__module__.startswith("timm.")
+    image = torch.linspace(-1, 1, 2 * 3 * 48 * 32).view(2, 3, 48, 32)
+    torch.testing.assert_close(loaded(image), model(image))
+    assert loaded.pretrained_cfg["label_names"] == list(DIGITS)
+    assert (tuple(data["input_size"]), tuple(data["mean"]), tuple(data["std"])) == (
+        (3, 48, 32),
+        PIXELS.mean,
+        PIXELS.std,
+    )
+    assert (data["crop_pct"], data["interpolation"]) == (PIXELS.crop, PIXELS.interpolation)
+
+
+@pytest.mark.slow
 def test_timms_models_load_where_there_is_no_kd_app_and_answer_the_same(tmp_path: Path) -> None:
     gray = InputSpec(1, 32, 32, (0.25,), (0.5,))
     models = {

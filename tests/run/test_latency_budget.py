@@ -1,10 +1,12 @@
 """The latency budget: a student that is too slow is not trained."""
 
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
 
+from kd_app.config import RequestError
 from kd_app.config.compose import compose_config
 from kd_app.config.make import make
 from kd_app.reporting.console import Console
@@ -13,7 +15,7 @@ from kd_app.run.spec import build_spec
 from kd_app.run.workspace import Workspace
 from kd_app.stages import Stages
 from tests.builders import results
-from tests.commands.call import TINY, done, refused
+from tests.commands.call import TINY, done
 
 _LATENCY = {"resnet8": 3.0, "resnet14": 7.0}
 
@@ -54,17 +56,21 @@ def test_a_search_ends_trials_over_the_budget_before_they_are_trained(
         done(*overrides)
 
 
+def compose_budget(*overrides: str) -> Any:
+    fixed = ("student.name=resnet14", "controls=[]", "budget=latency")
+    return compose_config("distill", [*TINY, *fixed, *overrides])
+
+
 def test_alone_a_student_over_the_budget_is_refused(tmp_path: Path) -> None:
-    overrides = [
-        *TINY,
-        "student.name=resnet14",
-        "controls=[]",
-        "budget=latency",
-        "budget.latency_ms=6.5",
-        f"out={tmp_path / 'run'}",
-    ]
-    with patch.object(LatencyBudget, "measure_latency", measure_latency):
-        assert "over budget.latency_ms=6.5" in refused(*overrides, f"stages={tmp_path / 'stages'}")
+    """A run checks its budget before it trains; a slow test shows that of a search."""
+    spec = build_spec(compose_budget("budget.latency_ms=6.5"))
+    workspace = Workspace(spec, Stages(tmp_path), Console(silent=True), tracker=None)
+    assert spec.budget is not None
+    with (
+        patch.object(LatencyBudget, "measure_latency", measure_latency),
+        pytest.raises(RequestError, match=r"over budget\.latency_ms=6\.5"),
+    ):
+        spec.budget.check(workspace, trial=False)
 
 
 @pytest.mark.parametrize(
@@ -74,16 +80,9 @@ def test_alone_a_student_over_the_budget_is_refused(tmp_path: Path) -> None:
         (["budget.benchmark.rounds=2"], "rounds=2"),
     ],
 )
-def test_a_budget_that_makes_no_sense_is_refused(
-    overrides: list[str], message: str, tmp_path: Path
-) -> None:
-    assert message in refused(
-        *TINY,
-        "budget=latency",
-        *overrides,
-        f"out={tmp_path / 'run'}",
-        f"stages={tmp_path / 'stages'}",
-    )
+def test_a_budget_that_makes_no_sense_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        build_spec(compose_budget(*overrides))
 
 
 def test_the_latency_is_that_of_the_student_as_a_file(tmp_path: Path) -> None:
