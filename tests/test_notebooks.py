@@ -7,6 +7,7 @@ import csv
 import io
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import kd_app
 from kd_app.data.digits import Digits
 from kd_app.reporting.comparison import compare
 from kd_app.reporting.distillation_gain import describe_gains
+from tests.builders import accept_changes, results
 from tests.commands.call import TINY, done
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
@@ -124,8 +126,8 @@ def trouble(notebook: Any) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Holds the search `found`: two temperatures with two seeds each, all measured on
-    test images of digits in groups.
+    """Holds the search `found`: two temperatures, measured on test images of digits in
+    groups, and a copy of each run as that of another seed.
     """
     folder = tmp_path_factory.mktemp("notebooks")
     pixels, labels, _ = Digits().load()
@@ -141,7 +143,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "hparams_search=temperature",
             "hydra.sweeper.sampler=grid",
             "loss.soft_target.temperature=choice(1,4)",
-            "seed=choice(0,1)",
         )
         fixed = (
             "loss.soft_target.weight=choice(1)",
@@ -161,6 +162,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             *search,
             *fixed,
         )
+        for number in (0, 1):
+            run = shutil.copytree(f"found/{number}", f"found/{number + 2}")
+            config = Path(run, "config.yaml")
+            text = config.read_text(encoding="utf-8")
+            assert "\nseed: 0\n" in text
+            config.write_text(text.replace("\nseed: 0\n", "\nseed: 1\n"), encoding="utf-8")
+            recorded = {**results(Path(run))["config"], "seed": 1}
+            accept_changes(Path(run), seed=1, config=recorded)
     return folder
 
 

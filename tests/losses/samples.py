@@ -3,7 +3,9 @@ models.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from dataclasses import replace
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -26,10 +28,16 @@ TOKENS = {"hard_token", "soft_token"}
 
 def settings_of(name: str) -> dict[str, Any]:
     """Return the content of ``conf/loss/<name>.yaml`` below the term's name."""
-    content = yaml.safe_load((CONF / f"{name}.yaml").read_text(encoding="utf-8"))
+    content = deepcopy(_read_yaml(name))
     assert list(content) == [name]
     settings: dict[str, Any] = content[name]
     return settings
+
+
+@cache
+def _read_yaml(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((CONF / f"{name}.yaml").read_text(encoding="utf-8"))
+    return content
 
 
 def class_of(name: str) -> type[LossTerm]:

@@ -342,6 +342,7 @@ def test_a_student_that_was_removed_is_left_out(run: Path) -> None:
         assert list(load_models(opened)) == ["teacher"]
 
 
+@pytest.mark.slow
 def test_a_run_whose_loss_does_not_exist_any_more_is_evaluated(run: Path) -> None:
     change_config(run, loss={"gone": GONE}, optimizer={"_target_": "kd_app.training.gone.Gone"})
     evaluate(evaluation(run), console=SILENT)
