@@ -1,4 +1,4 @@
-"""The notebooks run from a clean kernel, make their own runs or read somebody's, and
+"""The notebooks run (from a clean kernel in the slow tests), make their own runs or read somebody's, and
 what is committed is what real runs showed.
 """
 
@@ -8,13 +8,21 @@ import io
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import nbformat
 import numpy as np
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.pylabtools import select_figure_formats
+from IPython.display import display
+from IPython.utils.capture import capture_output
+from matplotlib import pyplot as plt
 from nbclient import NotebookClient
 from PIL import Image
 
@@ -58,17 +66,46 @@ def execute(notebook: Any, folder: Path, **environment: str) -> Any:
     return notebook
 
 
-def execute_together(names: Iterable[str], folder: Path, **environment: str) -> dict[str, Any]:
-    """Run notebooks in one kernel, which forgets all names between them: most of a
-    kernel's time is imports.
+def execute_together(names: Iterable[str], folder: Path) -> dict[str, Any]:
+    """Run notebooks in this process, which forgets all names between them: most of a
+    kernel's time is imports. The slow tests start a kernel.
     """
     notebooks = {name: read_without_outputs(name) for name in names}
-    together = nbformat.v4.new_notebook()  # type: ignore[no-untyped-call]
-    for notebook in notebooks.values():
-        forget = nbformat.v4.new_code_cell("%reset -f")  # type: ignore[no-untyped-call]
-        together.cells += [forget, *notebook.cells]
-    execute(together, folder, **environment)
+    shell: Any = InteractiveShell.instance()
+    select_figure_formats(shell, {"png"})  # type: ignore[no-untyped-call]
+    shell.display_trap.hook = show_value
+    with mpl.rc_context(), chdir(folder), warnings.catch_warnings():
+        warnings.simplefilter("default")
+        plt.switch_backend("module://matplotlib_inline.backend_inline")
+        for notebook in notebooks.values():
+            shell.reset()
+            for cell in notebook.cells:
+                if cell.cell_type == "code":
+                    cell.outputs = list(run_cell(shell, cell.source))
+        plt.close("all")
+        plt.switch_backend("agg")
+    InteractiveShell.clear_instance()
     return notebooks
+
+
+def show_value(value: Any) -> None:
+    """Show the value of a cell's last line, if it has one."""
+    if value is not None:
+        display(value)  # type: ignore[no-untyped-call]
+
+
+def run_cell(shell: Any, source: str) -> Iterator[Any]:
+    """Run a cell, and yield its outputs as a notebook has them."""
+    with capture_output() as captured:
+        ended = shell.run_cell(source)
+    ended.raise_error()
+    for name, text in (("stdout", captured.stdout), ("stderr", captured.stderr)):
+        if text:
+            yield nbformat.v4.new_output("stream", name=name, text=text)  # type: ignore[no-untyped-call]
+    for each in captured.outputs:
+        yield nbformat.v4.new_output(  # type: ignore[no-untyped-call]
+            "display_data", data=each.data, metadata=each.metadata
+        )
 
 
 def outputs(notebook: Any) -> Iterator[Any]:
@@ -176,7 +213,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def notebooks(folder: Path) -> dict[str, Any]:
     """The notebooks, executed once on the runs in `found`."""
-    return execute_together(FIGURES, folder, KD_RUNS="found")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KD_RUNS", "found")
+        return execute_together(FIGURES, folder)
 
 
 @pytest.fixture(params=FIGURES)

@@ -64,7 +64,7 @@ def test_timm_alone_loads_its_models_and_answers_the_same(
 ) -> None:
     """A slow test does it in a process without kd_app."""
     model = save_net(tmp_path, name, PIXELS, **kwargs)
-    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    loaded: Any = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     data = timm.data.resolve_model_data_config(loaded)
     assert type(loaded).__module__.startswith("timm.")
     image = torch.linspace(-1, 1, 2 * 3 * 48 * 32).view(2, 3, 48, 32)
