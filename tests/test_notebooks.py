@@ -1,5 +1,5 @@
-"""The notebooks run (from a clean kernel in the slow tests), make their own runs or read somebody's, and
-what is committed is what real runs showed.
+"""The notebooks make their own runs or read somebody's, and what is committed is what
+real runs showed. The slow tests run each from a clean kernel.
 """
 
 import base64
