@@ -99,13 +99,12 @@ def run_cell(shell: Any, source: str) -> Iterator[Any]:
     with capture_output() as captured:
         ended = shell.run_cell(source)
     ended.raise_error()
+    output: Any = nbformat.v4.new_output
     for name, text in (("stdout", captured.stdout), ("stderr", captured.stderr)):
         if text:
-            yield nbformat.v4.new_output("stream", name=name, text=text)  # type: ignore[no-untyped-call]
+            yield output("stream", name=name, text=text)
     for each in captured.outputs:
-        yield nbformat.v4.new_output(  # type: ignore[no-untyped-call]
-            "display_data", data=each.data, metadata=each.metadata
-        )
+        yield output("display_data", data=each.data, metadata=each.metadata)
 
 
 def outputs(notebook: Any) -> Iterator[Any]:
