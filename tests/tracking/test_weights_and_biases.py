@@ -469,9 +469,14 @@ def test_under_an_agent_only_the_student_has_the_trials_id(tmp_path: Path) -> No
     ) == ("trial7", "sweep9", "swept")
 
 
-def test_without_an_agent_the_student_has_the_requested_id(tmp_path: Path) -> None:
-    body = 'for stage in ("teacher", "student"): train(tracker, stage)\ntracker.close(exit_code=0)'
-    in_a_process(body, tmp_path / "fm", WANDB_RUN_ID="mine", WANDB_MODE="offline")
+def test_without_an_agent_the_student_has_the_requested_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", "mine")
+    tracker = build_tracker(tmp_path / "fm", {"wandb": wandb()}, [])
+    for stage in ("teacher", "student"):
+        train(tracker, stage)
+    tracker.close(exit_code=0)
     runs = offline_runs(tmp_path / "fm")
     assert runs["student"][0].run.run_id == "mine"
     assert runs["teacher"][0].run.run_id != "mine"
