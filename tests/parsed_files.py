@@ -17,8 +17,8 @@ _parsed: dict[tuple[object, ...], ConfigResult] = {}
 
 
 def _load_parsed(repository: ConfigRepository, config_path: str) -> ConfigResult | None:
-    """Load a configuration of ``conf`` or of Hydra, which is parsed only once unless its
-    file changes.
+    """Load a configuration of ``conf`` or of Hydra, which is parsed again only if its
+    file has changed.
     """
     source = repository._find_object_source(config_path, ObjectType.CONFIG)
     is_ours = source is not None and source.path == str(CONF)

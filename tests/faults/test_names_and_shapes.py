@@ -43,7 +43,9 @@ def test_strange_names_of_classes_and_files_come_back_as_they_are(
     assert_names_are_whole(sorted(classes))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "photos"]
     assert sorted(path.name for path in Path().iterdir()) == ["run", "stages"]
-    files = sorted(f'{name}/{number} 🐈 "x"\n,${{x}}.png' for name in classes for number in range(12))
+    files = sorted(
+        f'{name}/{number} 🐈 "x"\n,${{x}}.png' for name in classes for number in range(12)
+    )
     split = pd.read_csv("run/split.csv", keep_default_na=False)
     assert sorted(map(restore_cell, split["file"])) == files
     assert set(map(restore_cell, split["label"])) == set(classes)

@@ -81,5 +81,3 @@ def test_labels_of_a_table_lead_nowhere(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "here"]
     assert sorted(path.name for path in Path().iterdir()) == ["run", "stages"]
     assert not Path("/tmp/absolute").exists()
-
-

@@ -609,12 +609,17 @@ def test_offline_links_are_uploaded_later(tmp_path: Path) -> None:
 
 def test_a_resumed_online_run_has_each_point_once(tmp_path: Path) -> None:
     with serving() as server:
-        for code, words in ((130, "epochs=2"), (0, "epochs=3, before=3")):
-            body = f'train(tracker, "student", {words})\ntracker.close(exit_code={code})'
-            process = in_a_process(
-                body, tmp_path / "fm", WANDB_API_KEY="k" * 40, WANDB_BASE_URL=server.url
-            )
-            assert (process.returncode, process.stderr) == (0, "")
+        body = """
+            train(tracker, "student", epochs=2)
+            tracker.close(exit_code=130)
+            tracker = build_tracker(tracker._out, {"wandb": wandb(mode="auto")}, messages)
+            train(tracker, "student", epochs=3, before=3)
+            tracker.close(exit_code=0)
+        """
+        process = in_a_process(
+            body, tmp_path / "fm", WANDB_API_KEY="k" * 40, WANDB_BASE_URL=server.url
+        )
+        assert (process.returncode, process.stderr) == (0, "")
     (history,) = server.histories.values()
     assert [row["step"] for row in history] == [5, 10, 15, 20, 25, 30]
 
