@@ -40,6 +40,14 @@ LONG = (
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_configure() -> None:
+    """Parse the files of ``conf`` once for each test process."""
+    # not above: jaxtyping has to see kd_app imported after this file
+    from tests.parsed_files import keep_parsed_files
+
+    keep_parsed_files()
+
+
 def pytest_collection_finish() -> None:
     """Leave what is imported by now out of every later garbage collection, which would
     cost a third of a second each time, and collect less often.

@@ -296,16 +296,3 @@ def test_a_model_whose_stage_is_gone_is_left_out_and_that_is_said(made: Path, ru
     found = results(Path("again"))["test"]
     assert found["labels_only"] is None
     assert found["student"] == results(made / "run")["test"]["student"]
-
-
-def test_a_run_may_teach_the_next(made: Path) -> None:
-    done(
-        "debug=fdr",
-        "logger=[csv]",
-        f"teacher.checkpoint={made / 'run'}",
-        "out=next",
-        "stages=stages",
-    )
-    taught = results(Path("next"))["models"]["teacher"]
-    assert taught["sha256"] == results(made / "run")["models"]["student"]["sha256"]
-    assert "teacher" not in {stage["name"] for stage in results(Path("next"))["stages"]}

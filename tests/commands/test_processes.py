@@ -80,6 +80,7 @@ def test_a_wrong_request_is_one_line_on_stderr_and_exit_code_2(home: Path) -> No
     assert list(home.iterdir()) == []
 
 
+@pytest.mark.slow  # in this process: tests/security/test_secrets.py
 def test_as_it_comes_a_run_follows_itself_offline_and_asks_nobody(home: Path) -> None:
     ended = process(
         "debug=fdr",

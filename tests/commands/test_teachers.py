@@ -5,15 +5,13 @@ command, two batches each.
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import timm
 
 from kd_app.config import choose_decoding
-from kd_app.deployment.export import export
-from kd_app.deployment.formats.onnx import Onnx
 from tests.builders import DIGITS, GRAY, results, teacher_folder
 from tests.commands.call import done, refused
+from tests.deployment.graphs import write_linear
 
 OTHERS = tuple(f"kind{number}" for number in range(12))
 RUN = ("debug=fdr", "logger=[csv]", "controls=[]", "examples=0")
@@ -22,7 +20,7 @@ RUN = ("debug=fdr", "logger=[csv]", "controls=[]", "examples=0")
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Teachers: ``a`` and ``b`` of the data's classes, ``other`` of twelve others with
-    a map, ``onnx/model.onnx`` the same as a.
+    a map, ``onnx/model.onnx`` for another runtime.
     """
     folder = tmp_path_factory.mktemp("teachers")
     teacher_folder(folder / "a")
@@ -30,22 +28,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     teacher_folder(folder / "other", classes=OTHERS)
     rows = [f"{OTHERS[number]},{number}" for number in range(10)] + ["10,9", "11,9"]
     (folder / "map.csv").write_text("\n".join(["teacher,class", *rows]), encoding="utf-8")
-    net = timm.create_model(f"local-dir:{folder / 'a'}", pretrained=True).eval()
-    images = np.random.default_rng(0).integers(0, 256, (4, 1, 8, 8), dtype=np.uint8)
-    form = Onnx(opset=18, tolerance=1e-3)
     (folder / "onnx").mkdir()
-    export(
-        net,
-        form,
-        folder / "onnx",
-        stem="model",
-        input_spec=GRAY,
-        decoding=choose_decoding(GRAY),
-        classes=DIGITS,
-        license="mit",
-        calibration=[],
-        images=images,
-    )
+    write_linear(folder / "onnx", GRAY, DIGITS, decoding=choose_decoding(GRAY))
     return folder
 
 

@@ -13,6 +13,7 @@ from kd_app.config.csv_cells import restore_cell
 from tests.builders import image_folder, results
 from tests.commands.call import TINY, done
 from tests.faults.conftest import Fault
+from tests.security.test_names import FOLDERS, assert_names_are_whole
 
 
 def distilled(folder: Path, *words: str) -> str:
@@ -33,13 +34,18 @@ def test_strange_names_of_classes_and_files_come_back_as_they_are(
     photos: Path, tmp_path: Path, fault: Fault
 ) -> None:
     classes = ["a b", 'it\'s "q"', "ö 猫", "line\nbreak", "c;,\t=[x] %20$HOME", "-m", "null"]
+    classes += FOLDERS
     for name in classes:
         (tmp_path / "photos" / name).mkdir(parents=True)
         for number, image in enumerate(sorted((photos / "class0").iterdir())):
-            shutil.copy(image, tmp_path / "photos" / name / f'{number} 🐈 "x"\n.png')
+            shutil.copy(image, tmp_path / "photos" / name / f'{number} 🐈 "x"\n,${{x}}.png')
     distilled(tmp_path / "photos")
-    assert results(Path("run"))["data"]["classes"] == sorted(classes)
-    files = sorted(f'{name}/{number} 🐈 "x"\n.png' for name in classes for number in range(12))
+    assert_names_are_whole(sorted(classes))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "photos"]
+    assert sorted(path.name for path in Path().iterdir()) == ["run", "stages"]
+    files = sorted(
+        f'{name}/{number} 🐈 "x"\n,${{x}}.png' for name in classes for number in range(12)
+    )
     split = pd.read_csv("run/split.csv", keep_default_na=False)
     assert sorted(map(restore_cell, split["file"])) == files
     assert set(map(restore_cell, split["label"])) == set(classes)

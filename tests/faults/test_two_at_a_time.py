@@ -12,6 +12,7 @@ from tests.faults.whole_run import WORDS, outcome, places
 from tests.training.processes import begun, ended, wait_for
 
 
+@pytest.mark.slow  # with a lock of this process: tests/commands/test_going_on.py
 def test_a_second_command_in_a_runs_folder_is_refused_and_the_first_is_not_disturbed(
     tmp_path: Path, undisturbed: Path, fault: Fault
 ) -> None:
@@ -48,6 +49,7 @@ def test_two_runs_of_the_same_stages_at_a_time_make_each_once(
     )
 
 
+@pytest.mark.slow  # a lock file that nobody holds: tests/run/test_run_folder.py
 def test_a_lock_whose_holder_died_is_no_lock(
     tmp_path: Path, undisturbed: Path, fault: Fault
 ) -> None:

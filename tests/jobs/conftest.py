@@ -4,11 +4,18 @@ from the finished run.
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from filelock import FileLock
 
+from kd_app.config import InputSpec
+from kd_app.deployment.formats import onnx
+from kd_app.deployment.formats.base import UInt8Model
 from tests.commands.call import done
 from tests.commands.conftest import _cwd
 
@@ -28,6 +35,30 @@ def exported(*overrides: str) -> str:
     return done(*overrides, *QUICK, command="kd-export")
 
 
+@contextmanager
+def lowered_once() -> Iterator[None]:
+    """Lower a model to ONNX once for its float file and its int8 file, which takes more
+    than a second each.
+    """
+    plain, files = onnx.write_onnx, dict[tuple[object, ...], bytes]()
+
+    def write_once(model: UInt8Model, input_spec: InputSpec, path: Path, *, opset: int) -> None:
+        state = sha256()
+        for name, tensor in model.state_dict().items():
+            state.update(name.encode() + tensor.numpy().tobytes())
+        key = state.digest(), input_spec, opset
+        if key not in files:
+            plain(model, input_spec, path, opset=opset)
+            files[key] = path.read_bytes()
+        path.write_bytes(files[key])
+
+    with (
+        patch("kd_app.deployment.formats.onnx.write_onnx", write_once),
+        patch("kd_app.deployment.formats.onnx_int8.write_onnx", write_once),
+    ):
+        yield
+
+
 @pytest.fixture(scope="session")
 def both(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Student and teacher of a copy of the finished run as ONNX files, and the output.
@@ -39,6 +70,7 @@ def both(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, st
     with FileLock(f"{folder}.lock"):
         if not output.exists():
             shutil.copytree(made, folder)
-            text = exported(f"run={run}", f"stages={stages}", f"out={out}", "role=both")
+            with lowered_once():
+                text = exported(f"run={run}", f"stages={stages}", f"out={out}", "role=both")
             output.write_text(text, encoding="utf-8")
     return out, output.read_text(encoding="utf-8")

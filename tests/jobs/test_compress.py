@@ -151,6 +151,7 @@ def test_trackers_log_every_training_and_the_metrics_of_the_shipped_student(
     )
 
 
+@pytest.mark.slow  # what decides about reuse: the record, tested below
 def test_a_second_command_reuses_every_stage(made: Path, small: tuple[Path, str]) -> None:
     compressed(f"run={made / 'run'}", *HALF, "out=again", f"stages={made / 'stages'}")
     again = results(Path("again"))

@@ -1,6 +1,7 @@
 """kd-export writes the files of a run, a manifest, and a recommendation."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -188,17 +189,22 @@ def test_a_wrong_request_is_refused_with_the_reason(
 
 
 def test_a_file_that_differs_from_its_model_fails_and_leaves_no_manifest(
-    made: Path,
+    source: Path, both: tuple[Path, str]
 ) -> None:
     overrides = (
-        f"run={made / 'run'}",
-        f"stages={made / 'stages'}",
+        f"run={source / 'run'}",
+        f"stages={source / 'stages'}",
         "out=export",
         "formats=[onnx]",
         "formats.onnx.tolerance=1e-12",
         *QUICK,
     )
-    ended = call(*overrides, command="kd-export")
+
+    def lower_as_before(model: Any, pixels: Any, path: Path, *, opset: int) -> None:
+        shutil.copy(both[0] / "model.onnx", path)
+
+    with patch("kd_app.deployment.formats.onnx.write_onnx", lower_as_before):
+        ended = call(*overrides, command="kd-export")
     assert ended.code == 1
     assert "does not reproduce the model" in paragraph(ended.err)
     assert not (Path("export") / "manifest.json").exists()

@@ -1,7 +1,7 @@
 """Whatever classifies an image file sees the pixels of the evaluation."""
 
 import re
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from kd_app.deployment.manifest import describe_decoding
 from kd_app.jobs.predict import predict
 from kd_app.models.save import copy_labeled, save_model
 from kd_app.reporting.card_usage import write_usage
+from kd_app.reporting.results import Results
 from kd_app.run.workspace import Chained
 from tests.data.test_module import build_images
 from tests.deployment.graphs import write_linear
@@ -101,11 +102,17 @@ def read_pixels(
     }
 
 
-def read_card_code(student: Path) -> str:
+@cache
+def build_card_results() -> Results:
     results = build_results(
         config=compose_config("distill", ["student.name=resnet8", "loss=[cross_entropy]"])
     )
     results.models["student"].name = "resnet8"
+    return results
+
+
+def read_card_code(student: Path) -> str:
+    results = build_card_results()
     match = re.search(r"```python\n(.*?)```", "\n".join(write_usage(student, results)), re.DOTALL)
     assert match is not None
     return match[1]
@@ -139,8 +146,9 @@ def test_every_way_to_classify_a_file_has_the_logits_of_the_evaluation(
     logits = artifact.infer_logits(np.stack([expected[name] for name in names]))
     cascade = ModelCascade([artifact, artifact], (0.6,), "maximum", (1.0, 1.0), decoding)
     cascade.save(tmp_path / "cascade.json", [file, file])
-    assert label(file, folder, names) == pytest.approx(compute_probabilities(logits), abs=1e-6)
-    assert label(tmp_path / "cascade.json", folder, names) == label(file, folder, names)
+    labeled = label(file, folder, names)
+    assert labeled == pytest.approx(compute_probabilities(logits), abs=1e-6)
+    assert label(tmp_path / "cascade.json", folder, names) == labeled
 
     torch.manual_seed(0)
     model = timm.create_model("resnet8", num_classes=2, in_chans=model_channels).eval()

@@ -122,6 +122,13 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
         claim(tmp_path / "run", CONFIG)
 
 
+def test_a_lock_file_that_nobody_holds_is_no_lock(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").touch()
+    claim(tmp_path / "run", CONFIG)
+    claim(tmp_path / "run", CONFIG)
+
+
 def test_after_a_refused_job_new_folders_are_gone(tmp_path: Path) -> None:
     refuse(tmp_path / "a" / "b", CONFIG)
     assert list_names(tmp_path) == []

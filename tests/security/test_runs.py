@@ -181,6 +181,9 @@ def test_a_run_to_learn_from_is_weights_and_their_description(run: Path, mark: P
         "out=next",
         "stages=stages",
     )
+    after = results(Path("next"))
+    assert after["models"]["teacher"]["sha256"] == results(run)["models"]["student"]["sha256"]
+    assert "teacher" not in {stage["name"] for stage in after["stages"]}
 
 
 @pytest.mark.parametrize("runs", [True, pytest.param(False, marks=pytest.mark.slow)])

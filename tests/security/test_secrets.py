@@ -15,6 +15,11 @@ SECRETS = (
 TAGS = f"tags=[{','.join('s3cr3t-of-' + name.lower() for name in SECRETS)}]"
 
 
+FILES = {
+    *("config.yaml", "results.json", "predictions.parquet", "metrics.csv", "student", "teacher"),
+}
+
+
 @pytest.mark.parametrize(
     ("words", "code"), [((), 0), (("optimizer.lr=1e30",), 1)], ids=["finished", "failed"]
 )
@@ -35,3 +40,11 @@ def test_no_secret_gets_into_what_a_run_leaves_and_says(
     assert len(files) > 20
     assert not [path for path in files if b"s3cr3t-of-" in path.read_bytes()]
     assert "s3cr3t-of-" not in ended.out + ended.err
+    if code == 0:
+        assert ended.err == ""
+        (line,) = [line for line in ended.out.splitlines() if "wandb sync" in line]
+        assert "offline" in line
+        assert len(list(Path("run/wandb").glob("offline-run-*"))) == 3
+        assert ended.out.splitlines()[0].startswith("Data: 10 classes")
+        assert ended.out.splitlines()[-1] == "Everything is in run"
+        assert {path.name for path in Path("run").iterdir()} >= FILES

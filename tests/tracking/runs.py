@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from PIL import Image
 
 from kd_app.tracking import Backend, Tracker, Wandb
@@ -155,6 +154,9 @@ def split(out: Path, folder: str) -> Path:
 
 def files(out: Path) -> list[Path]:
     """Write the files of a run, with paths of this machine."""
+    # not above: most processes that the tests start write no table
+    import pandas as pd
+
     photos = f"{out.parent}/photos"
     split(out, photos)
     (out / "config.yaml").write_text(f"data:\n  root: {photos}\n")

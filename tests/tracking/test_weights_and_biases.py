@@ -469,9 +469,14 @@ def test_under_an_agent_only_the_student_has_the_trials_id(tmp_path: Path) -> No
     ) == ("trial7", "sweep9", "swept")
 
 
-def test_without_an_agent_the_student_has_the_requested_id(tmp_path: Path) -> None:
-    body = 'for stage in ("teacher", "student"): train(tracker, stage)\ntracker.close(exit_code=0)'
-    in_a_process(body, tmp_path / "fm", WANDB_RUN_ID="mine", WANDB_MODE="offline")
+def test_without_an_agent_the_student_has_the_requested_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", "mine")
+    tracker = build_tracker(tmp_path / "fm", {"wandb": wandb()}, [])
+    for stage in ("teacher", "student"):
+        train(tracker, stage)
+    tracker.close(exit_code=0)
     runs = offline_runs(tmp_path / "fm")
     assert runs["student"][0].run.run_id == "mine"
     assert runs["teacher"][0].run.run_id != "mine"
@@ -604,12 +609,17 @@ def test_offline_links_are_uploaded_later(tmp_path: Path) -> None:
 
 def test_a_resumed_online_run_has_each_point_once(tmp_path: Path) -> None:
     with serving() as server:
-        for code, words in ((130, "epochs=2"), (0, "epochs=3, before=3")):
-            body = f'train(tracker, "student", {words})\ntracker.close(exit_code={code})'
-            process = in_a_process(
-                body, tmp_path / "fm", WANDB_API_KEY="k" * 40, WANDB_BASE_URL=server.url
-            )
-            assert (process.returncode, process.stderr) == (0, "")
+        body = """
+            train(tracker, "student", epochs=2)
+            tracker.close(exit_code=130)
+            tracker = build_tracker(tracker._out, {"wandb": wandb(mode="auto")}, messages)
+            train(tracker, "student", epochs=3, before=3)
+            tracker.close(exit_code=0)
+        """
+        process = in_a_process(
+            body, tmp_path / "fm", WANDB_API_KEY="k" * 40, WANDB_BASE_URL=server.url
+        )
+        assert (process.returncode, process.stderr) == (0, "")
     (history,) = server.histories.values()
     assert [row["step"] for row in history] == [5, 10, 15, 20, 25, 30]
 
