@@ -108,6 +108,7 @@ def stop_on_signals() -> Iterator[bool]:
         sys.unraisablehook = hook
         for number, handler in previous.items():
             signal.signal(number, handler)
+        _RECEIVED.reset()  # what runs afterwards in this process was not stopped
 
 
 def _on_signal(number: int, frame: object) -> None:

@@ -8,6 +8,7 @@ import io
 import os
 import re
 import shutil
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import chdir
@@ -71,6 +72,7 @@ def execute_together(names: Iterable[str], folder: Path) -> dict[str, Any]:
     kernel's time is imports. The slow tests start a kernel.
     """
     notebooks = {name: read_without_outputs(name) for name in names}
+    main = sys.modules["__main__"]  # which the shell replaces
     shell: Any = InteractiveShell.instance()
     select_figure_formats(shell, {"png"})  # type: ignore[no-untyped-call]
     shell.display_trap.hook = show_value
@@ -85,6 +87,7 @@ def execute_together(names: Iterable[str], folder: Path) -> dict[str, Any]:
         plt.close("all")
         plt.switch_backend("agg")
     InteractiveShell.clear_instance()
+    sys.modules["__main__"] = main
     return notebooks
 
 

@@ -100,7 +100,9 @@ def test_the_plan_lists_the_labeled_images_and_their_use(teacher: Path, tmp_path
         ),
         ready=True,
     )
-    data, _, control, student = lines
+    data, _, control, student, loss, labels = lines
+    assert loss.startswith("Loss: ")
+    assert labels.startswith("Labels: ")
     assert (
         "129 of the training images have a label; 4 views of each in turn; the teacher's"
         " logits for these views are cached" in data
