@@ -17,6 +17,7 @@ import torch
 torch.set_num_threads(1)
 
 LONG = (
+    "test_kill",
     "test_ranks",
     "test_searches",
     "test_cascade",

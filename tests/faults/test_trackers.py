@@ -125,6 +125,7 @@ def test_a_tracker_that_dies_in_mid_run_is_left_out_in_a_line(
     )
 
 
+@pytest.mark.slow
 def test_a_server_that_refuses_the_key_means_offline(
     tmp_path: Path, undisturbed: Path, fault: Fault
 ) -> None:
@@ -190,6 +191,7 @@ def test_a_server_that_answers_slowly_holds_up_no_step_and_misses_nothing(
     )
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_is_one_run_in_weights_and_biases(
     tmp_path: Path, undisturbed: Path, fault: Fault
 ) -> None:
