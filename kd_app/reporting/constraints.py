@@ -25,6 +25,8 @@ Number = Annotated[float | None, AfterValidator(_bound)]
 """A number; null if undefined or not finite."""
 Finite = Annotated[float, Field(ge=-_LARGEST, le=_LARGEST, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, le=_LARGEST, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, le=_LARGEST, allow_inf_nan=False)]
+"""A measured time, by which another is divided."""
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Size = Annotated[int, Field(ge=1, le=2**20)]
 """Of an image, in pixels or channels."""

@@ -21,6 +21,7 @@ from kd_app.reporting.constraints import (
     NonNegative,
     Number,
     PathText,
+    Positive,
     Probability,
     Rate,
     Share,
@@ -492,7 +493,7 @@ class CascadeStageRecord(_Part):
     temperature: NonNegative
     validation: Estimate
     test: Estimate
-    cost_ms: NonNegative
+    cost_ms: Positive
     latency: LatencyStats
 
 
@@ -510,7 +511,7 @@ class Rung(_Part):
     accuracy: Probability
     better: Count
     worse: Count
-    cost_ms: NonNegative
+    cost_ms: Positive
     proven: bool | None = None
 
 
