@@ -27,6 +27,7 @@ $(RUN): pyproject.toml constraints.txt | $(BIN)/python
 
 $(ALL): pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) --editable '.[dev]'
+	$(BIN)/python -m compileall -q kd_app
 	touch $(RUN) $(ALL)
 
 $(PHOTOS): pyproject.toml constraints.txt | $(BIN)/python

@@ -134,6 +134,7 @@ def test_a_file_for_another_runtime_teaches_by_its_logits(made: Path, finished: 
     assert found["models"]["teacher"]["license"] == "mit"
 
 
+@pytest.mark.slow
 def test_each_link_of_a_chain_is_taught_by_the_one_before_and_seeds_share_it(
     made: Path, finished: Any
 ) -> None:

@@ -52,7 +52,7 @@ HAPPENED = (
 LOST = "what was done since the last checkpoint, which is done again"
 
 
-@pytest.mark.parametrize("times", [2, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [pytest.param(50, marks=pytest.mark.slow)])
 def test_a_run_that_is_killed_at_random_times_ends_bit_identical(
     times: int, tmp_path: Path, undisturbed: Path, fault: Fault
 ) -> None:

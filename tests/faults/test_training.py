@@ -62,6 +62,7 @@ def test_workers_that_are_killed_end_the_run_and_the_same_words_go_on(
     )
 
 
+@pytest.mark.slow
 def test_a_term_that_is_not_finite_is_named_and_skipping_goes_on_from_the_last_good_state(
     tmp_path: Path, fault: Fault
 ) -> None:

@@ -108,7 +108,7 @@ def test_a_run_killed_at_many_points_is_bit_identical(
 @pytest.mark.parametrize(
     ("sign", "code", "stops"),
     [
-        pytest.param(signal.SIGTERM, 143, 2, id="SIGTERM"),
+        pytest.param(signal.SIGTERM, 143, 1, id="SIGTERM"),
         pytest.param(signal.SIGTERM, 143, 4, id="SIGTERM everywhere", marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, 130, 4, id="Ctrl-C", marks=pytest.mark.slow),
     ],
