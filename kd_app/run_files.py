@@ -14,10 +14,9 @@ STUDENT: Final = "student"
 TEACHER: Final = "teacher"
 REFERENCE: Final = "reference.json"
 """In the folder `TEACHER`: the location of the run's teacher."""
-READ: Final = (
-    *(CONFIG, RESULTS, PREDICTIONS, INPUTS, SPLIT, CURVES, EXAMPLES),
-    *(STUDENT, TEACHER, EXPORT),
-)
+FILES: Final = (CONFIG, RESULTS, PREDICTIONS, INPUTS, SPLIT, CURVES, EXAMPLES)
+"""The files in a run's folder."""
+READ: Final = (*FILES, STUDENT, TEACHER, EXPORT)
 """The files and folders that are read from a run's folder."""
 MANIFEST: Final = "manifest.json"
 """In an export folder: a description of each file."""

@@ -1,11 +1,11 @@
 """The files of a finished run, compared with the hashes in its results.json."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from kd_app.config.errors import RequestError
-from kd_app.digest import CHANGED, hash_file, is_changed
+from kd_app.config.records import load_record
+from kd_app.digest import hash_file
 from kd_app.run_files import RESULTS
 
 
@@ -30,24 +30,13 @@ def check_recorded(path: Path) -> None:
             )
 
 
-def check_seal(path: Path, content: object) -> None:
-    """Raise `RequestError` if the content of the JSON file `path` does not have the
-    hash that it records. Files of earlier versions record none.
-    """
-    if isinstance(content, dict) and is_changed(content):
-        raise RequestError(
-            f"{str(path)!r} {CHANGED} Restore the file, or repeat the command that wrote it;"
-            " finished stages are kept."
-        )
-
-
 def _list_recorded(run: Path) -> Iterator[tuple[str, str]]:
     """Yield name and sha256 of the run's files; nothing if results.json is unreadable,
     which its own reader reports.
     """
     try:
-        content = json.loads((run / RESULTS).read_text(encoding="utf-8"))
+        content = load_record(run / RESULTS, expected="")
         files = [(str(each["name"]), str(each["sha256"])) for each in content.get("files", ())]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (RequestError, TypeError, KeyError, AttributeError):
         return
     yield from files

@@ -67,6 +67,11 @@ class RuleRow(NamedTuple):
     reason: str
 
 
+_SOFT_TARGETS: Final[Terms] = {
+    "cross_entropy": {"weight": 1.0},
+    "soft_target": {"weight": 1.0, "temperature": 4.0},
+}
+"""The terms of all rows for which nothing better was measured."""
 RULE: Final = (
     RuleRow(
         "no teacher",
@@ -77,7 +82,7 @@ RULE: Final = (
     RuleRow(
         "few labels, many images",
         lambda run: run.has_few_labels,
-        {"cross_entropy": {"weight": 1.0}, "soft_target": {"weight": 1.0, "temperature": 4.0}},
+        _SOFT_TARGETS,
         "some images have no label, and the teacher's probabilities reach all of them",
     ),
     RuleRow(
@@ -93,31 +98,31 @@ RULE: Final = (
     RuleRow(
         "ViT -> ViT",
         lambda run: (run.teacher, run.student) == ("vit", "vit"),
-        {"cross_entropy": {"weight": 1.0}, "soft_target": {"weight": 1.0, "temperature": 4.0}},
+        _SOFT_TARGETS,
         "teacher and student have attention layers",
     ),
     RuleRow(
         "ViT -> CNN or Mixer",
         lambda run: run.teacher == "vit",
-        {"cross_entropy": {"weight": 1.0}, "soft_target": {"weight": 1.0, "temperature": 4.0}},
+        _SOFT_TARGETS,
         "the teacher has attention layers and the student has none",
     ),
     RuleRow(
         "any teacher used as it is",
         lambda run: not run.is_trained_here,
-        {"cross_entropy": {"weight": 1.0}, "soft_target": {"weight": 1.0, "temperature": 4.0}},
+        _SOFT_TARGETS,
         "the teacher is used without training",
     ),
     RuleRow(
         "CNN -> CNN",
         lambda run: (run.teacher, run.student) == ("cnn", "cnn"),
-        {"cross_entropy": {"weight": 1.0}, "soft_target": {"weight": 1.0, "temperature": 4.0}},
+        _SOFT_TARGETS,
         "teacher and student are CNNs",
     ),
     RuleRow(
         "all others",
         lambda run: True,
-        {"cross_entropy": {"weight": 1.0}, "soft_target": {"weight": 1.0, "temperature": 4.0}},
+        _SOFT_TARGETS,
         "probabilities suit every pair",
     ),
 )
@@ -276,7 +281,7 @@ def _find_kind(role: str, node: Mapping[str, Any], module: nn.Module | None) -> 
     if module is not None:
         return classify_entries(module.state_dict())
     if node.get("_target_") != FACTORY:
-        return "other"  # `check_targets` decides whether it may be imported
+        return "other"  # not imported: it may be anybody's code
     try:
         spec = build_model_spec(role, dict(node), None)
     except RequestError:

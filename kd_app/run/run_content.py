@@ -6,9 +6,8 @@ import re
 from pathlib import Path
 from typing import Final
 
-import yaml
-
 from kd_app.config import RequestError
+from kd_app.config.records import load_record
 from kd_app.models.model_config import CONFIG as MODEL_CONFIG
 from kd_app.models.save import CONVERTED, INT8, INT8_OF_BYTES, PROGRAM, WEIGHTS
 from kd_app.reporting.card import CARD
@@ -17,15 +16,11 @@ from kd_app.reporting.results import read
 from kd_app.run_files import (
     CASCADE,
     CONFIG,
-    CURVES,
-    EXAMPLES,
     EXPORT,
-    INPUTS,
+    FILES,
     MANIFEST,
-    PREDICTIONS,
     REFERENCE,
     RESULTS,
-    SPLIT,
     STUDENT,
     TEACHER,
 )
@@ -38,7 +33,7 @@ _KEYS: Final = (
 """Keys in the config.yaml of kd-distill and kd-compress, of kd-evaluate, of kd-export.
 """
 _FILES: Final = {
-    *(CONFIG, RESULTS, PREDICTIONS, EXAMPLES, CURVES, SPLIT, INPUTS, CASCADE, MANIFEST),
+    *(*FILES, CASCADE, MANIFEST),
     *REPORT,
 }
 _EXPORTED: Final = re.compile(r"(?:model|student|teacher)\w*\.(?:onnx|pte|pt2)")
@@ -56,8 +51,8 @@ def is_run(folder: Path) -> bool:
     of a command, or its results.json is valid.
     """
     try:
-        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        config = load_record(folder / CONFIG, expected="")
+    except RequestError:
         config = None
     if isinstance(config, dict) and any(keys <= set(config) for keys in _KEYS):
         return True

@@ -13,6 +13,7 @@ import yaml
 from kd_app.config import RequestError
 from kd_app.config.plain_yaml import dump_yaml
 from kd_app.config.records import load_record, parse_with, read_record
+from kd_app.digest import seal
 
 FIX = "Write it again."
 
@@ -118,3 +119,14 @@ def test_an_error_of_a_parser_names_the_file(error: Exception) -> None:
 
     with pytest.raises(RequestError, match=r"^'a.json' can't be read: .*Write it again.$"):
         parse_with(Path("a.json"), parse, expected=FIX)
+
+
+def test_a_changed_json_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    for content in (seal({"a": 1}), {"a": 1}, [1]):
+        path.write_text(json.dumps(content), encoding="utf-8")
+        plain = {"a": 1} if isinstance(content, dict) else content
+        assert load_record(path, expected="", is_sealed=True) == plain
+    path.write_text(json.dumps({**seal({"a": 1}), "a": 2}), encoding="utf-8")
+    with pytest.raises(RequestError, match="has changed since kd_app wrote it, by hand or by"):
+        load_record(path, expected="", is_sealed=True)
