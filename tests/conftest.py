@@ -42,11 +42,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure() -> None:
-    """Parse the files of ``conf`` once for each test process."""
+    """Compose from kept parts in each test process."""
     # not above: jaxtyping has to see kd_app imported after this file
-    from tests.parsed_files import keep_parsed_files
+    from tests.composition_cache import keep_compositions
 
-    keep_parsed_files()
+    keep_compositions()
 
 
 def pytest_collection_finish() -> None:

@@ -13,7 +13,8 @@ from jaxtyping import Float, Real
 from kd_app.metrics.intervals import Interval, compute_share_interval
 
 Numbers = Real[np.ndarray, "..."] | int | float
-_STEPS: Final = 24
+_STEPS: Final = 18
+"""Halvings of the interval of a bound: it is exact to 8e-6."""
 _NUISANCE: Final = 24
 """Number of rates of 'worse' in the exact test, a quarter of a standard error apart."""
 _NUISANCE_SHARE: Final = 0.02

@@ -12,7 +12,12 @@ from pydantic import Field
 
 from kd_app.config import Typed
 from kd_app.metrics.intervals import Interval, compute_wilson_bounds
-from kd_app.metrics.paired import compute_mcnemar_p, compute_paired_bounds, compute_paired_interval
+from kd_app.metrics.paired import (
+    compute_mcnemar_p,
+    compute_paired_bounds,
+    compute_paired_interval,
+    compute_tango_score,
+)
 from kd_app.metrics.record import Record
 
 Outcome = Literal["kept", "lost", "not shown"]
@@ -92,13 +97,6 @@ class VerdictTally:
         return VerdictTally(*(factor * each for each in vars(self).values()))
 
 
-def bound_accuracy(tally: VerdictTally, error: float, spare: float) -> Interval:
-    """Bound the difference in accuracy, by Tango's score."""
-    better, worse, n = (each.sum(keepdims=True) for each in (tally.better, tally.worse, tally.n))
-    low, high = compute_paired_bounds(better, worse, n, _compute_z(error) + spare)
-    return float(low[0]), float(high[0])
-
-
 def bound_balanced_accuracy(tally: VerdictTally, error: float, spare: float) -> Interval:
     """Bound the mean over classes of the difference in recall.
 
@@ -155,7 +153,6 @@ Each bound misses the true value with probability `error`. `spare` is added to e
 quantile.
 """
 BOUNDS: Final[Mapping[VerdictMetric, Bounds]] = {
-    "top1": bound_accuracy,
     "balanced_accuracy": bound_balanced_accuracy,
     "worst_class": bound_worst_class,
 }
@@ -238,28 +235,31 @@ class VerdictRule(Typed):
     def _bound(self, tally: VerdictTally) -> Interval:
         """The interval of the verdict."""
         if self.metric != "top1":
-            return self._compute_bounds(tally, 0.0)
+            return BOUNDS[self.metric](tally, 1 - self.confidence, 0.0)
         better, worse, n = (int(each.sum()) for each in (tally.better, tally.worse, tally.n))
         return compute_paired_interval(better, worse, n, self.confidence, at=-self.margin)
-
-    def _compute_bounds(self, tally: VerdictTally, spare: float) -> Interval:
-        return BOUNDS[self.metric](tally, 1 - self.confidence, spare)
 
     def _search_images_needed(self, tally: VerdictTally, n: int) -> int | None:
         """Find the number of images that is decisive with probability 0.8.
 
-        The bounds are widened by the quantile of that probability.
+        The quantile of the confidence is widened by that of this probability.
         """
-        spare = NormalDist().inv_cdf(POWER)
-
-        def is_decisive(factor: float) -> bool:
-            low, high = self._compute_bounds(tally.scale(factor), spare)
-            return low >= -self.margin or high <= -self.margin
-
         few, many = 1.0, _MOST
-        if not is_decisive(many):
+        if not self._would_decide(tally.scale(many)):
             return None
         while many / few > 1.001:
             middle = math.sqrt(few * many)
-            few, many = (few, middle) if is_decisive(middle) else (middle, many)
+            few, many = (few, middle) if self._would_decide(tally.scale(middle)) else (middle, many)
         return max(n + 1, math.ceil(n * many))
+
+    def _would_decide(self, tally: VerdictTally) -> bool:
+        """Whether another draw of these rates decides with probability 0.8, about. For
+        'top1', Tango's score takes the place of the exact test.
+        """
+        spare = NormalDist().inv_cdf(POWER)
+        if self.metric == "top1":
+            better, worse, n = (each.sum() for each in (tally.better, tally.worse, tally.n))
+            score = compute_tango_score(better, worse, n, -self.margin)
+            return bool(abs(score) >= _compute_z(1 - self.confidence) + spare)
+        low, high = BOUNDS[self.metric](tally, 1 - self.confidence, spare)
+        return low >= -self.margin or high <= -self.margin
