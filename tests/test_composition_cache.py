@@ -10,7 +10,7 @@ from kd_app.config.compose import compose_config
 from kd_app.config.paths import CONF
 from tests import composition_cache
 
-CHOICES = (
+CHOICES: tuple[list[str], ...] = (
     [],
     ["data=folder", "data.root=photos", "loss=[cross_entropy,soft_target]", "debug=fdr"],
     ["data=folder", "data.root=other", "loss=[cross_entropy,soft_target]", "debug=fdr"],

@@ -245,14 +245,14 @@ class VerdictRule(Typed):
         The quantile of the confidence is widened by that of this probability.
         """
         few, many = 1.0, _MOST
-        if not self._would_decide(tally.scale(many)):
+        if not self._is_decisive(tally.scale(many)):
             return None
         while many / few > 1.001:
             middle = math.sqrt(few * many)
-            few, many = (few, middle) if self._would_decide(tally.scale(middle)) else (middle, many)
+            few, many = (few, middle) if self._is_decisive(tally.scale(middle)) else (middle, many)
         return max(n + 1, math.ceil(n * many))
 
-    def _would_decide(self, tally: VerdictTally) -> bool:
+    def _is_decisive(self, tally: VerdictTally) -> bool:
         """Whether another draw of these rates decides with probability 0.8, about. For
         'top1', Tango's score takes the place of the exact test.
         """
