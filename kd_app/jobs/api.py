@@ -38,6 +38,8 @@ def distill(
                 f"{name}= is of type {type(module).__name__}. Expected: a torch.nn.Module that"
                 f' returns logits. A timm model is chosen by name: distill("{name}.name=resnet18").'
             )
+    if data is not None and not any(each.startswith("data=") for each in overrides):
+        overrides = ("data=digits", *overrides)  # the default data has settings for few labels
     config = compose_config("distill", overrides)
     parts = ExternalParts(teacher, student, None if data is None else wrap_loaders(data))
     # The run seeds torch; the caller's random state must not change.

@@ -10,8 +10,9 @@ from kd_app.config.make import make
 from kd_app.config.memory import explain_memory_error
 from kd_app.config.redact import redact
 from kd_app.metrics.verdict import VerdictRule
+from kd_app.reporting.accuracy_plot import draw_accuracies
 from kd_app.reporting.console import Console
-from kd_app.reporting.html import write_report
+from kd_app.reporting.html import PAGE, write_report
 from kd_app.reporting.results import FileRecord, Results, read
 from kd_app.reporting.runs import write_curves
 from kd_app.reporting.tables import build_summary
@@ -259,6 +260,22 @@ def _run(
         raise
     console.print()
     console.show(build_summary(results))
+    is_sample = workspace.data.name is None and workspace.spec.config["data"].get("root") is None
+    show_end(console, results, out, is_sample=is_sample and trial is None)
+
+
+def show_end(console: Console, results: Results, out: Path, *, is_sample: bool) -> None:
+    """Draw the accuracies, and print where the run is. is_sample: the data come with a
+    package, so the command for the user's own images follows.
+    """
+    split = results.test or results.validation
+    if split is not None:
+        console.show(draw_accuracies(split))
+    if is_sample:
+        console.print("Your own images, in a folder with a folder for each class:")
+        console.print("  kd-distill data=folder data.root=my_images")
+    if (out / PAGE).is_file():
+        console.print(f"The page: {out / PAGE}")
     console.print(f"Everything is in {out}")
 
 

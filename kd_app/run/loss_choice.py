@@ -241,14 +241,11 @@ def describe_situation(
     """What the configuration says about teacher, student and data. Nothing is read but
     the architecture in a model's folder; wrong settings are left to `build_spec`.
     """
-    data, node = _to_group(config.get("data")), _to_group(config.get("teacher"))
+    node = _to_group(config.get("teacher"))
     student_kind = _find_kind("student", _to_group(config.get("student")), student)
-    fraction = data.get("label_fraction")
-    has_few_labels = data.get("unlabeled") is not None or (
-        isinstance(fraction, int | float) and fraction < 1
-    )
+    is_few = has_few_labels(config)
     if teacher is None and node.get("_target_") is None:
-        return Situation(None, student_kind, has_few_labels=has_few_labels)
+        return Situation(None, student_kind, has_few_labels=is_few)
     is_logits_only = (
         node.get("members") is not None
         or str(node.get("checkpoint") or "").endswith(".onnx")
@@ -262,7 +259,16 @@ def describe_situation(
         student_kind,
         has_features=teacher is not None or not is_logits_only,
         is_trained_here=teacher is None and not _is_ready(node),
-        has_few_labels=has_few_labels,
+        has_few_labels=is_few,
+    )
+
+
+def has_few_labels(config: Config) -> bool:
+    """Whether the configuration gives the student images without labels."""
+    data = _to_group(config.get("data"))
+    fraction = data.get("label_fraction")
+    return data.get("unlabeled") is not None or (
+        isinstance(fraction, int | float) and fraction < 1
     )
 
 

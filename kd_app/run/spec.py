@@ -18,6 +18,7 @@ from kd_app.data.corruptions import RobustnessSettings
 from kd_app.models.composite import EmaTeacher
 from kd_app.models.license import LicenseClaim, Policy, RunLicenses, resolve_licenses
 from kd_app.models.spec import ModelSpec
+from kd_app.run.control_choice import resolve_controls
 from kd_app.run.controls import Control, ControlSettings
 from kd_app.run.controls import check as check_control
 from kd_app.run.latency_budget import LatencyBudget
@@ -90,6 +91,7 @@ class RunSpec:
 def build_spec(config: Config, external: ExternalParts | None = None) -> RunSpec:
     """Build and validate every part of a run without reading or writing anything."""
     external = external or ExternalParts()
+    config = resolve_controls(config)
     config, sentence = resolve_loss(config, teacher=external.teacher, student=external.student)
     DistillSettings(**config)
     spec = replace(assemble_spec(config, external), loss_choice=sentence)

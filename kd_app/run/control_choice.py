@@ -1,0 +1,49 @@
+"""``controls=auto``: the controls that suit the data's labels.
+
+Like the rule of ``loss=auto``, it reads the configuration alone.
+"""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, Final
+
+import yaml
+
+from kd_app.config.paths import CONF
+from kd_app.run.loss_choice import AUTO, has_few_labels
+
+Config = dict[str, Any]
+
+FOR_FEW_LABELS: Final = "pseudo_labels"
+"""The control that needs images without labels."""
+
+
+def resolve_controls(config: Config) -> Config:
+    """Replace ``controls=auto`` by the controls that suit the data: `FOR_FEW_LABELS` is
+    left out if every image has a label, unless one of its own settings was changed.
+
+    Other configurations are returned unchanged.
+    """
+    controls = config.get("controls")
+    if not isinstance(controls, Mapping) or controls.get(AUTO) is not True:
+        return config
+    chosen = {name: node for name, node in controls.items() if name != AUTO}
+    if not has_few_labels(config) and not _is_changed(chosen.get(FOR_FEW_LABELS)):
+        chosen.pop(FOR_FEW_LABELS, None)
+    return {**config, "controls": chosen}
+
+
+def _is_changed(node: Any) -> bool:
+    """Whether a setting of the control differs from its file's. Its loss is shared with
+    labels_only and follows the student's.
+    """
+    return isinstance(node, Mapping) and any(
+        node.get(key) != value for key, value in _read_settings().items()
+    )
+
+
+@lru_cache
+def _read_settings() -> Mapping[str, Any]:
+    text = (CONF / "controls" / f"{FOR_FEW_LABELS}.yaml").read_text(encoding="utf-8")
+    settings: Config = yaml.safe_load(text)[FOR_FEW_LABELS]
+    return settings
