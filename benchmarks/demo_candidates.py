@@ -12,9 +12,11 @@ command resumes. It prints the table, which ``docs/measured.md`` shows.
 import argparse
 import csv
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from pydantic import BaseModel
 
 from kd_app import distill
 from kd_app.reporting.results import Results
@@ -25,8 +27,6 @@ SEEDS: Final = (0, 1, 2)
 COMMON: Final = (
     "data=digits",
     "data.split.test=0.5",
-    "teacher.name=wrn_16_2",
-    "student.name=resnet8",
     "logger=[csv]",
 )
 
@@ -60,7 +60,9 @@ class Candidate:
 
 CANDIDATES: Final = {
     "all": Candidate("all labels", ALL_LABELS),
-    "all-quarter": Candidate("all labels; student of a quarter of the width", (*ALL_LABELS, *QUARTER)),
+    "all-quarter": Candidate(
+        "all labels; student of a quarter of the width", (*ALL_LABELS, *QUARTER)
+    ),
     "tenth": Candidate("10 % of the labels", _few(0.1, epochs=60, teacher_epochs=100)),
     "twentieth": Candidate("5 % of the labels", FIVE),
     "twentieth-half": Candidate("5 % of the labels; student of half the width", (*FIVE, *HALF)),
@@ -68,9 +70,7 @@ CANDIDATES: Final = {
         "5 % of the labels; student of a quarter of the width", (*FIVE, *QUARTER)
     ),
     "chosen": Candidate("the same, 100 epochs", (*LONGER, *QUARTER)),
-    "float32": Candidate(
-        "the same in float32", (*LONGER, *QUARTER, "trainer.precision=32-true")
-    ),
+    "float32": Candidate("the same in float32", (*LONGER, *QUARTER, "trainer.precision=32-true")),
     "passed-on": Candidate(
         "5 % of the labels for the student, all for the teacher",
         FIVE,
@@ -86,8 +86,7 @@ CANDIDATES: Final = {
 }
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(BaseModel):
     """One run of a candidate: labels (also those of validation), test accuracies, and
     the gains over both controls with 95 % bounds over the test images, all as shares.
     """
@@ -125,21 +124,25 @@ def _build_row(key: str, results: Results) -> Row:
     assert test is not None
     assert test.pair is not None
     assert data is not None
-    accuracies = {role: metrics.top1 for role, metrics in test.by_model.items()}
-    over = (test.gains or {}).get("pseudo_labels")
-    return Row(
-        key,
-        results.seed,
-        results.environment["precision"],
-        (data.num_labeled or data.sizes["train"]) + data.sizes["validation"],
-        test.num_images,
-        accuracies["teacher"],
-        accuracies["labels_only"],
-        accuracies["student"],
-        test.pair.gain,
-        test.pair.gain_low,
-        test.pair.gain_high,
-        *((over.value, over.low, over.high) if over else ()),
+    top1 = {role: metrics.top1 for role, metrics in test.by_model.items()}
+    over = test.gains.get("pseudo_labels")
+    return Row.model_validate(
+        {
+            "candidate": key,
+            "seed": results.seed,
+            "precision": results.environment["precision"],
+            "labels": (data.num_labeled or data.sizes["train"]) + data.sizes["validation"],
+            "test_images": test.num_images,
+            "teacher": top1["teacher"],
+            "labels_only": top1["labels_only"],
+            "distilled": top1["student"],
+            "gain": test.pair.gain,
+            "gain_low": test.pair.gain_low,
+            "gain_high": test.pair.gain_high,
+            "over_pseudo": over.value if over else None,
+            "over_pseudo_low": over.low if over else None,
+            "over_pseudo_high": over.high if over else None,
+        }
     )
 
 
@@ -147,40 +150,32 @@ def read_rows(path: Path) -> list[Row]:
     """Read the extract; an empty list without one."""
     if not path.is_file():
         return []
-    kinds = {field.name: field.type for field in fields(Row)}
     with path.open(encoding="utf-8", newline="") as file:
         return [
-            Row(**{name: _parse(kinds[name], text) for name, text in line.items()})
+            Row.model_validate({name: text for name, text in line.items() if text})
             for line in csv.DictReader(file)
         ]
-
-
-def _parse(kind: object, text: str) -> int | float | str | None:
-    if kind is str:
-        return text
-    if not text:
-        return None
-    return int(text) if kind is int else float(text)
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """Write the extract, in the order of the candidates and seeds."""
     order = list(CANDIDATES)
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
+        writer = csv.DictWriter(file, list(Row.model_fields), lineterminator="\n")
         writer.writeheader()
         for row in sorted(rows, key=lambda row: (order.index(row.candidate), row.seed)):
             writer.writerow(
                 {
                     name: round(value, 5) if isinstance(value, float) else value
-                    for name, value in asdict(row).items()
+                    for name, value in row.model_dump().items()
                 }
             )
 
 
 def render_table(rows: Sequence[Row]) -> Iterator[str]:
     """A Markdown table with a line for each candidate and seed."""
-    yield "| candidate | seed | labels | teacher | labels only | distilled | gain | over pseudo-labels |"
+    columns = ("candidate", "seed", "labels", "teacher", "labels only", "distilled", "gain")
+    yield f"| {' | '.join(columns)} | over pseudo-labels |"
     yield "|---|---|---|---|---|---|---|---|"
     for row in rows:
         gain = format_difference(row.gain, row.gain_low, row.gain_high)

@@ -35,6 +35,7 @@ from kd_app.training.module import Distillation
 DIGITS = tuple("0123456789")
 GRAY = InputSpec(1, 8, 8, (0.3,), (0.4,))
 
+
 def choose_digits(overrides: Sequence[str]) -> tuple[str, ...]:
     """The overrides, with the digits and all of their labels as the data unless they
     choose data: the default data has few labels, and so a control that costs time.

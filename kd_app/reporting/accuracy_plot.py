@@ -14,9 +14,9 @@ _NAMES: Final = {"student": "distilled"}
 
 
 def draw_accuracies(split: Split) -> Text:
-    """A line for each model: its top-1 accuracy as a point, the interval as a bar; empty
-    if a model has no interval.
+    """A line for each model: its top-1 accuracy as a point, its interval as a bar.
 
+    Empty if a model has no interval.
     The axis spans all intervals, rounded outwards to 5 points.
     """
     models = split.by_model

@@ -267,9 +267,7 @@ def has_few_labels(config: Config) -> bool:
     """Whether the configuration gives the student images without labels."""
     data = _to_group(config.get("data"))
     fraction = data.get("label_fraction")
-    return data.get("unlabeled") is not None or (
-        isinstance(fraction, int | float) and fraction < 1
-    )
+    return data.get("unlabeled") is not None or (isinstance(fraction, int | float) and fraction < 1)
 
 
 def _is_ready(teacher: Mapping[str, Any]) -> bool:

@@ -31,6 +31,9 @@ QUICK = {
     "kd-export": ("benchmark.seconds=0.05", "benchmark.rounds=6"),
 }
 """What makes a command quick, in addition to its own overrides."""
+CHOOSING = ("kd-distill", "kd-check")
+DEFAULT_DATA = "data=digits_few_labels"
+"""Of the commands in `CHOOSING`; `call` would choose the digits with all labels."""
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +80,9 @@ def run_shortened(command: str, words: tuple[str, ...]) -> Ended:
         for role, name in zip(("teacher", "student"), STAND_INS, strict=True)
         if photos and not any(word.startswith(f"{role}.name") for word in words)
     ]
-    return call(*map(shorten, words), *photos, *models, *QUICK.get(command, ()), command=command)
+    data = [] if command not in CHOOSING or "data=folder" in words else [DEFAULT_DATA]
+    quick = (*photos, *models, *QUICK.get(command, ()))
+    return call(*data, *map(shorten, words), *quick, command=command)
 
 
 @pytest.mark.slow

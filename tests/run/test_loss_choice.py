@@ -26,6 +26,7 @@ from kd_app.run.loss_choice import (
     resolve_loss,
 )
 from kd_app.run.spec import build_spec
+from tests.builders import choose_digits
 from tests.training.small_parts import Net
 
 README = Path(__file__).parents[2] / "README.md"
@@ -33,7 +34,7 @@ VIT = "student.name=vit_tiny_patch16_224"
 
 
 def resolve(*overrides: str) -> Any:
-    return resolve_loss(compose_config("distill", list(overrides)))
+    return resolve_loss(compose_config("distill", choose_digits(overrides)))
 
 
 @pytest.mark.parametrize(
@@ -127,7 +128,7 @@ def test_the_situation_follows_from_the_configuration(
 
 
 def test_modules_from_python_are_classified_by_their_layers() -> None:
-    config = compose_config("distill", [])
+    config = compose_config("distill", ["data=digits"])
     vit = nn.ModuleDict({"qkv": nn.Linear(4, 12)})
     assert describe_situation(config, teacher=Net(), student=vit) == Situation(
         "other", "vit", is_trained_here=False
@@ -139,7 +140,7 @@ def test_modules_from_python_are_classified_by_their_layers() -> None:
     ["student._target_=this_module.is_not_imported", "student.name='hf-hub:owner/net'"],
 )
 def test_code_and_hubs_are_not_read(override: str) -> None:
-    config = compose_config("distill", [override])
+    config = compose_config("distill", choose_digits([override]))
     assert describe_situation(config) == Situation("cnn", "other")
 
 
@@ -160,7 +161,7 @@ def test_values_of_the_wrong_kind_are_left_to_the_validation(value: Any) -> None
 
 
 def test_the_default_is_the_list_of_its_terms() -> None:
-    listed = compose_config("distill", ["loss=[cross_entropy,soft_target]"])
+    listed = compose_config("distill", choose_digits(["loss=[cross_entropy,soft_target]"]))
     config, sentence = resolve()
     assert config == listed
     assert [list(node) for node in config["loss"].values()] == [

@@ -18,7 +18,7 @@ from kd_app.run.run_model import RunModel
 from kd_app.run.schema import DistillSettings
 from kd_app.run.spec import ExternalParts, build_spec
 from kd_app.run.workspace import Workspace
-from tests.builders import build_workspace, results
+from tests.builders import build_workspace, choose_digits, results
 from tests.commands.call import done
 
 BEST = {"best": {"epoch": 11.0, "top1": 0.9, "nll": 0.3}}
@@ -35,7 +35,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 
 def config(*overrides: str) -> dict[str, Any]:
-    return compose_config("distill", ["data.refit=true", *overrides])
+    return compose_config("distill", choose_digits(["data.refit=true", *overrides]))
 
 
 @pytest.mark.parametrize(

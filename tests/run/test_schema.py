@@ -6,6 +6,7 @@ import pytest
 
 from kd_app.config import RequestError
 from kd_app.config.compose import compose_config
+from kd_app.run.control_choice import resolve_controls
 from kd_app.run.loss_choice import resolve_loss
 from kd_app.run.schema import (
     DistillSettings,
@@ -16,7 +17,8 @@ from kd_app.run.schema import (
 
 
 def validate(*overrides: str, **changes: Any) -> None:
-    config = resolve_loss(compose_config("distill", list(overrides))).config
+    config = compose_config("distill", list(overrides))
+    config = resolve_loss(resolve_controls(config)).config
     DistillSettings(**{**config, **changes})
 
 

@@ -15,11 +15,12 @@ from kd_app.run.validation import (
     check_teacher_logits,
 )
 from kd_app.training.loss import DistillationLoss
+from tests.builders import choose_digits
 from tests.training.small_parts import OwnData
 
 
 def spec(*overrides: str) -> RunSpec:
-    return build_spec(compose_config("distill", ["controls=[]", *overrides]))
+    return build_spec(compose_config("distill", choose_digits(["controls=[]", *overrides])))
 
 
 def loss(*terms: str) -> DistillationLoss:

@@ -19,7 +19,7 @@ from kd_app.run.train import train
 from kd_app.run.workspace import Workspace
 from kd_app.stages import Stages
 from kd_app.training.module import Distillation
-from tests.builders import image_folder, results, stage, teacher_folder
+from tests.builders import choose_digits, image_folder, results, stage, teacher_folder
 from tests.commands.call import call
 
 FEW = (
@@ -38,7 +38,8 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build_workspace(folder: Path, *words: str) -> Workspace:
-    config = compose_config("distill", [f"stages={folder}", "logger=[]", *FEW, *words])
+    fixed = [f"stages={folder}", "logger=[]", *FEW]
+    config = compose_config("distill", choose_digits([*fixed, *words]))
     workspace = Workspace(build_spec(config), Stages(folder), Console(silent=True), tracker=None)
     workspace.prepare_data()
     return workspace
@@ -96,7 +97,11 @@ def test_a_teacher_of_the_run_trains_on_labeled_images_only(
 def test_the_plan_lists_the_labeled_images_and_their_use(teacher: Path, tmp_path: Path) -> None:
     lines = describe_models(
         build_workspace(
-            tmp_path, f"teacher.checkpoint={teacher}", "data.views=4", "teacher.outputs=cached"
+            tmp_path,
+            f"teacher.checkpoint={teacher}",
+            "data.views=4",
+            "teacher.outputs=cached",
+            "controls=[labels_only]",
         ),
         ready=True,
     )
