@@ -10,6 +10,7 @@ from PIL import Image
 from torch import nn
 
 from benchmarks import cifar, photos
+from benchmarks.demo_candidates import CANDIDATES, EXTRACT, read_rows, render_table, write_rows
 from benchmarks.exports import (
     TOLERANCE,
     Row,
@@ -197,3 +198,13 @@ def test_the_page_is_the_last_of_three_commands(
     output = capsys.readouterr().out
     assert f"The page: {tmp_path / 'run' / 'report.html'}" in output
     assert output.endswith("make demo-photos DATA=my_photos\n")
+
+
+def test_the_extract_of_the_demo_is_the_table_of_the_docs(tmp_path: Path) -> None:
+    rows = read_rows(EXTRACT)
+    write_rows(tmp_path / "again.csv", rows[::-1])
+    assert (tmp_path / "again.csv").read_bytes() == EXTRACT.read_bytes()
+    page = (EXTRACT.parent / "measured.md").read_text(encoding="utf-8")
+    assert "\n".join(render_table(rows)) in page
+    assert {row.candidate for row in rows} <= set(CANDIDATES)
+    assert all(row.gain_low > 0 for row in rows if row.candidate in ("chosen", "float32"))
