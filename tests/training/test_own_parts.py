@@ -21,6 +21,7 @@ from tests.training.small_parts import CLASSES, Net, OwnData, seeded
 
 PARTS = "tests.training.small_parts"
 QUICK = (
+    "data=digits",
     "logger=[]",
     # Their teacher is not trained.
     "checks=off",
