@@ -56,7 +56,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     teacher_folder(folder / "student")
     overrides = [
         "debug=fdr",
+        "data=digits",
         "loss=[cross_entropy,soft_target]",
+        "controls=[labels_only]",
         f"teacher.checkpoint={teacher}",
         "student.name=resnet8",
         "logger=[csv]",
