@@ -1,9 +1,11 @@
 """Removal of secrets and machine paths from data that leaves the machine."""
 
+import csv
+import io
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -95,23 +97,43 @@ def _redact_text_file(path: Path, copy: Path) -> Path:
 
 
 def _redact_table_file(path: Path, copy: Path) -> Path:
+    return _redact_parquet(path, copy) if path.suffix == ".parquet" else _redact_csv(path, copy)
+
+
+def _redact_parquet(path: Path, copy: Path) -> Path:
     import pandas as pd
 
-    is_parquet = path.suffix == ".parquet"
-    if is_parquet:
-        table = pd.read_parquet(path)
-    else:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if _FILE not in table or not any(_compile_path_pattern().search(name) for name in table[_FILE]):
+    table = pd.read_parquet(path)
+    if _FILE not in table or not _has_path(table[_FILE]):
         return path
     table[_FILE] = relativize(table[_FILE].tolist())
     copy.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(copy) as file:
-        if is_parquet:
-            table.to_parquet(file, index=False)
-        else:
-            table.to_csv(file, index=False, lineterminator="\n")
+        table.to_parquet(file, index=False)
     return copy
+
+
+def _redact_csv(path: Path, copy: Path) -> Path:
+    with path.open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    column = header.index(_FILE) if _FILE in header else None
+    if column is None or not _has_path(row[column] for row in rows):
+        return path
+    names = relativize([row[column] for row in rows])
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    for row, name in zip(rows, names, strict=True):
+        writer.writerow([*row[:column], name, *row[column + 1 :]])
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with replace_file(copy) as target:
+        target.write(text.getvalue().encode())
+    return copy
+
+
+def _has_path(names: Iterable[str]) -> bool:
+    find = _compile_path_pattern().search
+    return any(find(name) for name in names)
 
 
 def _redact(value: Any, secrets: list[str]) -> Any:

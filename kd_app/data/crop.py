@@ -1,6 +1,8 @@
 """Resize, crop and convert images to a model's input; needs only numpy and Pillow."""
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,24 @@ def resolve_resampling(name: str) -> Image.Resampling:
     if name not in _RESAMPLING:
         raise build_unknown_error("interpolation", name, _RESAMPLING)
     return _RESAMPLING[name]
+
+
+class Crop(NamedTuple):
+    """A part of an image, resized.
+
+    choose_box: ``choose_box(width, height)`` returns (left, top, width, height) of the
+    part in pixels. size: (width, height) of the result.
+    """
+
+    choose_box: Callable[[int, int], tuple[int, int, int, int]]
+    size: tuple[int, int]
+    resampling: Image.Resampling
+
+    def apply(self, image: Image.Image) -> Image.Image:
+        """Return the crop of a decoded image."""
+        left, top, width, height = self.choose_box(*image.size)
+        box = (left, top, left + width, top + height)
+        return image.resize(self.size, self.resampling, box=box)
 
 
 def center(image: Image.Image, input_spec: InputSpec) -> Image.Image:

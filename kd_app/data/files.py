@@ -10,8 +10,10 @@ import numpy as np
 from PIL import Image
 
 from kd_app.config import RequestError, suggest_closest
+from kd_app.data.crop import Crop
+from kd_app.data.crop_decoding import open_crop
 from kd_app.data.fingerprint import add_fingerprint, hash_files
-from kd_app.data.images import open_image
+from kd_app.data.images import Draft, open_draft, open_image
 from kd_app.data.source import Listing, Source
 
 
@@ -43,6 +45,13 @@ class FileSource(Source):
     def read(self, index: int, *, shorter_side: int | None = None) -> Image.Image:
         file = self.list_images().files[index]
         return open_image(self.base / file, self.channels, shorter_side=shorter_side)
+
+    def read_draft(self, index: int, *, shorter_side: int, least_side: int) -> Draft:
+        path = self.base / self.list_images().files[index]
+        return open_draft(path, self.channels, shorter_side=shorter_side, least_side=least_side)
+
+    def read_crop(self, index: int, crop: Crop) -> Image.Image:
+        return open_crop(self.base / self.list_images().files[index], self.channels, crop)
 
     def build_listing(
         self,

@@ -2,17 +2,20 @@
 
 import re
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from kd_app.config.errors import RequestError
 from kd_app.config.regular_file import open_regular
+
+T = TypeVar("T")
 
 _NOT_READ = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 """Formats that Pillow lists but can't decode by itself (EPS would run Ghostscript)."""
@@ -28,6 +31,8 @@ _UPRIGHT = {
 }
 """EXIF orientation -> the transposition that turns the stored pixels upright."""
 
+SWAPPING = frozenset(_UPRIGHT[orientation] for orientation in (5, 6, 7, 8))
+"""Transpositions that swap width and height."""
 
 _SIGNATURES = {
     "JPEG": re.compile(rb"\xff\xd8\xff"),
@@ -41,6 +46,15 @@ _SIGNATURES = {
     "HEIF": re.compile(rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL),
     "JPEG2000": re.compile(rb"\xff\x4f\xff\x51|\0\0\0\x0cjP {2}\r\n\x87\n"),
 }
+
+
+class Draft(NamedTuple):
+    """An image that was decoded at a small scale. size: (width, height) of the image
+    that `open_image` returns for the same file.
+    """
+
+    image: Image.Image
+    size: tuple[int, int]
 
 
 class _OtherTiffError(UnidentifiedImageError):
@@ -117,23 +131,32 @@ def open_image(path: Path, channels: int, *, shorter_side: int | None = None) ->
         with open_regular(path) as file:
             return decode_image(file, str(path), channels, shorter_side=shorter_side)
     except OSError as error:
-        raise _build_bad_image_error(str(path), error) from error
+        raise build_bad_image_error(str(path), error) from error
 
 
 def decode_image(
     file: BinaryIO, name: str, channels: int, *, shorter_side: int | None = None
 ) -> Image.Image:
     """Decode an open file as `open_image` does; `name` is for error messages."""
+    return decode_with(file, name, lambda image: convert_image(image, channels, shorter_side))
+
+
+def decode_with(file: BinaryIO, name: str, convert: Callable[[Image.Image], T]) -> T:
+    """Return `convert` of the image in an open file, which is not decoded yet.
+
+    Raises `BadImageError`, with `name` in the message, for any failure.
+    """
     _silence_pillow()
     try:
-        return _decode(file, channels, shorter_side)
+        with Image.open(file, formats=_list_formats()) as image:
+            return convert(image)
     except UnidentifiedImageError as error:
         file.seek(0)
         is_tiff = _SIGNATURES["TIFF"].match(file.read(4))
-        raise _build_bad_image_error(name, _OtherTiffError() if is_tiff else error) from error
+        raise build_bad_image_error(name, _OtherTiffError() if is_tiff else error) from error
     except Exception as error:
         # Decoders raise nearly any exception for damaged files.
-        raise _build_bad_image_error(name, error) from error
+        raise build_bad_image_error(name, error) from error
 
 
 def convert_image(
@@ -149,11 +172,45 @@ def convert_image(
     image.load()
     if min(image.size) < 1:
         raise ValueError("it has no pixels")
-    turn = _UPRIGHT.get(_read_orientation(image))
+    turn = find_turn(image)
     plain = convert_mode(image, channels)
     if shorter_side is not None:
         plain = reduce_image(plain, shorter_side, stored=stored if drafted else image.size)
     return plain if turn is None else plain.transpose(turn)
+
+
+def open_draft(path: Path, channels: int, *, shorter_side: int, least_side: int) -> Draft:
+    """Decode an image fast, with at least `least_side` pixels on the shorter side if it
+    has as many; else as `open_image` with `shorter_side`.
+    """
+    try:
+        with open_regular(path) as file:
+            return decode_with(
+                file,
+                str(path),
+                lambda image: _convert_draft(image, channels, shorter_side, least_side),
+            )
+    except OSError as error:
+        raise build_bad_image_error(str(path), error) from error
+
+
+def _convert_draft(image: Image.Image, channels: int, shorter_side: int, least_side: int) -> Draft:
+    stored = image.size
+    is_drafted = image.draft("L" if channels == 1 else "RGB", (least_side, least_side))
+    image.load()
+    if min(image.size) < 1:
+        raise ValueError("it has no pixels")
+    turn = find_turn(image)
+    plain = convert_mode(image, channels)
+    size = compute_reduced_size(stored if is_drafted else image.size, shorter_side)
+    plain = plain.reduce(max(1, min(plain.size) // least_side))
+    return (
+        Draft(plain, size) if turn is None else Draft(plain.transpose(turn), _turn_size(size, turn))
+    )
+
+
+def _turn_size(size: tuple[int, int], turn: Image.Transpose) -> tuple[int, int]:
+    return size[::-1] if turn in SWAPPING else size
 
 
 def convert_mode(image: Image.Image, channels: int) -> Image.Image:
@@ -170,17 +227,13 @@ def convert_mode(image: Image.Image, channels: int) -> Image.Image:
     return plain
 
 
-def _decode(file: BinaryIO, channels: int, shorter_side: int | None) -> Image.Image:
-    with Image.open(file, formats=_list_formats()) as image:
-        return convert_image(image, channels, shorter_side)
-
-
-def _read_orientation(image: Image.Image) -> int:
+def find_turn(image: Image.Image) -> Image.Transpose | None:
+    """Return the transposition that turns the stored pixels upright; None for none."""
     try:
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+        return _UPRIGHT.get(int(image.getexif().get(ExifTags.Base.Orientation, 1)))
     except Exception:
         # Damaged metadata must not discard valid pixels.
-        return 1
+        return None
 
 
 def reduce_image(image: Image.Image, shorter_side: int, *, stored: tuple[int, int]) -> Image.Image:
@@ -188,11 +241,19 @@ def reduce_image(image: Image.Image, shorter_side: int, *, stored: tuple[int, in
 
     The image may have been decoded at a smaller size than `stored`.
     """
+    if min(stored) <= shorter_side:
+        return image
+    size = compute_reduced_size(stored, shorter_side)
+    return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def compute_reduced_size(stored: tuple[int, int], shorter_side: int) -> tuple[int, int]:
+    """Return (width, height) of an image that is reduced to `shorter_side`."""
     shorter = min(stored)
     if shorter <= shorter_side:
-        return image
+        return stored
     width, height = (max(shorter_side, round(side * shorter_side / shorter)) for side in stored)
-    return image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    return width, height
 
 
 def _reduce_to_eight_bits(image: Image.Image) -> Image.Image:
@@ -238,7 +299,8 @@ def _silence_pillow() -> None:
         warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def _build_bad_image_error(name: str, error: Exception) -> BadImageError:
+def build_bad_image_error(name: str, error: Exception) -> BadImageError:
+    """Build the error for the image file `name`, whose decoding raised `error`."""
     reason = _explain_failure(error)
     bad_image = BadImageError(
         f"The image {name!r} can't be read: {reason}. Expected: a complete file of a format that"

@@ -20,13 +20,21 @@ from kd_app.data.duplicates import PictureContents, list_copies
 from kd_app.data.evaluation import ALL
 from kd_app.data.image_tree import write_reasons
 from kd_app.data.images import BadImageError
-from kd_app.data.pixel_store import Cache, PixelStore, compute_channel_statistics, hold, open_store
+from kd_app.data.pixel_store import (
+    Cache,
+    DecodingStore,
+    PixelStore,
+    compute_channel_statistics,
+    hold,
+    open_store,
+)
 from kd_app.data.scan import Progress, choose_typical_size, note_aspect_ratio, read_scan, scan
 from kd_app.data.source import SPLITS, Source
 from kd_app.data.thumbnail import encode_thumbnail
 from kd_app.stages import hash_value
 
 Share = Annotated[float, Field(gt=0, lt=1)]
+Decoder = Literal["fast", "exact"]
 
 _SAMPLE = 10_000
 """Maximum number of images for the channel statistics."""
@@ -40,6 +48,8 @@ class ImageIndex(ImageDivision):
 
     ``list()`` is cheap. For image files, ``scan_job`` decodes each image once.
     ``load(folder)`` makes the pixels readable; the index does not change afterwards.
+    decoder: how training images are decoded if ``cache="none"``: fast, only the crop at
+    the scale that is needed, or exact, with the pixels of the evaluation.
     Other settings: see `ImageDivision`.
     """
 
@@ -51,6 +61,7 @@ class ImageIndex(ImageDivision):
         seed: int,
         cache: Cache,
         on_error: Literal["raise", "skip"],
+        decoder: Decoder = "exact",
         image_size: int | None = None,
         label_fraction: float | None = None,
         unlabeled: Path | None = None,
@@ -60,6 +71,7 @@ class ImageIndex(ImageDivision):
         )
         self.cache: Cache = cache
         self.on_error = on_error
+        self.decoder: Decoder = decoder
         self.image_size = image_size
         self._store: PixelStore | None = None
         self._statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
@@ -204,6 +216,24 @@ class ImageIndex(ImageDivision):
         """The pixels of all images, by image number."""
         assert self._store is not None, "load() comes first"
         return self._store
+
+    @property
+    def has_fast_crops(self) -> bool:
+        """Whether crops of training images have other pixels than those of the `store`.
+
+        That depends on settings alone: a cache that doesn't fit on this machine must
+        not change the training.
+        """
+        is_decoded = isinstance(self.store, DecodingStore)
+        return is_decoded and self.cache == "none" and self.decoder == "fast"
+
+    @property
+    def training_store(self) -> PixelStore:
+        """The `store` for training views, whose crops may be decoded faster."""
+        store = self.store
+        if isinstance(store, DecodingStore) and self.has_fast_crops:
+            return store.make_fast()
+        return store
 
     @property
     def contents(self) -> PictureContents:

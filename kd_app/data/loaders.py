@@ -170,6 +170,7 @@ class ImageLoaders:
             mixing = BatchMixer(self.mix, len(self.index.classes), images.rows, images.labeled)
         return replace(
             self._build_batch_builder(self.view, input_spec),
+            store=self.index.training_store,
             target=images.target,
             labeled=images.labeled,
             mixing=mixing,

@@ -15,10 +15,11 @@ from kd_app.config import InputSpec, RequestError, Typed
 from kd_app.data.augment import Augment
 from kd_app.data.base import Capability, Lack, ScanJob, ViewReplay, exclude_capabilities
 from kd_app.data.corruptions import Corruption
+from kd_app.data.crop_decoding import IDENTITY
 from kd_app.data.division import SplitRatios
 from kd_app.data.duplicates import PictureContents
 from kd_app.data.evaluation import Evaluation
-from kd_app.data.index import ImageIndex
+from kd_app.data.index import Decoder, ImageIndex
 from kd_app.data.loader import SINGLE, EvaluationLoader, Rank, TrainingLoader
 from kd_app.data.loaders import ImageLoaders
 from kd_app.data.mix import MixSettings
@@ -49,7 +50,7 @@ class ImageData(LightningDataModule, Typed):
     see `select_labeled_images`; None: all. Metrics use all labels, on train too.
     unlabeled: a folder of additional training images without labels, see
     `WithUnlabeled`. augment: changes applied to each training image after its view.
-    mix: mixing of training images.
+    mix: mixing of training images. decoder: see `ImageIndex`.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class ImageData(LightningDataModule, Typed):
         batch_size: PositiveInt,
         num_workers: NonNegativeInt | Literal["auto"],
         cache: Cache,
+        decoder: Decoder,
         on_error: Literal["raise", "skip"],
         seed: NonNegativeInt,
         image_size: PositiveInt | None,
@@ -78,6 +80,7 @@ class ImageData(LightningDataModule, Typed):
             seed=seed,
             cache=cache,
             on_error=on_error,
+            decoder=decoder,
             image_size=image_size,
             label_fraction=label_fraction,
             unlabeled=unlabeled,
@@ -150,9 +153,11 @@ class ImageData(LightningDataModule, Typed):
         }
 
     def _describe_changes(self) -> dict[str, Any]:
-        """Return the active settings that change pixels after the view."""
+        """Return the active settings, beside the view, that change pixels."""
         changes = {"mix": self.mix, "augment": self.augment}
-        return {key: vars(change) for key, change in changes.items() if change is not None}
+        active = {key: vars(change) for key, change in changes.items() if change is not None}
+        has_fast_crops = self.loaders.view.reads_crops and self.index.has_fast_crops
+        return {**active, **({"decoder": IDENTITY} if has_fast_crops else {})}
 
     def describe_training(self) -> tuple[str, ...]:
         phrases = []

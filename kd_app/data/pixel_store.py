@@ -3,8 +3,10 @@
 All stores return the same pixels.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from kd_app.config import RequestError, RunError
 from kd_app.config.memory import read_available_memory
+from kd_app.data.crop import Crop
 from kd_app.data.images import BadImageError, reduce_image
 from kd_app.data.scan import PIXELS, Scan, read_scan
 from kd_app.data.source import Source
@@ -48,6 +51,10 @@ class PixelStore(ABC):
     ) -> UInt8[np.ndarray, "batch height width channels"]:
         """Return a copy of the images `index`; for images of one size only."""
         return np.stack([self.read_image(number) for number in index.tolist()])
+
+    def read_crop(self, index: int, crop: Crop) -> Image.Image:
+        """Return a crop of image `index`, in mode 'L' or 'RGB'."""
+        return crop.apply(_to_image(self.read_image(index)))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # Stores are immutable.
@@ -103,9 +110,14 @@ class HeldStore(PixelStore):
 
 
 class DecodingStore(PixelStore):
-    """Decodes an image for each read."""
+    """Decodes an image for each read.
+
+    is_exact: whether crops have the pixels of the other stores; else the source reads
+    only what a crop needs.
+    """
 
     in_memory = False
+    is_exact = True
 
     def __init__(
         self, source: Source, shapes: Int64[np.ndarray, "images 2"], decode_size: int
@@ -118,15 +130,34 @@ class DecodingStore(PixelStore):
 
         Raises `RunError` for a file that was damaged after the scan.
         """
-        try:
+        with _explain_damage():
             image = self._source.read(index, shorter_side=self._decode_size)
-        except BadImageError as error:
-            raise RunError(
-                f"{error} The file could be read when the images were scanned. Completed work is"
-                " kept: restore the file and repeat the command to resume."
-            ) from error
         picture = np.asarray(reduce_image(image, self._decode_size, stored=image.size))
         return picture.reshape(*picture.shape[:2], self._source.channels)
+
+    def read_crop(self, index: int, crop: Crop) -> Image.Image:
+        if self.is_exact:
+            return super().read_crop(index, crop)
+        with _explain_damage():
+            return self._source.read_crop(index, crop)
+
+    def make_fast(self) -> Self:
+        """Return a copy of this store whose crops are not exact."""
+        store = copy.copy(self)
+        store.is_exact = False
+        return store
+
+
+@contextmanager
+def _explain_damage() -> Iterator[None]:
+    """Raise `RunError` for an image that was damaged after the scan."""
+    try:
+        yield
+    except BadImageError as error:
+        raise RunError(
+            f"{error} The file could be read when the images were scanned. Completed work is"
+            " kept: restore the file and repeat the command to resume."
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -154,8 +185,15 @@ class ImageSelection:
     def iterate_images(self) -> Iterator[Image.Image]:
         """Yield each image, in mode 'L' or 'RGB'."""
         for number in self.index.tolist():
-            picture = self.store.read_image(number)
-            yield Image.fromarray(picture if picture.shape[2] == 3 else picture[:, :, 0])
+            yield _to_image(self.store.read_image(number))
+
+    def read_crop(self, position: int, crop: Crop) -> Image.Image:
+        """Return a crop of the image at a position in the batch."""
+        return self.store.read_crop(int(self.index[position]), crop)
+
+
+def _to_image(picture: UInt8[np.ndarray, "height width channels"]) -> Image.Image:
+    return Image.fromarray(picture if picture.shape[2] == 3 else picture[:, :, 0])
 
 
 class PixelFile(NamedTuple):

@@ -15,6 +15,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
+from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
@@ -27,7 +28,7 @@ from kd_app.data.duplicates import (
     hash_picture,
     make_thumbnail,
 )
-from kd_app.data.images import BadImageError, reduce_image
+from kd_app.data.images import BadImageError, compute_reduced_size, reduce_image
 from kd_app.data.scan_progress import PROGRESS, ScanProgress
 from kd_app.data.source import Source
 from kd_app.stages import write_atomically
@@ -40,6 +41,11 @@ _FAR_FROM_SQUARE = 1.6
 """Ratio of the sides from which a crop to a square is noted; 3:2 photos are below."""
 _LARGEST, _STEP = 224, 32
 """Largest side, and step of the sides, of models for images of different sizes."""
+
+_LEAST_DRAFT = 160
+"""Least shorter side in pixels of the drafts of which images are compared: five pixels
+in each cell of a thumbnail.
+"""
 
 Progress = Callable[[int, int], None]
 """Called with the number of completed images and the number of all images."""
@@ -73,14 +79,15 @@ class Scan(NamedTuple):
 
 
 class _Decoded(NamedTuple):
-    """pixels: decoded pixels; None for a bad image. size: height and width in the file.
-
-    problem: why the image is bad. thumbnail: None if the images are not compared.
+    """problem: why the image is bad. size, shape: height and width in the file, and as
+    decoded; 0 for a bad image. pixels: None if they are not kept. thumbnail: None if
+    the images are not compared.
     """
 
-    pixels: UInt8[np.ndarray, "height width channels"] | None
-    size: tuple[int, int] = (0, 0)
     problem: str = ""
+    size: tuple[int, int] = (0, 0)
+    shape: tuple[int, int] = (0, 0)
+    pixels: UInt8[np.ndarray, "height width channels"] | None = None
     hash: int = 0
     thumbnail: Tensor | None = None
 
@@ -107,13 +114,13 @@ def scan(
     allowed = (shutil.disk_usage(folder).free + state.position.file_bytes) // 2
     start = state.position.images
     with (folder / PIXELS).open("ab") as file:
-        decoder = _Decoder(source, decode_size, is_compared)
+        decoder = _Decoder(source, decode_size, is_compared, keep)
         try:
             for index, image in enumerate(_decode_images(decoder, start, images, threads), start):
-                if image.pixels is None:
+                if image.problem:
                     state.bad[str(index)] = image.problem
                 else:
-                    state.sizes[index], state.shapes[index] = image.size, image.pixels.shape[:2]
+                    state.sizes[index], state.shapes[index] = image.size, image.shape
                     state.hashes[index] = image.hash
                     if image.thumbnail is not None:
                         state.thumbnails[index] = image.thumbnail
@@ -196,25 +203,45 @@ def note_aspect_ratio(sizes: Int64[np.ndarray, "images 2"]) -> tuple[str, ...]:
 
 
 class _Decoder(NamedTuple):
-    """Decodes an image by its number. is_compared: also make its thumbnail."""
+    """Decodes an image by its number. is_compared: also make its thumbnail. keep:
+    return its pixels; without them, hash and thumbnail are those of a draft.
+    """
 
     source: Source
     decode_size: int
     is_compared: bool
+    keep: bool
 
     def decode(self, index: int) -> _Decoded:
         try:
-            image = self.source.read(index, shorter_side=self.decode_size)
+            return self._decode_pixels(index) if self.keep else self._decode_draft(index)
         except BadImageError as error:
-            return _Decoded(None, problem=error.reason or str(error))
-        pixels = np.asarray(reduce_image(image, self.decode_size, stored=image.size))
-        pixels = np.ascontiguousarray(pixels.reshape(*pixels.shape[:2], self.source.channels))
-        return _Decoded(
-            pixels,
-            (image.height, image.width),
-            hash=hash_picture(pixels),
-            thumbnail=make_thumbnail(pixels) if self.is_compared else None,
+            return _Decoded(error.reason or str(error))
+
+    def _decode_pixels(self, index: int) -> _Decoded:
+        image = self.source.read(index, shorter_side=self.decode_size)
+        pixels = self._to_array(reduce_image(image, self.decode_size, stored=image.size))
+        decoded = self._compare(pixels)
+        height, width = pixels.shape[:2]
+        return decoded._replace(
+            size=(image.height, image.width), shape=(height, width), pixels=pixels
         )
+
+    def _decode_draft(self, index: int) -> _Decoded:
+        image, (width, height) = self.source.read_draft(
+            index, shorter_side=self.decode_size, least_side=_LEAST_DRAFT
+        )
+        across, down = compute_reduced_size((width, height), self.decode_size)
+        decoded = self._compare(self._to_array(image))
+        return decoded._replace(size=(height, width), shape=(down, across))
+
+    def _compare(self, pixels: UInt8[np.ndarray, "height width channels"]) -> _Decoded:
+        thumbnail = make_thumbnail(pixels) if self.is_compared else None
+        return _Decoded(hash=hash_picture(pixels), thumbnail=thumbnail)
+
+    def _to_array(self, image: Image.Image) -> UInt8[np.ndarray, "height width channels"]:
+        pixels = np.asarray(image)
+        return np.ascontiguousarray(pixels.reshape(*pixels.shape[:2], self.source.channels))
 
 
 def _decode_images(decoder: _Decoder, start: int, images: int, threads: int) -> Iterator[_Decoded]:

@@ -16,6 +16,8 @@ from torch import Tensor
 from kd_app.config import RequestError, Typed
 from kd_app.config.csv_cells import escape_undecodable
 from kd_app.config.values import check_values
+from kd_app.data.crop import Crop
+from kd_app.data.images import Draft
 
 SPLITS = ("train", "validation", "test")
 
@@ -97,6 +99,22 @@ class Source(Typed):
         number of pixels on the shorter side. Raises `BadImageError`. Thread-safe, and
         safe in worker processes.
         """
+
+    def read_draft(self, index: int, *, shorter_side: int, least_side: int) -> Draft:
+        """Return image `index`, decoded as fast as possible.
+
+        The shorter side of the image has at least `least_side` pixels, if it has as
+        many in the file. The size of the draft is that of the image which `read` returns
+        for `shorter_side`. Raises `BadImageError`.
+        """
+        image = self.read(index, shorter_side=shorter_side)
+        return Draft(image, image.size)
+
+    def read_crop(self, index: int, crop: Crop) -> Image.Image:
+        """Return a crop of image `index`. A source may read only what the crop needs,
+        with slightly different pixels. Raises `BadImageError`.
+        """
+        return crop.apply(self.read(index))
 
 
 def build_source(source: Callable[..., Any], root: Path | None) -> Source:

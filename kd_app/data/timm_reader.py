@@ -14,6 +14,8 @@ import numpy as np
 from PIL import Image
 
 from kd_app.config import RequestError, build_unknown_error
+from kd_app.data.crop import Crop
+from kd_app.data.crop_decoding import decode_crop
 from kd_app.data.files import require_two_classes, resolve_root
 from kd_app.data.fingerprint import WHOLE_LIMIT, add_fingerprint, hash_file
 from kd_app.data.images import convert_image, decode_image
@@ -86,18 +88,22 @@ class TimmReader(Source):
         return self._contents[0]
 
     def read(self, index: int, *, shorter_side: int | None = None) -> Image.Image:
+        file, name = self._open_file(index)
+        return decode_image(file, name, self.channels, shorter_side=shorter_side)
+
+    def read_crop(self, index: int, crop: Crop) -> Image.Image:
+        file, name = self._open_file(index)
+        return decode_crop(file, name, self.channels, crop)
+
+    def _open_file(self, index: int) -> tuple[io.BytesIO, str]:
+        """Return the content and the name of image `index`."""
         listing, places = self._contents
         split, number, png = places[index]
         if png:
-            return decode_image(
-                io.BytesIO(png), listing.files[index], self.channels, shorter_side=shorter_side
-            )
+            return io.BytesIO(png), listing.files[index]
         readers = self._open_readers()
         with readers.lock, readers.by_split[split][number][0] as file:
-            data = file.read()
-        return decode_image(
-            io.BytesIO(data), listing.files[index], self.channels, shorter_side=shorter_side
-        )
+            return io.BytesIO(file.read()), listing.files[index]
 
     @cached_property
     def _contents(self) -> tuple[Listing, list[tuple[str, int, bytes]]]:

@@ -10,11 +10,13 @@ import numpy as np
 from PIL import Image
 
 from kd_app.config import RequestError
+from kd_app.data.crop import Crop
+from kd_app.data.crop_decoding import open_crop
 from kd_app.data.files import resolve_root
 from kd_app.data.fingerprint import hash_files
 from kd_app.data.folder import Folder, list_images_below
 from kd_app.data.image_tree import LeftOut, suggest_conversion
-from kd_app.data.images import open_image
+from kd_app.data.images import Draft, open_draft, open_image
 from kd_app.data.source import Listing, Source
 
 UNLABELED = "unlabeled"
@@ -94,6 +96,19 @@ class WithUnlabeled(Source):
         return open_image(
             self.folder / self._files[index - first], self.channels, shorter_side=shorter_side
         )
+
+    def read_draft(self, index: int, *, shorter_side: int, least_side: int) -> Draft:
+        first = len(self.labeled.list_images().files)
+        sides = {"shorter_side": shorter_side, "least_side": least_side}
+        if index < first:
+            return self.labeled.read_draft(index, **sides)
+        return open_draft(self.folder / self._files[index - first], self.channels, **sides)
+
+    def read_crop(self, index: int, crop: Crop) -> Image.Image:
+        first = len(self.labeled.list_images().files)
+        if index < first:
+            return self.labeled.read_crop(index, crop)
+        return open_crop(self.folder / self._files[index - first], self.channels, crop)
 
 
 def select_labeled(listing: Listing) -> Listing:

@@ -10,7 +10,7 @@ import random
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from PIL import Image, ImageEnhance
 from pydantic import Field, NonNegativeFloat, NonNegativeInt
 
 from kd_app.config import InputSpec, RequestError, Typed
-from kd_app.data.crop import center, resolve_resampling
+from kd_app.data.crop import Crop, center, resolve_resampling
 
 Keys = UInt64[np.ndarray, " batch"]
 Pictures = UInt8[np.ndarray, "batch height width channels"]
@@ -43,6 +43,11 @@ class ViewInput(Protocol):
 
     def iterate_images(self) -> Iterator[Image.Image]:
         """Yield each image, in mode 'L' or 'RGB'."""
+
+    def read_crop(self, position: int, crop: Crop) -> Image.Image:
+        """Return a crop of the image at a position in the batch; a store may decode
+        only what the crop needs.
+        """
 
 
 def compute_image_keys(seed: int, index: Int64[np.ndarray, " batch"], number: int) -> Keys:
@@ -71,6 +76,9 @@ def derive_keys(keys: Keys, number: int) -> Keys:
 
 class View(Typed):
     """A transform of the images of a batch to the input size of a model."""
+
+    reads_crops: ClassVar[bool] = False
+    """Whether the view calls `ViewInput.read_crop`."""
 
     @abstractmethod
     def __call__(self, images: ViewInput, keys: Keys, input_spec: InputSpec) -> Pictures:
@@ -133,6 +141,10 @@ def _check_view(
             f"The view {type(view).__name__} returned an image of {image.size}. Expected: (width,"
             f" height) = {(input_spec.width, input_spec.height)}."
         )
+    return _to_picture(image)
+
+
+def _to_picture(image: Image.Image) -> UInt8[np.ndarray, "height width channels"]:
     picture = np.asarray(image)
     return picture if picture.ndim == 3 else picture[:, :, None]
 
@@ -216,7 +228,7 @@ def _scale_images(images: Pictures, input_spec: InputSpec) -> Pictures:
     return np.ascontiguousarray(scaled.permute(0, 2, 3, 1).numpy())
 
 
-class ResizedCrop(ImageView):
+class ResizedCrop(View):
     """A random crop of the image, resized to the model's size.
 
     scale: range of the crop's share of the area (uniform). ratio: range of the crop's
@@ -225,6 +237,8 @@ class ResizedCrop(ImageView):
     jitter``. C. Szegedy et al., Going Deeper with Convolutions, CVPR 2015,
     arXiv:1409.4842.
     """
+
+    reads_crops = True
 
     def __init__(
         self,
@@ -245,11 +259,18 @@ class ResizedCrop(ImageView):
         self.flip = flip
         self.jitter = jitter
 
-    def transform_image(self, image: Image.Image, input_spec: InputSpec) -> Image.Image:
-        left, top, width, height = self._choose_box(*image.size)
+    def __call__(self, images: ViewInput, keys: Keys, input_spec: InputSpec) -> Pictures:
         size = (input_spec.width, input_spec.height)
-        resampling = resolve_resampling(input_spec.interpolation)
-        crop = image.resize(size, resampling, box=(left, top, left + width, top + height))
+        crop = Crop(self._choose_box, size, resolve_resampling(input_spec.interpolation))
+        pictures = []
+        with preserve_generators():
+            for position, key in enumerate(keys.tolist()):
+                random.seed(key)
+                changed = self._change(images.read_crop(position, crop))
+                pictures.append(_to_picture(changed))
+        return np.stack(pictures)
+
+    def _change(self, crop: Image.Image) -> Image.Image:
         if self.flip and random.random() < 0.5:
             crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.jitter:

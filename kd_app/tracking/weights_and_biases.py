@@ -132,22 +132,23 @@ class Wandb(Backend):
     def _init_as(self, mode: Literal["online", "offline"], start: RunStart, identity: str) -> Any:
         import wandb
 
-        return wandb.init(
-            project=self._project,
-            entity=self._entity,
-            id=identity,
-            resume="allow" if mode == "online" and start.points else None,
-            name=start.name,
-            group=start.group,
-            job_type=start.stage,
-            tags=start.tags,
-            notes=redact(os.environ.get("WANDB_NOTES")),
-            config=dict(start.config),
-            dir=str(start.out),
-            mode=mode,
-            reinit="create_new",
-            settings=wandb.Settings(**_SETTINGS),
-        )
+        with _skip_launch_inputs():
+            return wandb.init(
+                project=self._project,
+                entity=self._entity,
+                id=identity,
+                resume="allow" if mode == "online" and start.points else None,
+                name=start.name,
+                group=start.group,
+                job_type=start.stage,
+                tags=start.tags,
+                notes=redact(os.environ.get("WANDB_NOTES")),
+                config=dict(start.config),
+                dir=str(start.out),
+                mode=mode,
+                reinit="create_new",
+                settings=wandb.Settings(**_SETTINGS),
+            )
 
 
 class _WandbRun(TrackerRun):
@@ -335,6 +336,26 @@ def _shorten_path(path: Path) -> Path:
     """Make `path` relative to the current folder, if it is below it."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+@contextmanager
+def _skip_launch_inputs() -> Iterator[None]:
+    """Let wandb not look for inputs of W&B Launch, whose import takes seconds.
+
+    Inputs can only have been staged by code that has imported that part of wandb.
+    """
+    from wandb.sdk.wandb_run import Run
+
+    name = "_detect_and_apply_job_inputs"
+    method = getattr(Run, name, None)
+    if method is None or "wandb.sdk.launch" in sys.modules:
+        yield
+        return
+    setattr(Run, name, lambda run: None)
+    try:
+        yield
+    finally:
+        setattr(Run, name, method)
 
 
 @contextmanager

@@ -91,6 +91,7 @@ def load(root: Path, folder: Path) -> ImageIndex:
         seed=0,
         cache="ram",
         on_error="raise",
+        decoder="exact",
     )
     index.list()
     scan = index.scan_job(32)

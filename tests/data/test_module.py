@@ -80,6 +80,7 @@ def build_images(source: Callable[..., Source], **changes: Any) -> ImageData:
         "num_workers": 0,
         "cache": "ram",
         "on_error": "raise",
+        "decoder": "exact",
         "seed": 0,
         "image_size": None,
         "split": {"validation": 0.1, "test": 0.2},

@@ -28,6 +28,7 @@ def digits(view: View | None = None, num_workers: int = 0) -> ImageData:
         num_workers=num_workers,
         cache="ram",
         on_error="raise",
+        decoder="exact",
         seed=0,
         image_size=None,
         split=SplitRatios(validation=0.1, test=0.2),

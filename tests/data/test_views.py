@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from kd_app.config import InputSpec, RequestError
+from kd_app.data.crop import Crop
 from kd_app.data.views import (
     CenterCropView,
     CropFlip,
@@ -43,6 +44,9 @@ class Pictures:
     def iterate_images(self) -> Iterator[Image.Image]:
         for item in self.items:
             yield Image.fromarray(item if item.shape[2] == 3 else item[:, :, 0])
+
+    def read_crop(self, position: int, crop: Crop) -> Image.Image:
+        return crop.apply(list(self.iterate_images())[position])
 
 
 def input_spec(
