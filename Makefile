@@ -85,6 +85,8 @@ bench: setup
 	$(BIN)/python -m benchmarks.training_loop
 	$(BIN)/python -m benchmarks.sweep
 	$(BIN)/python -m benchmarks.methods_cost
+	$(BIN)/python -m benchmarks.data_path
+	$(BIN)/python -m benchmarks.startup
 
 headline: setup
 	$(BIN)/python -m benchmarks.headline

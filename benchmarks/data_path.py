@@ -5,7 +5,8 @@ Random crops at 224 pixels with mirroring, read by one process with one thread: 
 pipeline, kd_app's without a cache (fast and exact), and from its cache in memory. The
 ways take turns in one process, block by block, so that the ratios of their processor
 times are valid on a machine with other work. Also: the first scan and RandAugment, as
-shares of one epoch of reading. Targets: 1.0 of timm without a cache, 2.5 from the cache.
+shares of one epoch of reading. Targets: 1.0 of timm without a cache, 2.5 from the
+cache.
 """
 
 import argparse

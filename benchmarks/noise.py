@@ -2,6 +2,8 @@
 images.
 """
 
+from typing import Literal
+
 import numpy as np
 import torch
 from PIL import Image
@@ -11,17 +13,16 @@ from kd_app.data.source import Listing, Source
 
 
 class Noise(Source):
-    """`images` gray noise images of `side` x `side` pixels in ten classes."""
+    """`images` noise images of `side` x `side` pixels in ten classes, gray or color."""
 
-    channels = 1
-
-    def __init__(self, *, images: int, side: int) -> None:
+    def __init__(self, *, images: int, side: int, channels: Literal[1, 3] = 1) -> None:
+        self.channels = channels
         self.size = side
         self._images = images
         self._pixels = torch.randint(
             0,
             256,
-            (images, 1, side, side),
+            (images, channels, side, side),
             dtype=torch.uint8,
             generator=torch.Generator().manual_seed(0),
         )
@@ -42,4 +43,5 @@ class Noise(Source):
         return self._pixels
 
     def read(self, index: int, *, shorter_side: int | None = None) -> Image.Image:
-        return Image.fromarray(self._pixels[index, 0].numpy())
+        picture = self._pixels[index].permute(1, 2, 0).numpy()
+        return Image.fromarray(picture if self.channels == 3 else picture[:, :, 0])

@@ -10,7 +10,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ class Clock(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if batch_idx == self.skip:
-            self._start = time.perf_counter()
+            self._start = read_clock()
 
     def on_train_batch_end(
         self,
@@ -63,7 +63,15 @@ class Clock(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        self.seconds = time.perf_counter() - self._start
+        if batch_idx + 1 == trainer.num_training_batches:
+            self.seconds = read_clock() - self._start
+
+
+def read_clock() -> float:
+    """Return the time in seconds at which all work of the GPU is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def build_workspace(teacher: str, student: str, folder: Path, steps: int) -> Workspace:
@@ -88,9 +96,11 @@ def build_workspace(teacher: str, student: str, folder: Path, steps: int) -> Wor
     return workspace
 
 
-def build_loop(workspace: Workspace, folder: Path, skip: int) -> Callable[[int], float]:
+def build_loop(
+    workspace: Workspace, folder: Path, skip: int, more: Sequence[pl.Callback] = ()
+) -> Callable[[int], float]:
     """Return a function that trains with the main loop, its callbacks and curves, and
-    returns the time in seconds of the steps after the first `skip`.
+    returns the time in seconds of the steps after the first `skip`. more: callbacks.
     """
     assert workspace.spec.teacher is not None
     teacher = workspace.load_model(workspace.spec.teacher, seed=0)
@@ -101,7 +111,7 @@ def build_loop(workspace: Workspace, folder: Path, skip: int) -> Callable[[int],
     assert isinstance(data, ImageData)
 
     def run(number: int) -> float:
-        created = create(job.model, job.input, 10, seed=0)
+        created = create(job.model, job.input, len(data.classes), seed=0)
         data.bind(job.input, order_seed=number)
         module: Distillation = build(job, created, data, workspace.spec.trainer)
         assert isinstance(module.teacher, LiveTeacher)
@@ -110,6 +120,7 @@ def build_loop(workspace: Workspace, folder: Path, skip: int) -> Callable[[int],
             Progress("student", Console(silent=True)),
             ResumableCheckpoint(folder, minutes=5),
             clock,
+            *more,
         ]
         trainer = workspace.spec.trainer.make(
             max_epochs=1, folder=folder, callbacks=callbacks, loggers=[CurveLogger(folder)]

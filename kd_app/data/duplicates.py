@@ -149,8 +149,11 @@ def list_copies(groups: Groups) -> list[Sequence[int]]:
     """Return the image numbers of each group of several images."""
     order = np.argsort(groups, kind="stable")
     starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
-    parts = np.split(order, starts[1:])
-    return [part.tolist() for part in parts if len(part) > 1]
+    ends = np.append(starts[1:], len(order))
+    # Most groups are single images, for which no list is made.
+    several = ends - starts > 1
+    pairs = zip(starts[several].tolist(), ends[several].tolist(), strict=True)
+    return [order[start:end].tolist() for start, end in pairs]
 
 
 class PictureContents(NamedTuple):

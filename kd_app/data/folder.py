@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -84,9 +84,9 @@ class Folder(FileSource):
         """Return the images of one class, relative to the base."""
         visited = {os.path.realpath(folder) for folder in (self.base, *(f.parent for f in folders))}
         return [
-            os.path.relpath(path, self.base).replace(os.sep, "/")
+            name
             for folder in folders
-            for path in walk_images(folder, visited, left_out)
+            for name in _name_images(walk_images(folder, visited, left_out), self.base)
         ]
 
 
@@ -95,10 +95,17 @@ def list_images_below(folder: Path, left_out: LeftOut) -> list[str]:
 
     The same names as in `Folder` are left out.
     """
-    return [
-        os.path.relpath(path, folder).replace(os.sep, "/")
-        for path in walk_images(folder, set(), left_out)
-    ]
+    return list(_name_images(walk_images(folder, set(), left_out), folder))
+
+
+def _name_images(paths: Iterable[str], base: Path) -> Iterator[str]:
+    """Yield the paths relative to `base`, '/'-separated."""
+    start = os.path.join(base, "")
+    for path in paths:
+        # `relpath` takes longer than the rest of the listing.
+        inner = path.startswith(start)
+        name = path[len(start) :] if inner else os.path.relpath(path, base)
+        yield name.replace(os.sep, "/")
 
 
 def _require_folder(root: Path | None) -> Path:

@@ -1,5 +1,6 @@
 """Decode image files to 8-bit gray or color pixels; needs only numpy and Pillow."""
 
+import os
 import re
 import warnings
 from collections.abc import Callable
@@ -99,7 +100,7 @@ def list_image_extensions() -> frozenset[str]:
 
 def is_image_name(name: str) -> bool:
     """Whether the name has an image extension, in lower or upper case."""
-    return Path(name).suffix.lower() in list_image_extensions()
+    return os.path.splitext(name)[1].lower() in list_image_extensions()
 
 
 def find_image_signature(path: str) -> str | None:

@@ -104,8 +104,8 @@ class Source(Typed):
         """Return image `index`, decoded as fast as possible.
 
         The shorter side of the image has at least `least_side` pixels, if it has as
-        many in the file. The size of the draft is that of the image which `read` returns
-        for `shorter_side`. Raises `BadImageError`.
+        many in the file. The size of the draft is that of the image that `read`
+        returns for `shorter_side`. Raises `BadImageError`.
         """
         image = self.read(index, shorter_side=shorter_side)
         return Draft(image, image.size)

@@ -327,9 +327,10 @@ def _cover(
     that leaves `keep` groups.
     """
     covered = {number for group in chosen for number in group.classes}
+    missing = set(wanted) - covered
     choices: dict[int, list[_Group]] = defaultdict(list)
     for group in rest:
-        for number in group.classes.keys() & (set(wanted) - covered):
+        for number in group.classes.keys() & missing:
             choices[number].append(group)
     more: list[_Group] = []
     for number in sorted(choices):
