@@ -50,7 +50,7 @@ def build_timm(folder: Path) -> Read:
         scale=CROP["scale"],
         ratio=CROP["ratio"],
         hflip=0.5,
-        color_jitter=None,
+        color_jitter=0.0,
         interpolation="bilinear",
         use_prefetcher=True,
     )
@@ -109,18 +109,15 @@ def measure(readers: Mapping[str, Read], images: int, rounds: int) -> dict[str, 
 
 
 def compare(reference: Sequence[float], other: Sequence[float]) -> tuple[float, float, float]:
-    """Return how many times as fast as the reference the other is: the ratio of the
-    median times, and its 95 % bootstrap interval over blocks.
+    """Return how many times as fast as the reference the other is: the median over
+    blocks of the ratio of their times, and its 95 % bootstrap interval.
     """
-
-    def divide(first: np.ndarray, second: np.ndarray, axis: int = -1) -> Any:
-        return np.median(first, axis=axis) / np.median(second, axis=axis)
-
-    interval = bootstrap(
-        (reference, other), divide, paired=True, method="percentile", rng=0
-    ).confidence_interval
-    ratio = float(divide(np.array(reference), np.array(other)))
-    return ratio, float(interval.low), float(interval.high)
+    ratios = np.array(reference) / np.array(other)
+    median = float(np.median(ratios))
+    if (ratios == ratios[0]).all():
+        return median, median, median
+    interval = bootstrap((ratios,), np.median, method="percentile", rng=0).confidence_interval
+    return median, float(interval.low), float(interval.high)
 
 
 def run(width: int, height: int, images: int, rounds: int, folder: Path) -> bool:

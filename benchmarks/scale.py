@@ -2,9 +2,9 @@
 
 Each part runs in a process of its own, for 10,000, 100,000 and 1,000,000 synthetic
 images (``--rows``). The processor time and the largest memory of the process are
-measured from outside; what the same process takes for 200 rows is subtracted from the
-time. The last column is how many times the time grows when the rows grow tenfold: 10 is
-linear.
+measured from outside; what the same process takes for 2,000 rows is subtracted from
+the time. The last column is how many times the time grows when the rows grow tenfold:
+10 is linear.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 CLASSES, SCORED_CLASSES, GROUPS = 100, 10, 10
-SMALL = 200
+SMALL = 2_000
 FILE_LIMIT = 100_000
 """Rows up to which real files are listed: a million files take long to write."""
 
@@ -108,7 +108,7 @@ def measure_predictions(rows: int, folder: Path) -> None:
     }
     for each in logits.values():
         each[index, target] += 3
-    records = {name: Predictions(each, target, index) for name, each in logits.items()}
+    records = {name: Predictions(index, target, each) for name, each in logits.items()}
     measure_split(records, seed=0, confidence=0.95)
     file = [f"{number:08}.jpg" for number in range(rows)]
     write_predictions(

@@ -1,6 +1,7 @@
 """The benchmarks of the README run."""
 
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -10,6 +11,8 @@ from PIL import Image
 from torch import nn
 
 from benchmarks import cifar, photos
+from benchmarks.data_path import compare as compare_readers
+from benchmarks.data_path import measure as measure_readers
 from benchmarks.demo_candidates import CANDIDATES, EXTRACT, read_rows, render_table, write_rows
 from benchmarks.exports import (
     TOLERANCE,
@@ -19,8 +22,11 @@ from benchmarks.exports import (
     try_export,
     try_export_in_process,
 )
+from benchmarks.gpu import EXACT, LAST_START, Report
 from benchmarks.headline import Headline, describe_context, measure_headline, train_and_export
 from benchmarks.models import parse_table
+from benchmarks.photo_files import write_photos
+from benchmarks.scale import split_groups, write_files
 from benchmarks.sweep import build_overrides, save_teacher, train
 from benchmarks.training_loop import compare
 from kd_app.config import RequestError, RunError
@@ -208,3 +214,50 @@ def test_the_extract_of_the_demo_is_the_table_of_the_docs(tmp_path: Path) -> Non
     assert "\n".join(render_table(rows)) in page
     assert {row.candidate for row in rows} <= set(CANDIDATES)
     assert all(row.gain_low > 0 for row in rows if row.candidate in ("chosen", "float32"))
+
+
+def test_photographs_of_a_size_are_written_for_two_classes(tmp_path: Path) -> None:
+    files = sorted(write_photos(tmp_path, 4, width=60, height=45).glob("*/*.jpg"))
+    assert [file.parent.name for file in files] == ["china", "china", "flower", "flower"]
+    with Image.open(files[0]) as image:
+        assert image.size == (60, 45)
+
+
+def test_the_ways_to_read_take_turns_over_all_images() -> None:
+    calls: list[tuple[str, int, int]] = []
+
+    def build(name: str) -> Any:
+        return lambda epoch, numbers: calls.append((name, epoch, len(numbers)))
+
+    seconds = measure_readers({"a": build("a"), "b": build("b")}, images=100, rounds=2)
+    assert [len(times) for times in seconds.values()] == [4, 4]
+    assert [name for name, _, _ in calls] == ["a", "b", *"ab", *"ba", *"ab", *"ba"]
+    assert {size for _, _, size in calls} == {50}
+
+
+def test_a_way_that_takes_half_the_time_is_twice_as_fast() -> None:
+    ratio, low, high = compare_readers([2.0, 2.2, 1.8, 2.0], [1.0, 1.1, 0.9, 1.0])
+    assert ratio == pytest.approx(2.0)
+    assert low <= ratio <= high
+
+
+def test_a_part_on_the_gpu_that_fails_or_comes_too_late_is_on_the_page() -> None:
+    def fail() -> list[str]:
+        raise RuntimeError("no\nkernel")
+
+    report = Report()
+    report.measure(EXACT, "32-true", lambda: ["0", "2.3"])
+    report.measure(EXACT, "16-mixed", fail)
+    report.start -= LAST_START + 1
+    report.measure(EXACT, "bf16-mixed", lambda: ["0", "2.3"])
+    page = report.render("Card")
+    assert "| 32-true | 0 | 2.3 |" in page
+    assert "16-mixed: RuntimeError: no kernel" in page
+    assert "bf16-mixed: no time was left" in page
+
+
+def test_the_parts_of_the_growth_table_run_with_few_rows(tmp_path: Path) -> None:
+    split_groups(2000, tmp_path)
+    assert len((tmp_path / "split.csv").read_text().splitlines()) == 2001
+    write_files(100, tmp_path)
+    assert len(list((tmp_path / "files").glob("*/*.jpg"))) == 100
