@@ -271,13 +271,13 @@ def settings_of(name: str) -> Any:
 
 def test_every_data_configuration_can_be_built(tmp_path: Path) -> None:
     names = list_choices("data")
-    assert names == ["csv", "digits", "fashion_mnist", "folder", "timm"]
+    assert names == ["csv", "digits", "digits_few_labels", "fashion_mnist", "folder", "timm"]
     for name in names:
         config = settings_of(name)
-        config["root"] = str(tmp_path) if name != "digits" else None
+        config["root"] = None if name.startswith("digits") else str(tmp_path)
         data = instantiate(config)
         assert isinstance(data, ImageData)
-        assert data.batch_size == (128 if name in ("digits", "fashion_mnist") else 64)
+        assert data.batch_size == (64 if name in ("csv", "folder", "timm") else 128)
         assert (
             data.index.cache,
             data.index.on_error,
