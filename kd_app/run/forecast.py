@@ -137,7 +137,7 @@ class _Estimator:
 
     def _cache(self, source: StepEstimate | None, student: ModelSpec) -> float:
         """Seconds of the teacher's outputs that are computed before a training."""
-        if source is None or self.workspace.spec.teacher_outputs != "cached":
+        if source is None or not self.workspace.spec.teacher_outputs.is_cached:
             return 0.0
         views = self.workspace.data.replay(self._resolve(student))
         return self._predict(source, len(views.rows) * views.views) if views else 0.0
@@ -155,7 +155,7 @@ class _Estimator:
         self, epochs: int, model: StepEstimate, source: StepEstimate | None = None
     ) -> float:
         """Seconds of a training; source: the teacher of the model."""
-        is_live = self.workspace.spec.teacher_outputs != "cached"
+        is_live = not self.workspace.spec.teacher_outputs.is_cached
         teacher_step = source.inference if source and is_live else 0.0
         step = model.training + teacher_step + self.loading + _STEP_OVERHEAD
         validation = self.steps.validation * (model.inference + self.loading)
