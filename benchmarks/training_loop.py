@@ -31,9 +31,8 @@ from kd_app.training.callbacks import Progress, ResumableCheckpoint
 from kd_app.training.cpu_convolutions import correct_convolutions
 from kd_app.training.curve_log import CurveLogger
 from kd_app.training.fit import build, silence_lightning
-from kd_app.training.job import JobTeacher
+from kd_app.training.job import JobTeacher, TrainingJob
 from kd_app.training.module import Distillation
-from kd_app.training.teacher_source import LiveTeacher
 
 TARGET = 0.97
 PAIRS = (("resnet18", "resnet10t"), ("wrn_16_2", "resnet8"))
@@ -41,11 +40,12 @@ PAIRS = (("resnet18", "resnet10t"), ("wrn_16_2", "resnet8"))
 
 class Clock(pl.Callback):
     """Measure the time from the first step after the warm-up to the end of the last
-    step.
+    step, by `read_time`.
     """
 
-    def __init__(self, skip: int) -> None:
+    def __init__(self, skip: int, read_time: Callable[[], float]) -> None:
         self.skip = skip
+        self.read_time = read_time
         self.seconds = 0.0
         self._start = 0.0
 
@@ -53,7 +53,7 @@ class Clock(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if batch_idx == self.skip:
-            self._start = time.perf_counter()
+            self._start = self.read_time()
 
     def on_train_batch_end(
         self,
@@ -63,11 +63,11 @@ class Clock(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        self.seconds = time.perf_counter() - self._start
+        self.seconds = self.read_time() - self._start
 
 
-def build_workspace(teacher: str, student: str, folder: Path, steps: int) -> Workspace:
-    """Return the workspace of a pair at 28x28, batch 128, on noise."""
+def build_workspace(teacher: str, student: str, folder: Path, steps: int, *more: str) -> Workspace:
+    """Return the workspace of a pair at 28x28, batch 128, on noise; more: overrides."""
     overrides = [
         "data=digits",
         "data.source._target_=benchmarks.noise.Noise",
@@ -81,31 +81,32 @@ def build_workspace(teacher: str, student: str, folder: Path, steps: int) -> Wor
         "logger=[csv]",
         "trainer.max_epochs=1",
     ]
-    overrides += [f"trainer.limit_train_batches={steps}", "trainer.limit_val_batches=1"]
+    overrides += [f"trainer.limit_train_batches={steps}", "trainer.limit_val_batches=1", *more]
     spec: RunSpec = build_spec(compose_config("distill", overrides))
     workspace = Workspace(spec, Stages(folder), Console(silent=True), tracker=None)
     workspace.prepare_data()
     return workspace
 
 
-def build_loop(workspace: Workspace, folder: Path, skip: int) -> Callable[[int], float]:
-    """Return a function that trains with the main loop, its callbacks and curves, and
-    returns the time in seconds of the steps after the first `skip`.
+def build_loop(
+    workspace: Workspace,
+    job: TrainingJob,
+    folder: Path,
+    skip: int,
+    read_time: Callable[[], float] = time.perf_counter,
+) -> Callable[[], float]:
+    """Return a function that trains `job` with the main loop, its callbacks and curves,
+    and returns the seconds of the steps after the first `skip`, by the clock
+    `read_time`.
     """
-    assert workspace.spec.teacher is not None
-    teacher = workspace.load_model(workspace.spec.teacher, seed=0)
-    job = replace(
-        build_student_job(workspace, None), teacher=JobTeacher(teacher.spec, teacher.loaded)
-    )
     data = workspace.data
     assert isinstance(data, ImageData)
 
-    def run(number: int) -> float:
+    def run() -> float:
         created = create(job.model, job.input, 10, seed=0)
-        data.bind(job.input, order_seed=number)
+        data.bind(job.input, order_seed=job.recipe.seed)
         module: Distillation = build(job, created, data, workspace.spec.trainer)
-        assert isinstance(module.teacher, LiveTeacher)
-        clock = Clock(skip)
+        clock = Clock(skip, read_time)
         callbacks = [
             Progress("student", Console(silent=True)),
             ResumableCheckpoint(folder, minutes=5),
@@ -129,10 +130,11 @@ def compare(teacher: str, student: str, *, steps: int, rounds: int, skip: int = 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         workspace = build_workspace(teacher, student, folder, steps + skip)
-        loop = build_loop(workspace, folder, skip)
-        job = build_student_job(workspace, None)
         assert workspace.spec.teacher is not None
         teacher_model = workspace.load_model(workspace.spec.teacher, seed=0)
+        source = JobTeacher(teacher_model.spec, teacher_model.loaded)
+        job = replace(build_student_job(workspace, None), teacher=source)
+        loop = build_loop(workspace, job, folder, skip)
         input_spec = job.input
         data = workspace.data
         assert isinstance(data, ImageData)
@@ -154,7 +156,7 @@ def compare(teacher: str, student: str, *, steps: int, rounds: int, skip: int = 
             start = time.perf_counter()
             bare.run(steps)
             bare_seconds = time.perf_counter() - start
-            loop_seconds = loop(number)
+            loop_seconds = loop()
             # The first round is a warm-up.
             if number:
                 ratios.append(bare_seconds / loop_seconds)

@@ -57,10 +57,13 @@ def write_plan(workspace: Workspace, *, ready: bool, forecast: Forecast | None) 
 
 def describe_forecast(forecast: Forecast) -> str:
     """'about 12 min for everything that is not cached (11 min of them to train)'."""
-    return (
-        f"about {format_seconds(forecast.seconds)} for everything that is not cached"
-        f" ({format_seconds(forecast.training)} of them to train)"
-    )
+    parts = f"{format_seconds(forecast.training)} of them to train"
+    if forecast.cache_bytes:
+        parts += (
+            f", {format_seconds(forecast.caching)} to cache {forecast.cache_bytes / 1e9:.2g} GB of"
+            " the teacher's outputs"
+        )
+    return f"about {format_seconds(forecast.seconds)} for everything that is not cached ({parts})"
 
 
 def describe_models(workspace: Workspace, *, ready: bool) -> list[str]:
@@ -96,11 +99,11 @@ def describe_cache(workspace: Workspace) -> str:
     if plan is None:
         return ""
     configured = workspace.spec.config["data"].get("views")
-    recycled = ""
-    if workspace.max_views is not None and workspace.max_views < (configured or 0):
+    recycled, most = "", workspace.max_views
+    if most is not None and most < (configured or 0):
         recycled = (
             f"; data.views={configured} do not fit into teacher.cache_gb="
-            f"{workspace.spec.teacher_outputs.cache_gb:g}, so {workspace.max_views} are used in turn"
+            f"{workspace.spec.teacher_outputs.cache_gb:g}, so {most} are used in turn"
         )
     return f"Teacher's outputs: cached as {plan.describe()}{recycled}"
 

@@ -126,8 +126,8 @@ class ExactFormat(CacheFormat):
 
 
 class Int8Format(CacheFormat):
-    """``z = low + step * q`` with q in 0..255, and low and step in float32 for each row:
-    one byte per class and 8 more, for terms at any temperature. The error of a logit is
+    """``z = low + step * q`` with q in 0..255, and low and step in float32 per row: one
+    byte per class and 8 more, for terms at any temperature. The error of a logit is
     at most half a step, 1/510 of the range of the row.
     """
 
@@ -200,8 +200,8 @@ class TopTenFormat(CacheFormat):
 
 
 class EmbeddingFormat(CacheFormat):
-    """``f = scale * h`` with h in float16 and scale in float32 for each row: 2 bytes for
-    each of the embedding's values and 4 more. The teacher's classifier computes the
+    """``f = scale * h`` with h in float16 and scale in float32 per row: 2 bytes for each
+    of the embedding's values and 4 more. The teacher's classifier computes the
     logits.
     """
 

@@ -244,7 +244,7 @@ class TeacherCache:
         return rows
 
     def _touch(self, shard: CacheShard) -> CacheShard:
-        """Note the use of a shard, and drop the mapping that was used least recently."""
+        """Note the use of a shard, and drop the mapping least recently used."""
         self._open[id(shard)] = shard
         self._open.move_to_end(id(shard))
         if len(self._open) > _MOST_OPEN:
@@ -280,8 +280,9 @@ class _View:
 
     def find(self, images: Int64[np.ndarray, " batch"]) -> Int64[np.ndarray, " batch"]:
         """The places of images, or any place for an image that is not there."""
-        places: Int64[np.ndarray, " batch"] = np.searchsorted(self.index, images)
-        return np.minimum(places, len(self.index) - 1)
+        places = np.searchsorted(self.index, images)
+        limited: Int64[np.ndarray, " batch"] = np.minimum(places, len(self.index) - 1)
+        return limited
 
 
 def _describe(shard: CacheShard) -> str:
