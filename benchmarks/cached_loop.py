@@ -68,7 +68,7 @@ def compare(
 
 
 def main() -> int:
-    """Print one line per source; exit code 1 if a cache's median is below the target."""
+    """Print a line per source; exit code 1 if a cache misses the target."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=9)

@@ -165,11 +165,11 @@ class CacheFiller:
             if not distance <= cache.format.tolerance:
                 raise RunError(
                     f"The cache of the teacher {self.description['name']} does not hold its"
-                    f" outputs: view {view} of images {batch.index.tolist()[:5]} ... was"
+                    f" outputs: view {view} of images {batch.index.tolist()[:5]} was"
                     f" inferred again and differs by {distance:.2g}, expected at most"
-                    f" {cache.format.tolerance:.2g} ({cache.format.name}). The files were changed or"
-                    f" exchanged, or the teacher is not deterministic. To compute the cache again,"
-                    f" set remake=[{CACHE_STAGE}]; to do without it, teacher.outputs=live."
+                    f" {cache.format.tolerance:.2g} ({cache.format.name}). The files were changed"
+                    " or exchanged, or the teacher is not deterministic. To compute the cache"
+                    f" again, set remake=[{CACHE_STAGE}]; to do without it, teacher.outputs=live."
                 )
 
 

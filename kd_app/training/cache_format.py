@@ -200,8 +200,8 @@ class TopTenFormat(CacheFormat):
 
 
 class EmbeddingFormat(CacheFormat):
-    """``f = scale * h`` with h in float16 and scale in float32 per row: 2 bytes for each
-    of the embedding's values and 4 more. The teacher's classifier computes the
+    """``f = scale * h`` with h in float16 and scale in float32 per row: 2 bytes for
+    each of the embedding's values and 4 more. The teacher's classifier computes the
     logits.
     """
 
