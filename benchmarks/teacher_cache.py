@@ -119,15 +119,16 @@ def build_format(name: str, embedding: int) -> CacheFormat:
 def measure_reading(
     format: CacheFormat, folder: Path, *, rows: int, seconds: float
 ) -> tuple[float, float]:
-    """Rows a second that one thread reads and decodes, and megabytes by which the
-    process's own memory grows.
+    """Rows that one thread reads and decodes in a second of a processor, and megabytes
+    by which the process's own memory grows.
     """
     random = np.random.default_rng(0)
-    content = random.integers(0, 63, (2**14, format.bytes_per_view), np.uint8)
+    noise = torch.from_numpy(random.normal(size=(2**12, format.width)))
+    content = format.encode(Outputs(logits=noise, embedding=noise)).numpy().tobytes()
     with (folder / "rows.bin").open("wb") as file:
-        for _ in range(rows // len(content)):
-            file.write(content.tobytes())
-    rows = rows // len(content) * len(content)
+        for _ in range(rows // len(noise)):
+            file.write(content)
+    rows = rows // len(noise) * len(noise)
     np.save(folder / "index.npy", np.arange(rows))
     model = CachedTeacherModel(name="noise", sha256="", license="none")
     write_record(
@@ -136,12 +137,12 @@ def measure_reading(
     )
     cache = TeacherCache([CacheShard(folder)])
     image = torch.zeros(BATCH, 1)
-    before, count, start = _read_own_memory(), 0, time.perf_counter()
-    while time.perf_counter() - start < seconds:
+    before, count, start = _read_own_memory(), 0, time.process_time()
+    while time.process_time() - start < seconds:
         images = torch.from_numpy(random.integers(0, rows, BATCH))
         cache.select(Batch(image, image, images))
         count += BATCH
-    return count / (time.perf_counter() - start), (_read_own_memory() - before) / 1e6
+    return count / (time.process_time() - start), (_read_own_memory() - before) / 1e6
 
 
 def _read_own_memory() -> int:

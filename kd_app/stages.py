@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NotRequired
+from typing import Any, NamedTuple, NotRequired
 
 from filelock import FileLock, Timeout
 from typing_extensions import TypedDict
@@ -33,6 +33,7 @@ __all__ = [
     "FORMAT",
     "RECORD",
     "Stage",
+    "StagePart",
     "Stages",
     "StoredStage",
     "hash_content",
@@ -65,6 +66,16 @@ class Stage:
     path: Path
     seconds: float
     is_new: bool
+
+
+class StagePart(NamedTuple):
+    """The configuration, the inputs and the builder of one of several stages of the
+    same name.
+    """
+
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    build: Callable[[Path], None]
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,11 @@ from jaxtyping import Int64
 
 from kd_app.config import InputSpec, RunError
 from kd_app.data.base import ViewReplay
+from kd_app.models.license import UNKNOWN
 from kd_app.run.cache_plan import CachePlan, choose_cache_format, choose_max_views
 from kd_app.run.run_model import RunModel
-from kd_app.run.workspace import StagePart, Workspace
+from kd_app.run.workspace import Workspace
+from kd_app.stages import StagePart
 from kd_app.training.cache_choice import list_needs
 from kd_app.training.cache_fill import CacheFiller, check_space
 from kd_app.training.cache_format import (
@@ -66,7 +68,13 @@ def _build_filler(
     workspace: Workspace, teacher: RunModel, student_input: InputSpec, replay: ViewReplay
 ) -> CacheFiller:
     trainer, weights = workspace.spec.trainer, teacher.loaded.weights
-    license = workspace.resolve_license("teacher", uses_teacher=False)
+    licenses = workspace.spec.licenses
+    is_trained_here = bool(teacher.record)
+    license = (
+        licenses.resolve_trained_license("teacher", distilled=False)
+        if is_trained_here
+        else licenses.teacher or UNKNOWN
+    )
     return CacheFiller(
         teacher.loaded,
         CachedTeacherModel(name=teacher.spec.name, sha256=weights.sha256, license=license),

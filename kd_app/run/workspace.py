@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from kd_app.config import Decoding, RequestError, RunError, bound_side
 from kd_app.config.memory import explain_memory_error
@@ -28,19 +28,11 @@ from kd_app.run.run_model import RunModel, mark_unmeasured
 from kd_app.run.spec import RunSpec
 from kd_app.run.validation import check_scopes, check_teacher_logits
 from kd_app.signals import check_stop
-from kd_app.stages import Stage, Stages, hash_file, write_atomically
+from kd_app.stages import Stage, StagePart, Stages, hash_file, write_atomically
 from kd_app.training.record import RECORD
 
 SPEED = "speed.json"
 T = TypeVar("T", Stage, Stage | None)
-
-
-class StagePart(NamedTuple):
-    """The configuration, the inputs and the builder of one of several stages."""
-
-    config: dict[str, Any]
-    inputs: dict[str, str]
-    build: Callable[[Path], None]
 
 
 class Workspace:

@@ -100,6 +100,8 @@ class CacheShard:
     """The rows of one view of a block of images, mapped when they are first read."""
 
     def __init__(self, folder: Path) -> None:
+        self._file: int | None = None
+        self._rows: UInt8[np.ndarray, "images bytes"] | None = None
         try:
             record = read_record(folder / CONTENT, ShardRecord, expected=f"{_REPEAT}.")
             index = np.load(folder / INDEX, allow_pickle=False)
@@ -120,8 +122,6 @@ class CacheShard:
         self.index: Int64[np.ndarray, " images"] = index
         self.format: CacheFormat = FORMATS[record["format"]](record["width"])
         self.teacher = record["teacher"]
-        self._file: int | None = None
-        self._rows: UInt8[np.ndarray, "images bytes"] | None = None
 
     @property
     def size(self) -> int:
@@ -234,16 +234,16 @@ class TeacherCache:
                 " report this as a fault of kd_app."
             )
         if len(view.shards) == 1:
-            return self._touch(view.shards[0]).take(places)
+            return self._note_use(view.shards[0]).take(places)
         rows = np.empty((len(images), self.format.bytes_per_view), np.uint8)
         blocks = np.searchsorted(view.starts, places, side="right") - 1
         for block in np.unique(blocks):
             inside = blocks == block
-            shard = self._touch(view.shards[block])
+            shard = self._note_use(view.shards[block])
             rows[inside] = shard.take(places[inside] - view.starts[block])
         return rows
 
-    def _touch(self, shard: CacheShard) -> CacheShard:
+    def _note_use(self, shard: CacheShard) -> CacheShard:
         """Note the use of a shard, and drop the mapping least recently used."""
         self._open[id(shard)] = shard
         self._open.move_to_end(id(shard))

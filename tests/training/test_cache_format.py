@@ -62,6 +62,29 @@ def test_a_row_has_the_stated_bytes(format: CacheFormat, bytes_per_view: int) ->
     assert format.bytes_per_view == bytes_per_view
 
 
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("width", [37, 38, 39, 40])
+def test_a_single_row_is_read_like_many(name: str, width: int) -> None:
+    random = torch.Generator().manual_seed(0)
+    values = torch.randn(3, width, generator=random)
+    format = FORMATS[name](width)
+    rows = format.encode(Outputs(logits=values, embedding=values))
+    whole = format.read_values(format.decode(rows))
+    one = format.read_values(format.decode(rows[1:2].clone()))
+    assert torch.equal(one, whole[1:2])
+
+
+def test_a_class_number_of_somebody_else_is_none_that_the_teacher_lacks() -> None:
+    rows = torch.randint(0, 255, (5, 44), dtype=torch.uint8)
+    assert replayed_shape(rows) == (5, 50)
+
+
+def replayed_shape(rows: Tensor) -> tuple[int, ...]:
+    decoded = TopTenFormat(50).decode(rows).logits
+    assert decoded is not None
+    return tuple(decoded.shape)
+
+
 def test_exact_logits_are_returned_bit_for_bit() -> None:
     exact = torch.cat((logits(), torch.tensor([[1e-40, 3e38, -0.0, -1e30]]).repeat(1, 250)))
     assert torch.equal(replay(ExactFormat(CLASSES), exact), exact)

@@ -109,7 +109,7 @@ def test_the_plan_lists_the_labeled_images_and_their_use(teacher: Path, tmp_path
     assert labels.startswith("Labels: ")
     assert "129 of the training images have a label; 4 views of each in turn" in data
     assert cached == (
-        "Teacher's outputs: cached as exact, 40 bytes a view, 4 views of 1,295 images, 0.00021 GB"
+        "Teacher's outputs: cached as exact, 40 bytes a view, 2 views of 1,295 images, 0.0001 GB"
     )
     assert "on cross_entropy, on the 129 images with a label in as many steps, from" in control
     assert "with a label" not in student
