@@ -207,6 +207,16 @@ def test_a_batch_gets_the_rows_of_its_view_and_of_its_partner_images(tmp_path: P
     }
 
 
+def test_ranks_read_what_one_process_reads(tmp_path: Path) -> None:
+    cache = TeacherCache.load([shard(tmp_path / "a", 0, list(range(10)))])
+    whole = cache.select(view_batch([7, 1, 9, 4])).logits
+    parts = [cache.select(view_batch(images)).logits for images in ([7, 9], [1, 4])]
+    assert whole is not None
+    for number, part in enumerate(parts):
+        assert part is not None
+        assert torch.equal(part, whole[number::2])
+
+
 def test_views_of_the_same_images_share_their_numbers(tmp_path: Path) -> None:
     cache = TeacherCache.load([shard(tmp_path / str(view), view, [3, 4]) for view in range(3)])
     assert cache.images[0] is cache.images[1] is cache.images[2]
@@ -334,14 +344,16 @@ def test_two_ranks_read_the_cache_of_one_process(
     )
     read = trained(teacher, place, *STORED, *two)
     live = trained(teacher, tmp_path, *VIEWS, *two)
-    one = trained(teacher, place, *STORED, *two, "trainer=cpu", "data.batch_size=256")
-    assert len(files(place)) == 2
     assert weights(read) == weights(live)
-    ours, theirs = (
-        each.member.loaded.model.state_dict() for each in (one, read)
-    )  # no BatchNorm, which sees half as many
-    for name, tensor in ours.items():
-        torch.testing.assert_close(theirs[name], tensor, rtol=1e-4, atol=1e-5)
+    assert len(files(place)) == 2
+    for cache in ("exact", "int8", "embedding"):
+        one, both = (
+            trained(teacher, place, *STORED, *two, f"teacher.cache={cache}", *more)
+            for more in (["trainer=cpu", "data.batch_size=256"], [])
+        )
+        ours, theirs = (each.member.loaded.model.state_dict() for each in (one, both))
+        for name, tensor in ours.items():  # no BatchNorm, which sees half as many
+            torch.testing.assert_close(theirs[name], tensor, rtol=1e-4, atol=1e-5)
 
 
 def test_runs_with_different_numbers_of_views_share_the_teacher(
