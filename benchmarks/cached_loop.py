@@ -39,8 +39,8 @@ def compare(
     """Return, for the running teacher and for each format of the cache, the images per
     second relative to the student alone, one ratio per round.
     """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
         loops = {}
         for format in formats:
             words = ("data.views=1", "teacher.outputs=cached", f"teacher.cache={format}")

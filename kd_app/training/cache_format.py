@@ -77,12 +77,14 @@ class CacheFormat:
 
     def measure_distance(self, rows: Rows, outputs: Outputs) -> float:
         """The largest difference between stored and fresh values of an image, as a
-        share of the range of its values.
+        share of the range of its values or, if that is larger, of the largest value.
         """
         stored, fresh = (
             self.read_values(self.decode(each)) for each in (rows, self.encode(outputs))
         )
-        span = (fresh.amax(dim=1) - fresh.amin(dim=1)).clamp(min=_SMALLEST)
+        # rounding errors are relative to the values, also if these are almost equal
+        span = torch.maximum(fresh.amax(dim=1) - fresh.amin(dim=1), fresh.abs().amax(dim=1))
+        span = span.clamp(min=_SMALLEST)
         return float(((stored - fresh).abs().amax(dim=1) / span).max())
 
     @staticmethod

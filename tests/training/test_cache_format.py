@@ -162,6 +162,15 @@ def test_the_same_outputs_are_within_the_tolerance_and_others_are_not(name: str)
     assert format.measure_distance(rows, other) > 5 * format.tolerance
 
 
+@pytest.mark.parametrize("name", ["exact", "int8"])
+def test_rounding_errors_of_almost_equal_logits_are_tolerated(name: str) -> None:
+    logits = torch.full((4, CLASSES), 30.0)
+    logits[:, 0] += 1e-4
+    format = FORMATS[name](CLASSES)
+    rows = format.encode(Outputs(logits=logits))
+    assert format.measure_distance(rows, Outputs(logits=logits * (1 + 1e-6))) < format.tolerance
+
+
 @pytest.mark.parametrize(
     ("name", "need", "reason"),
     [
