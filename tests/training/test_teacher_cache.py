@@ -345,7 +345,7 @@ def test_two_ranks_read_the_cache_of_one_process(
     read = trained(teacher, place, *STORED, *two)
     live = trained(teacher, tmp_path, *VIEWS, *two)
     assert weights(read) == weights(live)
-    assert len(files(place)) == 2
+    assert len(files(place)) == 2 * 2  # two views for each of two inputs of students
     for cache in ("exact", "int8", "embedding"):
         one, both = (
             trained(teacher, place, *STORED, *two, f"teacher.cache={cache}", *more)
