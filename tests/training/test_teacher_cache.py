@@ -353,7 +353,7 @@ def test_two_ranks_read_the_cache_of_one_process(
         )
         ours, theirs = (each.member.loaded.model.state_dict() for each in (one, both))
         for name, tensor in ours.items():  # no BatchNorm, which sees half as many
-            torch.testing.assert_close(theirs[name], tensor, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(theirs[name], tensor, rtol=1e-4, atol=3e-5)
 
 
 def test_runs_with_different_numbers_of_views_share_the_teacher(
