@@ -13,7 +13,7 @@ RUN := .venv/.run
 ALL := .venv/.all
 PHOTOS := .venv/.photos
 
-.PHONY: setup demo demo-photos test test-all faults models methods exports verdict docs lint dist bench headline cifar golden clean
+.PHONY: setup demo demo-photos cache test test-all faults models methods exports verdict docs lint dist bench headline cifar golden clean
 
 setup: $(ALL)
 
@@ -83,10 +83,14 @@ dist: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.training_loop
+	$(BIN)/python -m benchmarks.cached_loop
 	$(BIN)/python -m benchmarks.sweep
 	$(BIN)/python -m benchmarks.methods_cost
 	$(BIN)/python -m benchmarks.data_path
 	$(BIN)/python -m benchmarks.startup
+
+cache: $(PHOTOS)
+	$(BIN)/python -m benchmarks.teacher_cache $(DATA)
 
 headline: setup
 	$(BIN)/python -m benchmarks.headline

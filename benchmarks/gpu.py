@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.photo_files import write_photos
-from benchmarks.training_loop import build_loop, read_clock
+from benchmarks.training_loop import build_live_job, build_loop, read_clock
 from kd_app.config import RequestError
 from kd_app.config.compose import compose_config
 from kd_app.reporting.console import Console
@@ -276,7 +276,7 @@ def measure_training(report: Report, size: Size, folder: Path, photos: Path) -> 
         ) -> Sequence[str]:
             workspace = build_workspace(size, pair, folder, *overrides, photos=photos)
             with track_memory(size.device) as read_peak:
-                seconds = build_loop(workspace, folder, size.skip)(0)
+                seconds = build_loop(workspace, build_live_job(workspace), folder, size.skip)()
                 speed = size.steps * batch / seconds
                 share = f"{speed / bare[0]:.2f}" if bare[0] else "unknown"
                 return f"{speed:,.0f}", share, read_peak()
@@ -316,7 +316,7 @@ def train_losses(size: Size, folder: Path, precision: str) -> list[float]:
     """Return the losses of a training with equal seeds."""
     workspace = build_workspace(size, 0, folder, f"trainer.precision={precision}")
     losses = LossList()
-    build_loop(workspace, folder, size.skip, [losses])(0)
+    build_loop(workspace, build_live_job(workspace), folder, size.skip, more=[losses])()
     return losses.losses
 
 

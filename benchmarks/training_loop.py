@@ -31,9 +31,8 @@ from kd_app.training.callbacks import Progress, ResumableCheckpoint
 from kd_app.training.cpu_convolutions import correct_convolutions
 from kd_app.training.curve_log import CurveLogger
 from kd_app.training.fit import build, silence_lightning
-from kd_app.training.job import JobTeacher
+from kd_app.training.job import JobTeacher, TrainingJob
 from kd_app.training.module import Distillation
-from kd_app.training.teacher_source import LiveTeacher
 
 TARGET = 0.97
 PAIRS = (("resnet18", "resnet10t"), ("wrn_16_2", "resnet8"))
@@ -41,11 +40,12 @@ PAIRS = (("resnet18", "resnet10t"), ("wrn_16_2", "resnet8"))
 
 class Clock(pl.Callback):
     """Measure the time from the first step after the warm-up to the end of the last
-    step.
+    step, by `read_time`.
     """
 
-    def __init__(self, skip: int) -> None:
+    def __init__(self, skip: int, read_time: Callable[[], float]) -> None:
         self.skip = skip
+        self.read_time = read_time
         self.seconds = 0.0
         self._start = 0.0
 
@@ -53,7 +53,7 @@ class Clock(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if batch_idx == self.skip:
-            self._start = read_clock()
+            self._start = self.read_time()
 
     def on_train_batch_end(
         self,
@@ -64,7 +64,7 @@ class Clock(pl.Callback):
         batch_idx: int,
     ) -> None:
         if batch_idx + 1 == trainer.num_training_batches:
-            self.seconds = read_clock() - self._start
+            self.seconds = self.read_time() - self._start
 
 
 def read_clock() -> float:
@@ -74,8 +74,8 @@ def read_clock() -> float:
     return time.perf_counter()
 
 
-def build_workspace(teacher: str, student: str, folder: Path, steps: int) -> Workspace:
-    """Return the workspace of a pair at 28x28, batch 128, on noise."""
+def build_workspace(teacher: str, student: str, folder: Path, steps: int, *more: str) -> Workspace:
+    """Return the workspace of a pair at 28x28, batch 128, on noise; more: overrides."""
     overrides = [
         "data=digits",
         "data.source._target_=benchmarks.noise.Noise",
@@ -89,33 +89,42 @@ def build_workspace(teacher: str, student: str, folder: Path, steps: int) -> Wor
         "logger=[csv]",
         "trainer.max_epochs=1",
     ]
-    overrides += [f"trainer.limit_train_batches={steps}", "trainer.limit_val_batches=1"]
+    overrides += [f"trainer.limit_train_batches={steps}", "trainer.limit_val_batches=1", *more]
     spec: RunSpec = build_spec(compose_config("distill", overrides))
     workspace = Workspace(spec, Stages(folder), Console(silent=True), tracker=None)
     workspace.prepare_data()
     return workspace
 
 
-def build_loop(
-    workspace: Workspace, folder: Path, skip: int, more: Sequence[pl.Callback] = ()
-) -> Callable[[int], float]:
-    """Return a function that trains with the main loop, its callbacks and curves, and
-    returns the time in seconds of the steps after the first `skip`. more: callbacks.
-    """
+def build_live_job(workspace: Workspace) -> TrainingJob:
+    """Return the job of the student with the untrained teacher beside it."""
     assert workspace.spec.teacher is not None
     teacher = workspace.load_model(workspace.spec.teacher, seed=0)
-    job = replace(
-        build_student_job(workspace, None), teacher=JobTeacher(teacher.spec, teacher.loaded)
-    )
+    source = JobTeacher(teacher.spec, teacher.loaded)
+    return replace(build_student_job(workspace, None), teacher=source)
+
+
+def build_loop(
+    workspace: Workspace,
+    job: TrainingJob,
+    folder: Path,
+    skip: int,
+    *,
+    read_time: Callable[[], float] = read_clock,
+    more: Sequence[pl.Callback] = (),
+) -> Callable[[], float]:
+    """Return a function that trains `job` with the main loop, its callbacks and curves,
+    and returns the seconds of the steps after the first `skip`, by the clock
+    `read_time`. more: callbacks.
+    """
     data = workspace.data
     assert isinstance(data, ImageData)
 
-    def run(number: int) -> float:
+    def run() -> float:
         created = create(job.model, job.input, len(data.classes), seed=0)
-        data.bind(job.input, order_seed=number)
+        data.bind(job.input, order_seed=job.recipe.seed)
         module: Distillation = build(job, created, data, workspace.spec.trainer)
-        assert isinstance(module.teacher, LiveTeacher)
-        clock = Clock(skip)
+        clock = Clock(skip, read_time)
         callbacks = [
             Progress("student", Console(silent=True)),
             ResumableCheckpoint(folder, minutes=5),
@@ -140,10 +149,9 @@ def compare(teacher: str, student: str, *, steps: int, rounds: int, skip: int = 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         workspace = build_workspace(teacher, student, folder, steps + skip)
-        loop = build_loop(workspace, folder, skip)
-        job = build_student_job(workspace, None)
-        assert workspace.spec.teacher is not None
-        teacher_model = workspace.load_model(workspace.spec.teacher, seed=0)
+        job = build_live_job(workspace)
+        assert job.teacher is not None
+        loop = build_loop(workspace, job, folder, skip)
         input_spec = job.input
         data = workspace.data
         assert isinstance(data, ImageData)
@@ -151,7 +159,7 @@ def compare(teacher: str, student: str, *, steps: int, rounds: int, skip: int = 
         assert images is not None
         bare = BareLoop(
             create(job.model, input_spec, 10, seed=0).model,
-            teacher_model.loaded.model,
+            job.teacher.created.model,
             images,
             torch.from_numpy(data.index.listing.target),
             128,
@@ -165,7 +173,7 @@ def compare(teacher: str, student: str, *, steps: int, rounds: int, skip: int = 
             start = time.perf_counter()
             bare.run(steps)
             bare_seconds = time.perf_counter() - start
-            loop_seconds = loop(number)
+            loop_seconds = loop()
             # The first round is a warm-up.
             if number:
                 ratios.append(bare_seconds / loop_seconds)

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NotRequired
+from typing import Any, NamedTuple, NotRequired
 
 from filelock import FileLock, Timeout
 from typing_extensions import TypedDict
@@ -33,6 +33,7 @@ __all__ = [
     "FORMAT",
     "RECORD",
     "Stage",
+    "StagePart",
     "Stages",
     "StoredStage",
     "hash_content",
@@ -65,6 +66,16 @@ class Stage:
     path: Path
     seconds: float
     is_new: bool
+
+
+class StagePart(NamedTuple):
+    """The configuration, the inputs and the builder of one of several stages of the
+    same name.
+    """
+
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    build: Callable[[Path], None]
 
 
 @dataclass(frozen=True)
@@ -174,6 +185,30 @@ class Stages:
         one of its files has changed, or if it holds a file that its record does not
         name. A finished stage of another user needs no right to write.
         """
+        stage = self._find_or_build(name, config, inputs, build, waits=True)
+        assert stage is not None
+        return stage
+
+    def build_unless_busy(
+        self,
+        name: str,
+        *,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        build: Callable[[Path], None],
+    ) -> Stage | None:
+        """As `find_or_build`, but None if another process is building the stage."""
+        return self._find_or_build(name, config, inputs, build, waits=False)
+
+    def _find_or_build(
+        self,
+        name: str,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        build: Callable[[Path], None],
+        *,
+        waits: bool,
+    ) -> Stage | None:
         key, path = self._resolve_stage(name, config, inputs)
         is_remade = name in self._remake and path not in self._visited
         if not is_remade and path.is_dir() and _find_change(path) is None:
@@ -181,7 +216,9 @@ class Stages:
         self.root.mkdir(parents=True, exist_ok=True)
         if not self._is_swept:
             self._sweep()
-        with self._lock(path):
+        with self._lock(path, waits=waits) as is_locked:
+            if not is_locked:
+                return None
             if is_remade:
                 self._discard(path)
             if path.is_dir():
@@ -258,18 +295,23 @@ class Stages:
         return Stage(str(key["name"]), path, seconds, is_new=True)
 
     @contextmanager
-    def _lock(self, path: Path) -> Iterator[None]:
-        """Lock a stage between processes."""
+    def _lock(self, path: Path, *, waits: bool) -> Iterator[bool]:
+        """Lock a stage between processes; yields False if another one has locked it and
+        this one does not wait.
+        """
         # The operating system releases a file lock when the process ends for any
         # reason.
         lock = FileLock(path.with_name(f".{path.name}.lock"))
         try:
             lock.acquire(timeout=0)
         except Timeout:
+            if not waits:
+                yield False
+                return
             self.say(f"{path.name}: another process is building this stage; waiting ...")
             lock.acquire()
         try:
-            yield
+            yield True
         finally:
             lock.release()
 

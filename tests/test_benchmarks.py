@@ -28,16 +28,33 @@ from benchmarks.models import parse_table
 from benchmarks.photo_files import write_photos
 from benchmarks.scale import split_groups, write_files
 from benchmarks.sweep import build_overrides, save_teacher, train
+from benchmarks.teacher_cache import build_format, describe_difference, measure_reading
 from benchmarks.training_loop import compare
 from kd_app.config import RequestError, RunError
 from kd_app.config.compose import compose_config
 from kd_app.reporting.exports import RatioEstimate
 from kd_app.run.spec import build_spec
+from kd_app.training.cache_format import FORMATS
 
 
 def test_the_training_loop_is_timed_beside_the_bare_one() -> None:
     (ratio,) = compare("resnet8", "resnet8", steps=2, rounds=1, skip=1)
     assert ratio > 0
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_cached_rows_of_each_format_are_written_and_read(name: str, tmp_path: Path) -> None:
+    format = build_format(name, 64)
+    speed, _ = measure_reading(format, tmp_path, rows=4096, seconds=0.005)
+    assert speed > 0
+
+
+def test_the_difference_of_two_formats_has_an_interval_over_seeds() -> None:
+    assert describe_difference("int8", 4, [0.1, -0.1, 0.3]) == (
+        "int8, T=4: +0.10 points of test accuracy against exact"
+        " (3 seeds, 95 % interval -0.40 to +0.60)"
+    )
+    assert describe_difference("int8", 4, [0.5]).endswith("(one seed, no interval)")
 
 
 def test_finished_exports_are_read_from_the_journal(

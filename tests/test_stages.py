@@ -13,9 +13,11 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kd_app.files import remove
 from kd_app.stages import (
     RECORD,
     Stage,
@@ -426,3 +428,32 @@ def test_relative_stages_have_absolute_paths(
     assert (
         make(Stages(Path("runs/.stages")), writes("one")).path.parent == tmp_path / "runs/.stages"
     )
+
+
+def lock_stage(stages: Stages, name: str = "teacher", **more: Any) -> FileLock:
+    """The lock that a process holds while it builds the stage."""
+    path = make(stages, writes("x"), name, **more).path
+    remove(path)
+    return FileLock(path.with_name(f".{path.name}.lock"))
+
+
+def test_a_stage_that_another_process_builds_is_left_to_it(tmp_path: Path) -> None:
+    stages = Stages(tmp_path)
+    lock = lock_stage(stages)
+    calls: list[Path] = []
+
+    def build_unless_busy() -> Stage | None:
+        return stages.build_unless_busy(
+            "teacher", config={"lr": 0.1}, inputs={"data": "abc"}, build=calls.append
+        )
+
+    with lock:
+        assert build_unless_busy() is None
+    assert calls == []
+    stage = build_unless_busy()
+    assert stage is not None
+    assert (stage.is_new, len(calls)) == (True, 1)
+    with lock:  # a finished stage needs no lock
+        again = build_unless_busy()
+    assert again is not None
+    assert not again.is_new

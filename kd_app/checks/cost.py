@@ -4,7 +4,7 @@ import resource
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from kd_app.checks.context import CheckContext
 from kd_app.checks.dry_run import DryRun
 from kd_app.config.memory import read_available_memory
 from kd_app.run.plan import format_seconds
+from kd_app.training.timing import count_steps_per_epoch
 
 _BYTES_PER_NUMBER = 4
 """Size of a stored number."""
@@ -24,7 +25,8 @@ class Cost:
 
     seconds_per_epoch, epochs, training (seconds): of each role. measuring: seconds of
     the predictions on validation and test. memory, gpu_memory, disk, peak_disk: bytes;
-    the peak is reached while the largest model trains.
+    the peak is reached while the largest model trains. caching, cache: seconds and
+    bytes of the teacher's cached outputs, which are part of all seconds and of disk.
     """
 
     seconds_per_epoch: dict[str, float]
@@ -35,11 +37,13 @@ class Cost:
     gpu_memory: int
     disk: int
     peak_disk: int
+    caching: float = 0.0
+    cache: int = 0
 
     @property
     def seconds(self) -> float:
         """Seconds of the whole run."""
-        return sum(self.training.values()) + self.measuring
+        return sum(self.training.values()) + self.measuring + self.caching
 
 
 def estimate_cost(context: CheckContext, dry_runs: Sequence[DryRun]) -> Cost:
@@ -50,12 +54,15 @@ def estimate_cost(context: CheckContext, dry_runs: Sequence[DryRun]) -> Cost:
     num_models = len(spec.controls) + 1 + (spec.teacher is not None)
     # Predictions also hold the index and the target, two int64: four numbers.
     predictions = num_models * num_images * (len(workspace.classes) + 4) * _BYTES_PER_NUMBER
+    forecast = context.forecast
+    caching, cache = (forecast.caching, forecast.cache_bytes) if forecast else (0.0, 0)
+    dry_runs = [_subtract_teacher(context, each) for each in dry_runs]
     student_seconds = next(each.seconds for each in dry_runs if each.role == "student")
     wall_time_controls = {
         name for name, control in spec.controls.items() if control.match_wall_time
     }
     exported = max((each.model_bytes for each in dry_runs if each.role == "student"), default=0)
-    disk = sum(each.model_bytes for each in dry_runs) + exported + predictions
+    disk = sum(each.model_bytes for each in dry_runs) + exported + predictions + cache
     peak = max((each.checkpoint_bytes + each.model_bytes for each in dry_runs), default=0)
     return Cost(
         seconds_per_epoch={each.role: each.seconds_per_epoch for each in dry_runs},
@@ -69,7 +76,22 @@ def estimate_cost(context: CheckContext, dry_runs: Sequence[DryRun]) -> Cost:
         gpu_memory=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
         disk=disk,
         peak_disk=disk + peak,
+        caching=caching,
+        cache=cache,
     )
+
+
+def _subtract_teacher(context: CheckContext, dry_run: DryRun) -> DryRun:
+    """The dry run, which had a running teacher, as with cached outputs if the run has
+    them.
+    """
+    spec, forecast = context.workspace.spec, context.forecast
+    if not forecast or not forecast.cache_bytes or dry_run.role not in spec.build_teacher_losses():
+        return dry_run
+    steps = count_steps_per_epoch(context.workspace.data, spec.trainer).training
+    seconds = dry_run.seconds_per_epoch - steps * forecast.steps["teacher"].inference
+    # the teacher was timed at another moment than the dry run
+    return replace(dry_run, seconds_per_epoch=max(seconds, 0.1 * dry_run.seconds_per_epoch))
 
 
 def describe_cost(context: CheckContext, cost: Cost) -> list[str]:
@@ -80,13 +102,19 @@ def describe_cost(context: CheckContext, cost: Cost) -> list[str]:
         f" = {format_seconds(cost.training[role])}"
         for role, seconds in cost.seconds_per_epoch.items()
     )
+    cached = ""
+    if cost.cache:
+        cached = (
+            f"; {format_seconds(cost.caching)} and {_format_bytes(cost.cache)} of it for the"
+            " teacher's cached outputs"
+        )
     free_memory = _format_bytes(read_available_memory())
     free_disk = shutil.disk_usage(_find_existing_parent(context.workspace.stages.root)).free
     gpu = f", {_format_bytes(cost.gpu_memory)} on the GPU" if cost.gpu_memory else ""
     lines = [
         (
             f"Time: about {format_seconds(cost.seconds)} in all on {trainer.world_size} x"
-            f" {trainer.accelerator}, {trainer.precision}; epochs: {epochs}"
+            f" {trainer.accelerator}, {trainer.precision}; epochs: {epochs}{cached}"
         ),
         f"Memory: {_format_bytes(cost.memory)} in this process{gpu}; {free_memory} more are free",
         (

@@ -19,7 +19,6 @@ NON_IDENTITY_KEYS: Final = (
 """Top-level keys that may change when a run is resumed: paths, logging, permissions."""
 NESTED_NON_IDENTITY_KEYS: Final = (
     *("data.num_workers", "data.cache", "data.license", "teacher.license", "student.license"),
-    "teacher.outputs",
     *("trainer.on_nan", "trainer.checkpoint_minutes", "trainer.checkpoint_steps"),
 )
 """Such keys within groups, as dotted names."""

@@ -59,14 +59,17 @@ class ViewReplay:
     """The training images `rows` in each of their `views`, with the training's pixels.
 
     identity: settings that determine these pixels, in addition to the fingerprint of
-    the data. batches: ``batches(view, start)`` returns the batches of a view in the
-    order of `rows`, beginning at row ``start``.
+    the data. batches: ``batches(view, rows)`` returns the batches of a view of some of
+    the `rows`, in their order. plan: ``plan(order_seed, epochs, images_a_step, steps)``
+    returns, by view, the ascending numbers of the images that a training with the first
+    ``steps`` of each epoch reads.
     """
 
     views: int
     rows: Int64[np.ndarray, " rows"]
     identity: dict[str, Any]
-    batches: Callable[[int, int], Iterable[Batch]]
+    batches: Callable[[int, Int64[np.ndarray, " some"]], Iterable[Batch]]
+    plan: Callable[[int, int, int, int], dict[int, Int64[np.ndarray, " some"]]]
 
 
 class BatchLoader(Sized, Iterable[Any], Protocol):
@@ -238,6 +241,9 @@ class RunData(Protocol):
 
         None if the data lack the capability "views".
         """
+
+    def limit_views(self, count: int) -> None:
+        """Use at most `count` views of each image in turn, from now on."""
 
     def compute_pixel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return mean and standard deviation of each channel of train, in 0..1."""

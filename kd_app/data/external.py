@@ -367,6 +367,9 @@ class ExternalDataModule(LightningDataModule):
     def replay(self, input_spec: InputSpec) -> None:
         """Return None: there are no views."""
 
+    def limit_views(self, count: int) -> None:
+        """Do nothing: there are no views."""
+
     def write_split(self, path: Path) -> None:
         """Do nothing: the images have no file names."""
 

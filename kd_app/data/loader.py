@@ -311,8 +311,7 @@ class TrainingLoader:
         return [passes[step // per_pass][step % per_pass] for step in steps]
 
     def _plan_pass(self, number: int) -> list[BatchRequest]:
-        random = np.random.default_rng([self.order_seed, number if self.reshuffle else 0])
-        order = self.rows[random.permutation(len(self.rows))]
+        order = _shuffle(self.rows, self.order_seed, number if self.reshuffle else 0)
         step_size = min(self.batch_size, len(order) // self.rank.world) * self.rank.world
         view = number if self.views is None else number % self.views
         starts = range(0, self._count_steps(len(order)) * step_size, step_size)
@@ -322,6 +321,35 @@ class TrainingLoader:
             )
             for start in starts
         ]
+
+
+def plan_views(
+    rows: Int64[np.ndarray, " rows"],
+    *,
+    order_seed: int,
+    views: int,
+    images_a_step: int,
+    epochs: int,
+    steps: int,
+) -> dict[int, Int64[np.ndarray, " some"]]:
+    """Return, by view, the ascending numbers of the images that `TrainingLoader` serves
+    in the first `steps` steps of each of the first `epochs` passes, over all ranks.
+    """
+    images: dict[int, Int64[np.ndarray, " some"]] = {}
+    for epoch in range(epochs):
+        order = _shuffle(rows, order_seed, epoch)[: steps * images_a_step]
+        earlier = images.get(epoch % views, order[:0])
+        images[epoch % views] = np.union1d(earlier, order)
+    return images
+
+
+def _shuffle(
+    rows: Int64[np.ndarray, " rows"], order_seed: int, number: int
+) -> Int64[np.ndarray, " rows"]:
+    """Return the order of the images in a pass."""
+    order = np.random.default_rng([order_seed, number]).permutation(len(rows))
+    shuffled: Int64[np.ndarray, " rows"] = rows[order]
+    return shuffled
 
 
 @dataclass

@@ -23,6 +23,9 @@ from kd_app.data.mix import BatchMixer, MixSettings
 from kd_app.data.pseudo_labels import add_pseudo_labels
 from kd_app.data.views import CenterCropView, View
 
+_FEW = 64
+"""Images that are read without worker processes."""
+
 
 class _TrainingImages(NamedTuple):
     """The images of an epoch.
@@ -128,18 +131,20 @@ class ImageLoaders:
             batch_size=min(self.batch_size, images),
         )
 
-    def replay(self, input_spec: InputSpec, view: int, start: int) -> EvaluationLoader:
-        """Return the training images in order, from row `start` on, in view `view`.
+    def replay(
+        self, input_spec: InputSpec, view: int, rows: Int64[np.ndarray, " rows"]
+    ) -> EvaluationLoader:
+        """Return the training images `rows`, in this order, in view `view`.
 
         The pixels are those of the training loader.
         """
-        images = self._select_images()
-        builder = self._build_training_builder(input_spec, images)
+        builder = self._build_training_builder(input_spec, self._select_images())
         return EvaluationLoader(
             builder,
-            images.rows[start:],
+            rows,
             self.batch_size,
-            num_workers=self._count_workers(builder, SINGLE),
+            # to start workers takes longer than to read a few images
+            num_workers=0 if len(rows) < _FEW else self._count_workers(builder, SINGLE),
             view=view,
         )
 

@@ -20,7 +20,7 @@ from kd_app.data.division import SplitRatios
 from kd_app.data.duplicates import PictureContents
 from kd_app.data.evaluation import Evaluation
 from kd_app.data.index import Decoder, ImageIndex
-from kd_app.data.loader import SINGLE, EvaluationLoader, Rank, TrainingLoader
+from kd_app.data.loader import SINGLE, EvaluationLoader, Rank, TrainingLoader, plan_views
 from kd_app.data.loaders import ImageLoaders
 from kd_app.data.mix import MixSettings
 from kd_app.data.partners import draw_class_partners
@@ -367,7 +367,7 @@ class ImageData(LightningDataModule, Typed):
     def replay(self, input_spec: InputSpec) -> ViewReplay | None:
         if self.views is None:
             return None
-        identity = {"view": self.view_config, "views": self.views, **self._describe_changes()}
+        identity = {"view": self.view_config, **self._describe_changes()}
         if self.mix is not None:
             # Labels determine the mixed pixels: a labeled image has a labeled partner.
             identity["label_fraction"] = self.index.label_fraction
@@ -376,6 +376,24 @@ class ImageData(LightningDataModule, Typed):
             self.index.training_rows,
             identity,
             partial(self.loaders.replay, input_spec),
+            self._plan_views,
+        )
+
+    def limit_views(self, count: int) -> None:
+        if self.views is not None:
+            self.views = min(self.views, count)
+
+    def _plan_views(
+        self, order_seed: int, epochs: int, images_a_step: int, steps: int
+    ) -> dict[int, Int64[np.ndarray, " some"]]:
+        assert self.views is not None
+        return plan_views(
+            self.index.training_rows,
+            order_seed=order_seed,
+            views=self.views,
+            images_a_step=images_a_step,
+            epochs=epochs,
+            steps=steps,
         )
 
     def _require_binding(self) -> tuple[InputSpec, int]:

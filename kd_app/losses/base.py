@@ -74,6 +74,14 @@ class LossTerm(Typed, nn.Module):
         return self.reads
 
     @property
+    def teacher_temperature(self) -> float | None:
+        """The temperature T if the term reads nothing of the teacher's logits z but the
+        probabilities softmax(z / T), so that they can be stored in place of z; None if
+        it reads the logits, or probabilities at other temperatures, too.
+        """
+        return None
+
+    @property
     def attention_blocks(self) -> int:
         """For terms that read attention: the number of last blocks of the teacher to
         read. From the student only the last block is read.

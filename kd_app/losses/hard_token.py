@@ -23,6 +23,10 @@ class HardToken(TwoHeads):
 
     name: ClassVar[str] = "hard_token"
 
+    @property
+    def teacher_temperature(self) -> float:
+        return 1.0  # the largest probability is that of the largest logit
+
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         assert teacher.logits is not None
         ours, distilled = self.select_heads(student)

@@ -28,6 +28,10 @@ class LogitTerm(LossTerm):
         super().__init__()
         self.standardize = standardize
 
+    @property
+    def teacher_temperature(self) -> float | None:
+        return None if self.standardize else self.label_temperature
+
     def list_parts(self) -> tuple[TermPart, ...]:
         return (self.build_part(),)
 

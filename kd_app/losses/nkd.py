@@ -38,6 +38,11 @@ class NKD(LogitTerm):
         self.label_temperature = temperature
         self.gamma = gamma
 
+    @property
+    def teacher_temperature(self) -> float | None:
+        # the target class is compared at temperature 1
+        return super().teacher_temperature if self.temperature == 1 else None
+
     def list_parts(self) -> tuple[TermPart, ...]:
         target = self.build_part("the target class")
         others = self.build_part("gamma", min_classes=3, why=ONE_OTHER)

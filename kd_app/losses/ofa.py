@@ -65,6 +65,10 @@ class OFA(LossTerm):
     def teacher_reads(self) -> frozenset[str]:
         return frozenset({"logits"})
 
+    @property
+    def teacher_temperature(self) -> float:
+        return 1.0
+
     def build(self, student: Outputs, teacher: Outputs) -> None:
         """Build the branches. Raises `RequestError` if the student provides no feature
         maps, or lacks the class token that `class_token` needs.

@@ -33,6 +33,10 @@ class SoftToken(TwoHeads):
         self.label_temperature = temperature
         self._soft_target = SoftTarget(temperature=temperature, standardize=False)
 
+    @property
+    def teacher_temperature(self) -> float | None:
+        return self.label_temperature
+
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         ours, distilled = self.select_heads(student)
         divergence: Tensor = self._soft_target(Outputs(logits=distilled), teacher, batch)

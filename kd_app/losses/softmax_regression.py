@@ -42,6 +42,10 @@ class SoftmaxRegression(LossTerm):
         self.regression = regression
         self.activation = activation
 
+    @property
+    def teacher_reads(self) -> frozenset[str]:
+        return frozenset({"logits", "embedding", "classifier"})
+
     def list_parts(self) -> tuple[TermPart, ...]:
         # The average of one normalized map without ReLU is always 0.
         return (TermPart(min_images=2 if self.activation == "none" else 1),)
@@ -50,7 +54,7 @@ class SoftmaxRegression(LossTerm):
         """Build the connector. Raises `RequestError` if the student provides no maps,
         or the teacher no embedding or classifier.
         """
-        (ours, _), *_ = pair_stages("softmax_regression", student, teacher)
+        (ours, _), *_ = pair_stages("softmax_regression", student, student)
         _, theirs = require_embeddings("softmax_regression", student, teacher)
         if teacher.classifier is None:
             raise RequestError(

@@ -27,6 +27,11 @@ class WTTM(LogitTerm):
         self.power = power
         self.label_temperature = 1 / power
 
+    @property
+    def teacher_temperature(self) -> float | None:
+        # U compares the probabilities at two temperatures
+        return super().teacher_temperature if self.power == 1 else None
+
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         z_s, z_t = self.prepare_logits(student, teacher)
         # With logsumexp: powers of underflowed probabilities would drop classes.

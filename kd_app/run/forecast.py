@@ -14,6 +14,7 @@ from kd_app.models.spec import LoadedModel, ModelSpec
 from kd_app.run.pseudo_labels import LABELER
 from kd_app.run.refit import count_images
 from kd_app.run.schema import RefitSetting
+from kd_app.run.teacher_views import list_images_by_view
 from kd_app.run.workspace import Workspace
 from kd_app.training.timing import (
     StepEstimate,
@@ -37,7 +38,8 @@ class Forecast:
     """Seconds of the parts of a run.
 
     training: all trainings with their validation. outputs: the teacher's outputs on
-    validation, and those that are computed before the trainings. measuring: the
+    validation, and those that are computed before the trainings. caching: of these, the
+    cached outputs for training views, of `cache_bytes` bytes. measuring: the
     predictions on validation and test. speed: the measurement of the models' speed.
     steps: of a batch of each model, by role.
     """
@@ -46,6 +48,8 @@ class Forecast:
     outputs: float
     measuring: float
     speed: float
+    caching: float = 0.0
+    cache_bytes: int = 0
     steps: Mapping[str, StepEstimate] = field(default_factory=dict)
 
     @property
@@ -76,6 +80,7 @@ class _Estimator:
 
     def __init__(self, workspace: Workspace, *, ready: bool) -> None:
         self.workspace, self.ready = workspace, ready
+        self.caching, self.cache_bytes = 0.0, 0
         self.steps = count_steps_per_epoch(workspace.data, workspace.spec.trainer)
         self.student = self._time(workspace.spec.student)
         teacher = workspace.spec.teacher
@@ -95,13 +100,13 @@ class _Estimator:
         for assistant in spec.assistants:
             cost = self._time(assistant.spec)
             training += self._sum_training(spec.recipe.max_epochs, cost, source)
-            outputs += self._cache(source, assistant.spec)
+            self._add_cache(source, assistant.spec)
             outputs += self._predict(cost, data.sizes["validation"])
             source = cost
         student = self._sum_training(spec.recipe.max_epochs, self.student, source)
         training += student
         again = student
-        outputs += self._cache(source, spec.student)
+        self._add_cache(source, spec.student)
         for name, control in spec.controls.items():
             model = self.workspace.resolve_spec(name)
             cost = self.student if model is spec.student else self._time(model)
@@ -129,18 +134,30 @@ class _Estimator:
         )
         return Forecast(
             training=training + self._sum_refit(again),
-            outputs=outputs,
+            outputs=outputs + self.caching,
+            caching=self.caching,
+            cache_bytes=self.cache_bytes,
             measuring=measuring,
             speed=_SPEED_SECONDS * len({id(model) for model in measured.values()}),
             steps=measured,
         )
 
-    def _cache(self, source: StepEstimate | None, student: ModelSpec) -> float:
-        """Seconds of the teacher's outputs that are computed before a training."""
-        if source is None or self.workspace.spec.teacher_outputs != "cached":
-            return 0.0
-        views = self.workspace.data.replay(self._resolve(student))
-        return self._predict(source, len(views.rows) * views.views) if views else 0.0
+    def _add_cache(self, source: StepEstimate | None, student: ModelSpec) -> None:
+        """Add the seconds and bytes of the teacher's outputs that are computed before a
+        training.
+        """
+        workspace, plan = self.workspace, self.workspace.cache_plan
+        views = workspace.data.replay(self._resolve(student))
+        if source is None or plan is None or views is None:
+            return
+        recipe, size = workspace.spec.recipe, workspace.data.batch_size
+        by_view = list_images_by_view(workspace, views, recipe, sees_partners=False)
+        images = sum(len(each) for each in by_view.values())
+        start = time.perf_counter()
+        count = sum(len(batch) for batch in views.batches(0, views.rows[:size]))
+        loading = (time.perf_counter() - start) * size / max(count, 1)
+        self.caching += images / size * (source.prediction + loading)
+        self.cache_bytes += images * plan.format.bytes_per_view
 
     def _sum_refit(self, seconds: float) -> float:
         """Seconds of the second trainings of student and controls, at most: the best
@@ -155,7 +172,7 @@ class _Estimator:
         self, epochs: int, model: StepEstimate, source: StepEstimate | None = None
     ) -> float:
         """Seconds of a training; source: the teacher of the model."""
-        is_live = self.workspace.spec.teacher_outputs != "cached"
+        is_live = not self.workspace.spec.teacher_outputs.is_cached
         teacher_step = source.inference if source and is_live else 0.0
         step = model.training + teacher_step + self.loading + _STEP_OVERHEAD
         validation = self.steps.validation * (model.inference + self.loading)

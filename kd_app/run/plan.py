@@ -57,10 +57,13 @@ def write_plan(workspace: Workspace, *, ready: bool, forecast: Forecast | None) 
 
 def describe_forecast(forecast: Forecast) -> str:
     """'about 12 min for everything that is not cached (11 min of them to train)'."""
-    return (
-        f"about {format_seconds(forecast.seconds)} for everything that is not cached"
-        f" ({format_seconds(forecast.training)} of them to train)"
-    )
+    parts = f"{format_seconds(forecast.training)} of them to train"
+    if forecast.cache_bytes:
+        parts += (
+            f", {format_seconds(forecast.caching)} to cache {forecast.cache_bytes / 1e9:.2g} GB of"
+            " the teacher's outputs"
+        )
+    return f"about {format_seconds(forecast.seconds)} for everything that is not cached ({parts})"
 
 
 def describe_models(workspace: Workspace, *, ready: bool) -> list[str]:
@@ -84,10 +87,25 @@ def describe_models(workspace: Workspace, *, ready: bool) -> list[str]:
     for number, assistant in enumerate(spec.assistants, start=1):
         lines.append(_describe_model(f"Assistant {number}", assistant.spec, spec.recipe, workspace))
     lines.append(_describe_model("Student", spec.student, spec.recipe, workspace))
-    lines += [spec.loss_choice, describe_refit(workspace)]
+    lines += [describe_cache(workspace), spec.loss_choice, describe_refit(workspace)]
     labels = write_teacher_labels(find_teacher_labels(workspace, ready=ready))
     lines.append(f"Labels: {labels}" if labels else "")
     return [line for line in lines if line]
+
+
+def describe_cache(workspace: Workspace) -> str:
+    """The line about the teacher's cached outputs; empty if the teacher runs."""
+    plan = workspace.cache_plan
+    if plan is None:
+        return ""
+    configured = workspace.spec.config["data"].get("views")
+    recycled, most = "", workspace.max_views
+    if most is not None and most < (configured or 0):
+        recycled = (
+            f"; data.views={configured} do not fit into teacher.cache_gb="
+            f"{workspace.spec.teacher_outputs.cache_gb:g}, so {most} are used in turn"
+        )
+    return f"Teacher's outputs: cached as {plan.describe()}{recycled}"
 
 
 def _is_stretched(one: InputSpec, other: InputSpec) -> bool:
@@ -98,8 +116,6 @@ def _is_stretched(one: InputSpec, other: InputSpec) -> bool:
 def _describe_data(workspace: Workspace) -> str:
     """The features of the training data that differ from the default."""
     phrases = list(workspace.data.describe_training())
-    if workspace.spec.teacher_outputs == "cached":
-        phrases.append("the teacher's logits for these views are cached")
     return "".join(f"; {phrase}" for phrase in phrases)
 
 

@@ -74,7 +74,7 @@ def build_refit_job(job: TrainingJob, record: Mapping[str, object]) -> TrainingJ
         job,
         name=f"{job.name}-refit",
         recipe=replace(job.recipe, max_epochs=int(best["epoch"]) + 1, callbacks=callbacks),
-        teacher=job.teacher and replace(job.teacher, validation_logits=None, cached_logits=None),
+        teacher=job.teacher and replace(job.teacher, validation_logits=None, cached=None),
         refit_weights=best.get("weights", "raw"),
     )
 

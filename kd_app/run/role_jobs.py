@@ -16,11 +16,11 @@ from kd_app.models.spec import ModelSpec
 from kd_app.run.controls import compute_mean_entropy
 from kd_app.run.pseudo_labels import cache_pseudo_labels
 from kd_app.run.run_model import RunModel
+from kd_app.run.teacher_views import cache_teacher_views
 from kd_app.run.workspace import Workspace
 from kd_app.training.fit import build
 from kd_app.training.job import JobTeacher, Recipe, TrainingJob
 from kd_app.training.single_image import check_single_image
-from kd_app.training.teacher_cache import CACHE_STAGE, cache_teacher_logits
 from kd_app.training.timing import (
     EPOCHS,
     MatchedEpochs,
@@ -144,26 +144,48 @@ def _build_control(
     workspace: Workspace, name: str, recipe: Recipe, teacher: RunModel | None
 ) -> TrainingJob:
     control = workspace.spec.controls[name]
-    job = _build_job(workspace, name, workspace.resolve_spec(name), recipe, teacher)
+    job = _build_job(
+        workspace,
+        name,
+        workspace.resolve_spec(name),
+        recipe,
+        teacher,
+        sees_partners=control.shuffle_teacher_images,
+    )
     license = workspace.resolve_license(name, uses_teacher=job.teacher is not None)
-    return replace(job, partner_images=control.shuffle_teacher_images, license=license)
+    return replace(job, license=license)
 
 
 def _build_job(
-    workspace: Workspace, name: str, model: ModelSpec, recipe: Recipe, teacher: RunModel | None
+    workspace: Workspace,
+    name: str,
+    model: ModelSpec,
+    recipe: Recipe,
+    teacher: RunModel | None,
+    *,
+    sees_partners: bool = False,
 ) -> TrainingJob:
-    """A job with the `teacher` if the recipe needs one."""
+    """A job with the `teacher` if the recipe needs one. sees_partners: the teacher gets
+    other images of a class.
+    """
     input_spec = resolve_input(model, workspace.compute_image_stats())
     recipe = balance_classes(recipe, workspace.data)
     job_teacher = (
-        _build_teacher(workspace, teacher, input_spec)
+        _build_teacher(workspace, teacher, input_spec, recipe, sees_partners=sees_partners)
         if teacher is not None and recipe.needs_teacher
         else None
     )
-    return TrainingJob(name, model, input_spec, recipe, job_teacher)
+    return TrainingJob(name, model, input_spec, recipe, job_teacher, partner_images=sees_partners)
 
 
-def _build_teacher(workspace: Workspace, teacher: RunModel, student_input: InputSpec) -> JobTeacher:
+def _build_teacher(
+    workspace: Workspace,
+    teacher: RunModel,
+    student_input: InputSpec,
+    recipe: Recipe,
+    *,
+    sees_partners: bool,
+) -> JobTeacher:
     # Logits for a part of the validation split would give other metrics.
     is_measured = not teacher.no_metrics_reason and workspace.limit is None
     return JobTeacher(
@@ -173,42 +195,14 @@ def _build_teacher(workspace: Workspace, teacher: RunModel, student_input: Input
         validation_logits=(
             workspace.cache_predictions(teacher, "validation") if is_measured else None
         ),
-        cached_logits=(
-            _cache_logits(workspace, teacher, student_input)
-            if workspace.spec.teacher_outputs == "cached"
+        cached=(
+            cache_teacher_views(
+                workspace, teacher, student_input, recipe, sees_partners=sees_partners
+            )
+            if workspace.spec.teacher_outputs.is_cached
             else None
         ),
     )
-
-
-def _cache_logits(workspace: Workspace, teacher: RunModel, student_input: InputSpec) -> Path:
-    """The folder of the teacher's logits for all views of a student with this input,
-    computed once.
-    """
-    data, trainer = workspace.data, workspace.spec.trainer
-    replay = data.replay(student_input)
-    assert replay is not None, "build_spec requires data with views"
-    config = {
-        "model": teacher.spec.name,
-        "pixels": vars(teacher.loaded.pixels),
-        "sees": vars(student_input),
-        **replay.identity,
-    }
-    inputs = {"data": data.fingerprint, "weights": teacher.loaded.weights.sha256}
-
-    def compute(folder: Path) -> None:
-        cache_teacher_logits(
-            teacher.loaded,
-            replay,
-            len(workspace.classes),
-            student_input,
-            folder,
-            device=trainer.device,
-            channels_last=trainer.channels_last,
-            say=workspace.console.print_transient,
-        )
-
-    return workspace.find_or_build(CACHE_STAGE, config, inputs, compute).path
 
 
 def _resolve_recipe(workspace: Workspace, name: str, teacher: RunModel) -> Recipe:

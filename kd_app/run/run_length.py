@@ -82,15 +82,6 @@ def list_run_needs(workspace: Workspace, recipe: Recipe) -> Iterator[LengthNeed]
             "the teacher is the plain mean of all weights so far",
             "Set a smaller teacher.decay or more epochs",
         )
-    views = spec.config["data"].get("views")
-    if spec.teacher_outputs == "cached" and views and recipe.needs_teacher:
-        yield LengthNeed(
-            f"data.views={views}",
-            views,
-            "epochs",
-            "teacher outputs are computed for views that no epoch shows",
-            "Set data.views to the number of epochs or less",
-        )
 
 
 def _name_owner(key: str, needs: Iterator[LengthNeed]) -> Iterator[LengthNeed]:

@@ -8,7 +8,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, StrictBool
+from pydantic import Field, NonNegativeInt, PositiveFloat, StrictBool
 
 from kd_app.config import RequestError, Typed, build_unknown_error
 from kd_app.config.compose import explain_not_chosen, is_choice
@@ -17,6 +17,7 @@ from kd_app.models.license import Policy
 from kd_app.reporting.results import Split
 from kd_app.run.controls import ControlSettings
 from kd_app.run.known_images import KnownImagesRule
+from kd_app.training.cache_choice import CacheSetting
 
 Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
 Place = Annotated[str, Field(min_length=1)]
@@ -24,7 +25,8 @@ Group = dict[str, Any]
 
 _CONTROL_KEYS = tuple(signature(ControlSettings).parameters)
 _MODEL_KEYS = ("_target_", "name", "pretrained", "checkpoint", "kwargs", "image_size", "license")
-_TRAINING_KEYS = ("loss", "optimizer", "scheduler", "max_epochs", "seed", "outputs")
+_OUTPUT_KEYS = ("outputs", "cache", "cache_gb")
+_TRAINING_KEYS = ("loss", "optimizer", "scheduler", "max_epochs", "seed", *_OUTPUT_KEYS)
 _COMPOSITE_KEYS = ("classes", "chain", "members", "by", "decay")
 
 
@@ -156,11 +158,32 @@ class RefitSetting(Typed, called="data"):
 
 class TeacherOutputs(Typed, called="teacher"):
     """How the teacher's outputs are computed: live at every step, or cached once for
-    every view.
+    every view in a format. cache_gb: the most GB (1e9 bytes) that the views take.
     """
 
-    def __init__(self, *, outputs: Literal["live", "cached"]) -> None:
-        self.outputs: Literal["live", "cached"] = outputs
+    def __init__(
+        self,
+        *,
+        outputs: Literal["live", "cached"],
+        cache: CacheSetting,
+        cache_gb: PositiveFloat | None,
+    ) -> None:
+        if outputs == "live" and (cache != "auto" or cache_gb is not None):
+            name = f"cache={cache}" if cache != "auto" else f"cache_gb={cache_gb:g}"
+            raise RequestError(
+                f"teacher.{name} is about cached outputs, but teacher.outputs=live runs the teacher"
+                f" at every step. Set teacher.outputs=cached, or remove teacher.{name}."
+            )
+        self.is_cached = outputs == "cached"
+        self.cache: CacheSetting = cache
+        self.cache_gb = cache_gb
+
+    @classmethod
+    def read(cls, teacher: Mapping[str, Any] | None) -> "TeacherOutputs":
+        """The settings of a teacher group; live for one without them."""
+        defaults = dict(zip(_OUTPUT_KEYS, ("live", "auto", None), strict=True))
+        node = teacher or {}
+        return cls(**{key: node.get(key, default) for key, default in defaults.items()})
 
 
 class EnsembleSettings(Typed, called="teacher"):

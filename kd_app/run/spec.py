@@ -4,7 +4,7 @@ its own signature, and the parts are checked against each other.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch import LightningDataModule
 from torch import nn
@@ -42,6 +42,7 @@ from kd_app.run.schema import (
 from kd_app.run.validation import check_data_use, check_teacher
 from kd_app.training.freeze import BACKBONE
 from kd_app.training.job import Recipe
+from kd_app.training.loss import DistillationLoss
 from kd_app.training.trainer import TrainerSettings
 
 Config = dict[str, Any]
@@ -74,11 +75,19 @@ class RunSpec:
     teacher_recipe: Recipe | None
     licenses: RunLicenses
     robustness: RobustnessSettings
-    teacher_outputs: Literal["live", "cached"] = "live"
+    teacher_outputs: TeacherOutputs = field(default_factory=lambda: TeacherOutputs.read(None))
     assistants: tuple[AssistantSpec, ...] = ()
     budget: LatencyBudget | None = None
     external: ExternalParts = field(default_factory=ExternalParts)
     loss_choice: str = ""
+
+    def build_teacher_losses(self) -> dict[str, DistillationLoss]:
+        """By role, the losses that read the teacher."""
+        if self.teacher is None:
+            return {}
+        recipes = {**self.controls, "student": self.recipe}
+        losses = {name: recipe.build_loss() for name, recipe in recipes.items()}
+        return {name: loss for name, loss in losses.items() if loss.needs_teacher}
 
     def to_json(self) -> Config:
         """The data and the trainer as plain data, which another process needs in
@@ -132,7 +141,6 @@ def assemble_spec(config: Config, external: ExternalParts) -> RunSpec:
             "teacher.chain needs a teacher from the configuration, and there is none. Choose a"
             " teacher (teacher=timm), or remove teacher.chain."
         )
-    outputs = (config["teacher"] or {}).get("outputs", "live")
     return RunSpec(
         config=config,
         data=data,
@@ -144,7 +152,7 @@ def assemble_spec(config: Config, external: ExternalParts) -> RunSpec:
         teacher_recipe=teacher_recipe,
         licenses=_resolve_licenses(config, teacher, assistants, student, data),
         robustness=robustness,
-        teacher_outputs=TeacherOutputs(outputs=outputs).outputs,
+        teacher_outputs=TeacherOutputs.read(config["teacher"]),
         assistants=assistants,
         budget=make(config["budget"], LatencyBudget) if config["budget"] is not None else None,
         external=external,
@@ -247,15 +255,9 @@ def check_recipes(spec: RunSpec) -> None:
             "A teacher is chosen, but no loss term reads it. Add such a term, for example"
             " 'loss=[cross_entropy,soft_target]', or use teacher=none."
         )
-    losses = {}
-    if spec.teacher is not None:
-        for name, recipe in {**spec.controls, "student": spec.recipe}.items():
-            loss = recipe.build_loss()
-            if loss.needs_teacher:
-                losses[name] = loss
     shuffled = [name for name, control in spec.controls.items() if control.shuffle_teacher_images]
     labeling = [name for name, control in spec.controls.items() if control.labels_images]
-    check_data_use(spec.data, spec.teacher_outputs, losses, shuffled, labeling)
+    check_data_use(spec.data, spec.teacher_outputs, spec.build_teacher_losses(), shuffled, labeling)
 
 
 def _build_control(name: str, node: Config, student: Recipe) -> Control:

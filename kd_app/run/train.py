@@ -116,6 +116,7 @@ def _fit(
             "job": job.to_json(),
             **workspace.spec.to_json(),
             "data_folder": str(workspace.data_folder) if workspace.data_folder else None,
+            "max_views": workspace.max_views,
             "folder": str(folder),
         }
         fit_distributed(order, folder, settings.world_size, listen=on_point)

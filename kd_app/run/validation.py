@@ -3,7 +3,6 @@ controls and the teacher's outputs.
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Literal
 
 import torch
 
@@ -12,12 +11,14 @@ from kd_app.data.base import Capability, RunData, require
 from kd_app.models.composite import TeacherEnsemble
 from kd_app.models.outputs import Outputs
 from kd_app.models.spec import ModelSpec
+from kd_app.run.schema import TeacherOutputs
+from kd_app.training.cache_choice import check_format, list_needs
 from kd_app.training.loss import DistillationLoss
 
 
 def check_data_use(
     data: RunData,
-    teacher_outputs: Literal["live", "cached"],
+    teacher_outputs: TeacherOutputs,
     losses: Mapping[str, DistillationLoss],
     shuffled: Iterable[str],
     labeling: Collection[str] = (),
@@ -28,14 +29,14 @@ def check_data_use(
     the teacher another image of the class. labeling: the controls that label images by
     themselves.
     """
-    if teacher_outputs == "cached":
+    if teacher_outputs.is_cached:
         require(
             data,
             "views",
             because="teacher.outputs=cached",
             instead="use teacher.outputs=live",
         )
-        _check_cacheable(losses)
+        check_format(teacher_outputs.cache, list_needs(losses))
     needs: tuple[tuple[Iterable[str], Capability], ...] = (
         (shuffled, "partners"),
         (labeling, "unlabeled"),
@@ -55,25 +56,6 @@ def check_data_use(
                 " loss reads the teacher, so it would not show what training without a teacher"
                 f" reaches. Leave controls.{name}.loss at the loss of labels_only."
             )
-
-
-def _check_cacheable(losses: Mapping[str, DistillationLoss]) -> None:
-    for role, loss in losses.items():
-        for name, term in loss.chosen.items():
-            if name in loss.members:
-                raise RequestError(
-                    "teacher.outputs=cached stores the logits of the whole ensemble, but the loss"
-                    f" term {name} of the {role} reads the member {loss.members[name]} alone. Use"
-                    " teacher.outputs=live."
-                )
-            features = sorted(term.reads - {"logits"}) if term.needs_teacher else []
-            if features:
-                raise RequestError(
-                    "teacher.outputs=cached stores only the teacher's logits, but the loss term"
-                    f" {name} of the {role} also reads {', '.join(features)}. Use"
-                    " teacher.outputs=live, or loss terms that read only logits: soft_target, dist"
-                    " or nkd."
-                )
 
 
 def check_teacher(loss: DistillationLoss, teacher: ModelSpec | None, *, chained: bool) -> None:

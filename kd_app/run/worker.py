@@ -87,6 +87,8 @@ def _train(order: dict[str, Any], rank: int) -> None:
     data = build_data(order["data"])
     data.list()
     data.load(Path(order["data_folder"]) if order["data_folder"] else None)
+    if order["max_views"] is not None:
+        data.limit_views(order["max_views"])
     fit(
         load_job(order["job"], data),
         data,
@@ -124,7 +126,7 @@ def _load_teacher(record: dict[str, Any], data: "RunData") -> "JobTeacher":
     from kd_app.models.create import create
     from kd_app.models.spec import CompositeTeacher, ImageStats
     from kd_app.run.model_specs import parse_model
-    from kd_app.training.job import JobTeacher
+    from kd_app.training.job import CachedOutputs, JobTeacher
 
     model, classes = parse_model(record["model"]), tuple(data.classes)
     if isinstance(model, CompositeTeacher):
@@ -134,11 +136,17 @@ def _load_teacher(record: dict[str, Any], data: "RunData") -> "JobTeacher":
         )
     else:
         model.bind_classes(classes)
-    folders = ("folder", "validation_logits", "cached_logits")
+    cached = record["cached"]
     return JobTeacher(
         model,
         create(model, _parse_input(record["input"]), len(classes), seed=0),
-        **{name: Path(record[name]) if record[name] else None for name in folders},
+        **{
+            name: Path(record[name]) if record[name] else None
+            for name in ("folder", "validation_logits")
+        },
+        cached=CachedOutputs(cached["format"], tuple(map(Path, cached["shards"])))
+        if cached
+        else None,
     )
 
 

@@ -1,11 +1,11 @@
 """The workspace of a run: its data, its models, and the cache of their outputs."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kd_app.config import Decoding, RequestError, RunError, bound_side
 from kd_app.config.memory import explain_memory_error
@@ -21,16 +21,18 @@ from kd_app.models.cost import count_params
 from kd_app.models.create import create, resolve_input
 from kd_app.models.spec import CompositeTeacher, ImageStats, ModelSpec
 from kd_app.reporting.console import Console
+from kd_app.run.cache_plan import CachePlan, choose_max_views, plan_cache
 from kd_app.run.controls import Control, select_nearest
 from kd_app.run.recorded_pixels import RecordedPixels
 from kd_app.run.run_model import RunModel, mark_unmeasured
 from kd_app.run.spec import RunSpec
 from kd_app.run.validation import check_scopes, check_teacher_logits
 from kd_app.signals import check_stop
-from kd_app.stages import Stage, Stages, hash_file, write_atomically
+from kd_app.stages import Stage, StagePart, Stages, hash_file, write_atomically
 from kd_app.training.record import RECORD
 
 SPEED = "speed.json"
+T = TypeVar("T", Stage, Stage | None)
 
 
 class Workspace:
@@ -59,6 +61,8 @@ class Workspace:
         self.used: list[Stage] = []
         self.data: RunData = spec.data
         self.data_folder: Path | None = None
+        self.max_views: int | None = None
+        """The views of an image that fit into ``teacher.cache_gb``; None: no limit."""
         self._is_loaded = False
         self.resolved: dict[str, dict[str, Any]] = {}
         """By control, the settings that were resolved during the run, and the values
@@ -78,6 +82,20 @@ class Workspace:
         self.data.load(self.data_folder)
         self._is_loaded = True
         self._bind_models()
+        self._limit_views()
+
+    def _limit_views(self) -> None:
+        """Use fewer views if those of the data do not fit into ``teacher.cache_gb``."""
+        cache_gb = self.spec.teacher_outputs.cache_gb
+        plan = None if cache_gb is None else self.cache_plan
+        if cache_gb is not None and plan is not None:
+            self.max_views = choose_max_views(plan, cache_gb)
+            self.data.limit_views(self.max_views)
+
+    @property
+    def cache_plan(self) -> CachePlan | None:
+        """See `plan_cache`."""
+        return plan_cache(self.spec, self.data, self.compute_image_stats)
 
     def _bind_models(self) -> None:
         """Match the classes of all pretrained models to those of the data."""
@@ -364,12 +382,34 @@ class Workspace:
         """The stage with this name, configuration and inputs, built if it does not
         exist; recorded as used.
         """
+        return self._build(name, config, inputs, build, self.stages.find_or_build)
+
+    def find_or_build_all(self, name: str, parts: Sequence[StagePart]) -> list[Stage]:
+        """The stages of one name, in order. Several processes that need them share the
+        work: each one builds what no other one is building, then waits for the rest,
+        and takes over what a process left that ended.
+        """
+        stages: dict[int, Stage] = {}
+        for method in (self.stages.build_unless_busy, self.stages.find_or_build):
+            for number, part in enumerate(parts):
+                if number not in stages:
+                    stage = self._build(name, *part, method)
+                    if stage is not None:
+                        stages[number] = stage
+        return [stages[number] for number in range(len(parts))]
+
+    def _build(
+        self,
+        name: str,
+        config: dict[str, Any],
+        inputs: dict[str, str],
+        build: Callable[[Path], None],
+        method: Callable[..., T],
+    ) -> T:
         check_stop()
         try:
             with explain_memory_error(f"the stage {name}", self.spec.config, self._count_images()):
-                stage = self.stages.find_or_build(
-                    name, config=_round_trip_json(config), inputs=inputs, build=build
-                )
+                stage = method(name, config=_round_trip_json(config), inputs=inputs, build=build)
         except PermissionError as error:
             if not str(error.filename).startswith(str(self.stages.root)):
                 raise
@@ -381,7 +421,8 @@ class Workspace:
             ) from None
         except RuntimeError as error:
             raise explain_lost_worker(error) or error from error
-        self.used.append(stage)
+        if isinstance(stage, Stage):
+            self.used.append(stage)
         return stage
 
     def _count_images(self) -> int | None:

@@ -52,12 +52,12 @@ from kd_app.training.curve_log import FILE, CurveLogger, drop_points_after
 from kd_app.training.distributed.consistency import RankConsistency
 from kd_app.training.failures import explain_failures
 from kd_app.training.freeze import freeze_layers
-from kd_app.training.job import JobTeacher, TrainingJob
+from kd_app.training.job import TrainingJob
 from kd_app.training.loss import DistillationLoss
 from kd_app.training.module import NOT_FINITE, Distillation, StepOptions
 from kd_app.training.record import RECORD, describe_outcome, read_training
-from kd_app.training.teacher_cache import CachedTeacherLogits, TeacherLogits
-from kd_app.training.teacher_source import CachedTeacher, LiveTeacher, StudentEma, TeacherSource
+from kd_app.training.teacher_cache import TeacherCache, TeacherLogits
+from kd_app.training.teacher_source import build_teacher_source
 from kd_app.training.trainer import PROFILE, TrainerSettings
 
 MODEL = "model"
@@ -297,6 +297,7 @@ def build(
     freeze_layers(created.model, job.recipe.freeze)
     source = job.teacher if terms.needs_teacher else None
     decay = source.ema_decay if source else None
+    cache = TeacherCache.load(source.cached.shards) if source and source.cached else None
     teacher = None
     if source is not None:
         model = source.created.model if decay is None else created.model
@@ -306,7 +307,7 @@ def build(
             model = deepcopy(model)
         teacher = FrozenTeacher(
             model,
-            reads=terms.teacher_reads,
+            reads=terms.teacher_reads | (cache.format.replays_with if cache else frozenset()),
             pixels=source.created.pixels,
             sees=job.input,
             attention_blocks=terms.attention_blocks,
@@ -325,10 +326,11 @@ def build(
         if module is not None:
             module.to(memory_format=memory_format)
     logits_folder = source.validation_logits if source else None
+    teacher_source = build_teacher_source(teacher, cache, decay) if teacher else None
     return Distillation(
         student,
         loss=terms,
-        teacher=_build_teacher_source(source, teacher) if source and teacher else None,
+        teacher=teacher_source,
         input_spec=job.input,
         num_classes=len(data.classes),
         optimizer=job.recipe.make_optimizer(),
@@ -343,14 +345,6 @@ def build(
             skip_nonfinite=settings.on_nan == "skip",
         ),
     )
-
-
-def _build_teacher_source(teacher: JobTeacher, frozen: FrozenTeacher) -> TeacherSource:
-    if teacher.cached_logits is not None:
-        return CachedTeacher(CachedTeacherLogits.load(teacher.cached_logits))
-    if teacher.ema_decay is not None:
-        return StudentEma(frozen, decay=teacher.ema_decay)
-    return LiveTeacher(frozen)
 
 
 def _build_adapters(

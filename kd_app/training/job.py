@@ -144,20 +144,34 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class CachedOutputs:
+    """The teacher's outputs for the views of a training: the folders of the shards, and
+    the name of their format.
+    """
+
+    format: str
+    shards: tuple[Path, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as plain data."""
+        return {"format": self.format, "shards": [_to_text(shard) for shard in self.shards]}
+
+
+@dataclass(frozen=True)
 class JobTeacher:
-    """The teacher of a training, with the folders of the teacher's logits.
+    """The teacher of a training, with the folders of the teacher's outputs.
 
     folder: the stage that trained the teacher; None for a pretrained teacher.
     validation_logits: the teacher's predictions on validation, to measure agreement
-    during the training. cached_logits: the teacher's logits for every view, read
-    instead of running the teacher.
+    during the training. cached: the teacher's outputs for the views, read instead of
+    running the teacher.
     """
 
     model: ModelSpec
     created: LoadedModel
     folder: Path | None = None
     validation_logits: Path | None = None
-    cached_logits: Path | None = None
+    cached: CachedOutputs | None = None
 
     @property
     def ema_decay(self) -> float | None:
@@ -175,7 +189,7 @@ class JobTeacher:
             "input": vars(self.created.pixels),
             "folder": _to_text(self.folder),
             "validation_logits": _to_text(self.validation_logits),
-            "cached_logits": _to_text(self.cached_logits),
+            "cached": self.cached.to_json() if self.cached else None,
         }
 
 
@@ -229,7 +243,7 @@ class TrainingJob:
             **({"partner_images": True} if self.partner_images else {}),
             **({"refit": self.refit_weights} if self.refit_weights else {}),
             **({"pseudo_labels": True} if self.pseudo_labels else {}),
-            **({"teacher_outputs": "cached"} if teacher and teacher.cached_logits else {}),
+            **({"teacher_outputs": teacher.cached.format} if teacher and teacher.cached else {}),
         }
 
     def hash_inputs(self, data: RunData) -> dict[str, str]:

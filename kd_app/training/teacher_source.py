@@ -3,15 +3,18 @@ disk, or a moving average of the student.
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kd_app.data.batch import Batch
+from kd_app.losses.adapters import apply_classifier
 from kd_app.models.outputs import Outputs
 from kd_app.models.teacher import FrozenTeacher
-from kd_app.training.teacher_cache import CachedTeacherLogits
+from kd_app.training.teacher_cache import TeacherCache
 
 
 class TeacherSource(nn.Module):
@@ -57,18 +60,40 @@ class LiveTeacher(TeacherSource):
 
 
 class CachedTeacher(TeacherSource):
-    """The teacher's logits for every view, read from a cache instead of running the
+    """The teacher's outputs for every view, read from a cache instead of running the
     model.
+
+    teacher: the model whose classifier computes the logits of cached embeddings; it
+    must read the classifier.
     """
 
-    def __init__(self, cache: CachedTeacherLogits) -> None:
+    def __init__(self, cache: TeacherCache, teacher: FrozenTeacher) -> None:
         super().__init__()
         self.cache = cache
+        # the model itself is not needed on the device of the training
+        self.teacher = teacher if cache.format.replays_with else None
+        # in a tuple, because nn.Module would register the classifier's parameters
+        self._classifier: tuple[Callable[[Tensor], Tensor], ...] = ()
 
+    @torch.no_grad()
     def compute_outputs(self, batch: Batch) -> Outputs:
-        """The cached logits, in float64 for float64 images, else in float32."""
-        dtype = torch.float64 if batch.image.dtype == torch.float64 else torch.float32
-        return Outputs(logits=self.cache.select(batch).to(dtype))
+        """The cached outputs, in float64 for float64 images, else in float32."""
+        outputs = self.cache.select(batch)
+        if batch.image.dtype == torch.float64:
+            parts = {name: getattr(outputs, name) for name in ("logits", "embedding")}
+            doubles = {name: part.double() for name, part in parts.items() if part is not None}
+            outputs = replace(outputs, **doubles)
+        if self.teacher is None:
+            return outputs
+        if not self._classifier:
+            # the classifier is known after a forward pass
+            classifier = self.teacher(batch.image[:1]).classifier
+            assert classifier is not None
+            self._classifier = (classifier,)
+        assert outputs.embedding is not None
+        with torch.autocast(batch.image.device.type, enabled=False):
+            logits = apply_classifier(self._classifier[0], outputs.embedding)
+        return replace(outputs, logits=logits, classifier=self._classifier[0])
 
 
 class StudentEma(LiveTeacher):
@@ -103,3 +128,14 @@ class StudentEma(LiveTeacher):
     def load_training_state(self, state: dict[str, Any]) -> None:
         """Restore the averaged weights."""
         self.teacher.model.load_state_dict(state)
+
+
+def build_teacher_source(
+    teacher: FrozenTeacher, cache: TeacherCache | None, decay: float | None
+) -> TeacherSource:
+    """The source of a teacher that reads a cache, is the average of the student with
+    this decay, or runs.
+    """
+    if cache is not None:
+        return CachedTeacher(cache, teacher)
+    return LiveTeacher(teacher) if decay is None else StudentEma(teacher, decay=decay)

@@ -8,6 +8,8 @@ import pytest
 
 from kd_app.checks.cost import describe_cost, estimate_cost
 from kd_app.checks.dry_run import DryRun
+from kd_app.run.forecast import Forecast
+from kd_app.training.timing import EpochSteps, StepEstimate
 
 
 def build_context(root: Path, *, world_size: int = 1) -> Any:
@@ -22,7 +24,7 @@ def build_context(root: Path, *, world_size: int = 1) -> Any:
         spec=SimpleNamespace(controls=controls, teacher=object(), trainer=trainer),
         stages=SimpleNamespace(root=root / "not" / "yet"),
     )
-    return SimpleNamespace(workspace=workspace)
+    return SimpleNamespace(workspace=workspace, forecast=None)
 
 
 def dry_run(role: str, seconds_per_epoch: float, model_bytes: int) -> DryRun:
@@ -60,6 +62,22 @@ def test_the_cost_is_the_sum_over_all_trainings_and_predictions(tmp_path: Path) 
     assert cost.disk == 6000 + 1000 + predictions
     assert cost.peak_disk == cost.disk + 12000
     assert cost.memory > 0
+
+
+def test_cached_outputs_are_computed_once_in_place_of_a_running_teacher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = build_context(tmp_path)
+    plain = estimate_cost(context, DRY_RUNS)
+    steps = {"teacher": StepEstimate(training=1.0, inference=0.5, prediction=0.5)}
+    context.forecast = Forecast(0.0, 9.0, 0.0, 0.0, caching=9.0, cache_bytes=2**30, steps=steps)
+    context.workspace.spec.build_teacher_losses = lambda: {"student": object()}
+    monkeypatch.setattr("kd_app.checks.cost.count_steps_per_epoch", lambda *_: EpochSteps(3, 1))
+    cost = estimate_cost(context, DRY_RUNS)
+    assert cost.training == {**plain.training, "match_wall_time": 6.0, "student": 6.0}
+    assert cost.seconds == pytest.approx(sum(cost.training.values()) + cost.measuring + 9.0)
+    assert cost.disk == plain.disk + 2**30
+    assert "; 9 s and 1.0 GiB of it for the teacher's cached" in describe_cost(context, cost)[0]
 
 
 def test_the_lines_name_every_training_and_warn_of_several_processes(tmp_path: Path) -> None:

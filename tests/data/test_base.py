@@ -143,7 +143,7 @@ def test_the_identity_of_a_replay_includes_the_label_fraction_only_with_mixing()
     for data, more in ((plain, {}), (mixed, {"mix": MIX, "label_fraction": 0.5})):
         replay = data.replay(GRAY)
         assert replay is not None
-        assert replay.identity == {"view": VIEW, "views": 2, **more}
+        assert replay.identity == {"view": VIEW, **more}
     assert arrays().replay(GRAY) is None
 
 

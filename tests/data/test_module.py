@@ -341,7 +341,7 @@ def test_views_repeat_and_can_be_replayed(epoch: int) -> None:
     assert replay is not None
     replayed_images = {
         n: image
-        for batch in replay.batches(epoch % 2, 0)
+        for batch in replay.batches(epoch % 2, replay.rows)
         for n, image in zip(batch.index.tolist(), batch.image, strict=True)
     }
     assert list(replayed_images) == data.index.training_rows.tolist()

@@ -1,12 +1,12 @@
 """The estimated duration of a run."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 
 from kd_app.run.forecast import forecast_run
 from kd_app.run.model_specs import AssistantSpec
+from kd_app.run.schema import TeacherOutputs
 from kd_app.run.workspace import Workspace
 from kd_app.training.timing import StepEstimate, count_steps_per_epoch
 
@@ -38,20 +38,22 @@ def test_cached_outputs_are_computed_once_and_assistants_are_trained(
     monkeypatch.setattr("kd_app.run.forecast.estimate", lambda *_, **__: cost)
     spec = digits.spec
     assistant = AssistantSpec(spec.student, 1)
-    changed = replace(spec, teacher_outputs="cached", assistants=(assistant,), controls={})
+    outputs = TeacherOutputs.read({"outputs": "cached", "cache": "int8"})
+    changed = replace(spec, teacher_outputs=outputs, assistants=(assistant,), controls={})
     monkeypatch.setattr(digits, "spec", changed)
-    monkeypatch.setattr(type(digits), "limit", None)
     data = digits.data
-    views = SimpleNamespace(rows=range(256), views=2)
-    monkeypatch.setattr(type(data), "replay", lambda *_: views)
+    monkeypatch.setattr(data, "views", 2)
     steps = count_steps_per_epoch(data, spec.trainer)
     forecast = forecast_run(digits, ready=True)
     assert forecast is not None
     # No teacher in the steps of the assistant and of the student.
     least = 2 * spec.recipe.max_epochs * (steps.training + 100 * steps.validation)
     assert least < forecast.training < 1.2 * least
-    images = 2 * 256 * 2 + data.sizes["validation"]
-    assert forecast.outputs == pytest.approx(0.25 * images / data.batch_size, rel=0.2)
+    # for the assistant and the student, the views that their epochs show
+    images = 2 * data.sizes["train"] * min(2, spec.recipe.max_epochs)
+    assert forecast.caching == pytest.approx(0.25 * images / data.batch_size, rel=0.2)
+    assert forecast.cache_bytes == images * 18
+    assert forecast.outputs > forecast.caching
 
 
 def test_a_control_that_labels_images_costs_a_training_and_predictions_more(

@@ -64,7 +64,7 @@ def test_the_student_learns_from_the_teacher_by_the_runs_recipe(
         workspace.spec.student,
         workspace.spec.recipe,
     )
-    assert (job.partner_images, job.fresh_views, job.teacher.cached_logits) == (False, False, None)
+    assert (job.partner_images, job.fresh_views, job.teacher.cached) == (False, False, None)
     assert job.license == "cc-by-nc-4.0"
 
 
@@ -174,18 +174,19 @@ def test_cached_logits_are_computed_once_for_students_of_one_input(
     overrides = (f"teacher.checkpoint={teacher_path}", "student.name=resnet8", "controls=[]")
     cached = build_workspace(tmp_path, *overrides, "data.views=1", "teacher.outputs=cached")
     teacher = cached.load_pretrained_teacher()
-    folders = [
-        job.teacher.cached_logits
+    outputs = [
+        job.teacher.cached
         for job in (
             build_student_job(cached, teacher),
             build_student_job(cached, teacher, name="link-1"),
         )
         if job.teacher is not None
     ]
-    assert len(folders) == 2
-    assert folders[0] == folders[1]
-    assert folders[0] is not None
-    assert (folders[0] / "logits.npy").is_file()
+    assert len(outputs) == 2
+    assert outputs[0] == outputs[1]
+    assert outputs[0] is not None
+    (shard,) = outputs[0].shards
+    assert (outputs[0].format, (shard / "rows.bin").is_file()) == ("exact", True)
 
 
 def test_a_pair_that_a_term_can_not_compare_is_refused_before_anything_is_trained(

@@ -16,8 +16,6 @@ def test_every_part_that_needs_a_longer_run_is_reported_with_its_key(tmp_path: P
         tmp_path,
         f"teacher.checkpoint={folder}",
         "teacher.max_epochs=0",
-        "teacher.outputs=cached",
-        "data.views=8",
         "trainer.max_epochs=2",
         "trainer.accumulate_grad_batches=4",
         "data.batch_size=5000",
@@ -34,7 +32,6 @@ def test_every_part_that_needs_a_longer_run_is_reported_with_its_key(tmp_path: P
         "labels_only, student: callbacks.early_stopping.patience=5 needs at least 7 epochs",
         "labels_only, student: trainer.accumulate_grad_batches=4 needs at least 4 batches",
         "student: loss.soft_target.schedule.begin=0.99 needs at least 50 steps",
-        "student: data.views=8 needs at least 8 epochs",
         "data.batch_size=5000 is more than the 1,295 images to train on",
     ]
     assert len(notes) == len(starts)

@@ -19,7 +19,7 @@ from kd_app.models.spec import CompositeTeacher, ImageStats, ModelSpec
 from kd_app.run.model_specs import build_model_spec, parse_model
 from kd_app.run.worker import load_job
 from kd_app.stages import hash_value
-from kd_app.training.job import JobTeacher, Recipe, TrainingJob
+from kd_app.training.job import CachedOutputs, JobTeacher, Recipe, TrainingJob
 from kd_app.training.trainer import TrainerSettings
 from tests.builders import DIGITS, GRAY, teacher_folder
 from tests.training.small_parts import Net
@@ -126,13 +126,14 @@ def test_name_license_and_purpose_do_not_change_the_identity(
     )
 
 
-def test_partner_images_and_cached_logits_are_in_the_identity(
+def test_partner_images_and_the_format_of_cached_outputs_are_in_the_identity(
     trainer: TrainerSettings, tmp_path: Path
 ) -> None:
     source = teacher(tmp_path)
     paired = job(teacher=source, partner_images=True).describe_identity(data(), trainer)
-    cached = job(teacher=replace(source, cached_logits=tmp_path)).describe_identity(data(), trainer)
-    assert (paired["partner_images"], cached["teacher_outputs"]) == (True, "cached")
+    outputs = CachedOutputs("int8", (tmp_path,))
+    cached = job(teacher=replace(source, cached=outputs)).describe_identity(data(), trainer)
+    assert (paired["partner_images"], cached["teacher_outputs"]) == (True, "int8")
     assert not {"partner_images", "teacher_outputs"} & set(
         job(teacher=source).describe_identity(data(), trainer)
     )
@@ -156,7 +157,8 @@ def test_the_inputs_are_the_hashes_of_data_start_and_teacher(tmp_path: Path) -> 
 
 
 def test_another_process_restores_the_same_job(trainer: TrainerSettings, tmp_path: Path) -> None:
-    folders = {"folder": tmp_path, "cached_logits": tmp_path / "c", "validation_logits": None}
+    outputs = CachedOutputs("exact", (tmp_path / "b", tmp_path / "c"))
+    folders = {"folder": tmp_path, "cached": outputs, "validation_logits": None}
     whole = job(
         teacher=teacher(tmp_path / "t", **folders), partner_images=True, license="mit", input=GRAY
     )
@@ -166,7 +168,7 @@ def test_another_process_restores_the_same_job(trainer: TrainerSettings, tmp_pat
     assert again.hash_inputs(data()) == whole.hash_inputs(data())
     assert again.input == GRAY
     assert again.teacher is not None
-    assert again.teacher.cached_logits == tmp_path / "c"
+    assert again.teacher.cached == outputs
     assert again.teacher.validation_logits is None
 
 

@@ -1,6 +1,7 @@
-"""Cached teacher logits train the same student as the running teacher."""
+"""Cached teacher outputs: which rows a batch gets, and that exact ones train the same
+student as the running teacher.
+"""
 
-import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,24 @@ from kd_app.config import RequestError, RunError
 from kd_app.config.compose import compose_config
 from kd_app.data.batch import Batch
 from kd_app.metrics.record import Predictions
+from kd_app.models.outputs import Outputs
 from kd_app.models.teacher import FrozenTeacher
 from kd_app.reporting.console import Console
 from kd_app.run.role_jobs import draft_role_job
 from kd_app.run.spec import build_spec
 from kd_app.run.workspace import Workspace
 from kd_app.stages import Stages, hash_file
-from kd_app.training import teacher_cache
-from kd_app.training.teacher_cache import CachedTeacherLogits, TeacherLogits
-from tests.builders import Trained, teacher_folder, trained
+from kd_app.training import cache_fill, teacher_cache
+from kd_app.training.cache_format import Int8Format
+from kd_app.training.teacher_cache import (
+    CachedTeacherModel,
+    CacheShard,
+    ShardRecord,
+    TeacherCache,
+    TeacherLogits,
+    write_record,
+)
+from tests.builders import Trained, gone_on, teacher_folder, trained
 from tests.commands.call import call
 
 VIEWS = ("data.batch_size=256", "student.name=resnet8", "trainer.max_epochs=3", "data.views=2")
@@ -29,7 +39,7 @@ VIT = [
     f"student.kwargs.{key}={value}"
     for key, value in {"patch_size": 2, "embed_dim": 32, "depth": 2, "num_heads": 2}.items()
 ]
-STORED = (*VIEWS, "teacher.outputs=cached")
+STORED = (*VIEWS, "teacher.outputs=cached")  # exact: ten classes take 40 bytes
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +60,44 @@ def weights(run: Trained) -> str:
 
 
 def files(place: Path) -> list[Path]:
-    return sorted((place / "stages").glob("answers-teacher-views-*/logits.npy"))
+    return sorted((place / "stages").glob("answers-teacher-views-*/rows.bin"))
+
+
+def names(place: Path) -> set[str]:
+    return {path.parent.name for path in files(place)}
+
+
+def load(place: Path) -> TeacherCache:
+    return TeacherCache.load([path.parent for path in files(place)])
+
+
+def shard(
+    folder: Path, view: int, images: list[int], *, sha256: str = "a", classes: int = 3
+) -> Path:
+    """A shard of made-up logits: ``100 * view + image`` for the first class."""
+    folder.mkdir()
+    index = np.array(images, np.int64)
+    logits = torch.zeros(len(images), 3)
+    logits[:, 0] = torch.from_numpy(100.0 * view + index)
+    rows = Int8Format(3).encode(Outputs(logits=logits))
+    (folder / "rows.bin").write_bytes(rows.numpy().tobytes())
+    np.save(folder / "index.npy", index)
+    model = CachedTeacherModel(name="net", sha256=sha256, license="mit")
+    record = ShardRecord(format="int8", width=3, view=view, images=len(images), teacher=model)
+    write_record(folder, record)
+    return folder
+
+
+def view_batch(images: list[int], view: int = 0) -> Batch:
+    return Batch(
+        torch.zeros(len(images)), torch.zeros(len(images)), torch.tensor(images), view=view
+    )
+
+
+def select(cache: TeacherCache, images: list[int], view: int = 0) -> list[float]:
+    logits = cache.select(view_batch(images, view)).logits
+    assert logits is not None
+    return logits[:, 0].tolist()
 
 
 class BatchCounter:
@@ -101,23 +148,25 @@ def test_other_seeds_and_label_fractions_read_the_same_cache(
         for more in (["seed=1"], ["data.label_fraction=0.1"], ["data.label_fraction=0.1", "seed=1"])
     ]
     assert len({weights(each) for each in runs}) == 3
-    assert len(files(place)) == 1
-    assert counter.batches == len(runs)  # once each, for the shapes of what the terms compare
+    assert len(files(place)) == 2  # views
+    # once each, for the shapes of what the terms compare, and for the sample
+    assert counter.batches == 2 * len(runs)
 
 
-@pytest.mark.parametrize(
-    "other", ["data.seed=1", "data.view.padding=0", "data.views=3", "student.image_size=10"]
-)
+@pytest.mark.parametrize("other", ["data.seed=1", "data.view.padding=0", "student.image_size=10"])
 def test_logits_of_other_views_are_never_read(
     teacher: Path, place: Path, tmp_path: Path, other: str
 ) -> None:
     """Fault 6 of other toolkits: cached logits are used for another crop."""
-    first = np.load(files(place)[0])
     short = ("trainer.max_epochs=1", "trainer.limit_train_batches=1")
     trained(teacher, tmp_path, *STORED, *short, other)
-    second = np.load(files(tmp_path)[0])
-    assert files(tmp_path)[0].parent.name != files(place)[0].parent.name
-    assert first.shape != second.shape or not np.allclose(first, second, atol=1e-2)
+    assert not names(tmp_path) & names(place)
+    ours, theirs = load(tmp_path), load(place)
+    images = np.intersect1d(ours.images[0], theirs.images[0])[:50].tolist()
+    one, two = (cache.select(view_batch(images)).logits for cache in (ours, theirs))
+    assert one is not None
+    assert two is not None
+    assert not torch.allclose(one, two, atol=1e-2)
 
 
 def test_mixed_images_have_a_cache_of_their_own(teacher: Path, place: Path, tmp_path: Path) -> None:
@@ -135,85 +184,150 @@ def test_mixed_images_have_a_cache_of_their_own(teacher: Path, place: Path, tmp_
     live = trained(teacher, tmp_path / "live", *VIEWS, *short)
     read = trained(teacher, tmp_path / "read", *STORED, *short)
     assert weights(read) == weights(live)
-    assert files(tmp_path / "read")[0].parent.name not in {
-        path.parent.name for path in files(place)
+    assert not names(tmp_path / "read") & names(place)
+
+
+def test_a_batch_gets_the_rows_of_its_view_and_of_its_partner_images(tmp_path: Path) -> None:
+    folders = [
+        shard(tmp_path / "b", 0, [30, 31]),
+        shard(tmp_path / "a", 0, [2, 5, 9]),
+        shard(tmp_path / "c", 1, [2, 5]),
+    ]
+    cache = TeacherCache.load(folders)
+    assert select(cache, [31, 2, 9, 30, 2]) == [31, 2, 9, 30, 2]
+    assert select(cache, [5, 2], view=1) == [105, 102]
+    partners = view_batch([2, 2], view=0)
+    partners.other_index = torch.tensor([9, 30])
+    logits = cache.select(partners).logits
+    assert logits is not None
+    assert logits[:, 0].tolist() == [9, 30]
+    assert {view: images.tolist() for view, images in cache.images.items()} == {
+        0: [2, 5, 9, 30, 31],
+        1: [2, 5],
     }
 
 
-def test_each_view_has_its_own_logits(place: Path) -> None:
-    answers = CachedTeacherLogits.load(files(place)[0].parent)
-    assert answers.logits.shape == (2, len(answers.index), 10)
-    assert answers.logits.dtype == np.float32
-    one, two = (
-        answers.select(
-            Batch(
-                torch.zeros(3),
-                torch.zeros(3),
-                torch.from_numpy(answers.index[[5, 0, 7]].copy()),
-                view=view,
-            )
-        )
-        for view in (0, 1)
-    )
-    assert torch.equal(one, torch.from_numpy(answers.logits[0, [5, 0, 7]]))
-    assert not torch.allclose(one, two, atol=1e-2)
+def test_ranks_read_what_one_process_reads(tmp_path: Path) -> None:
+    cache = TeacherCache.load([shard(tmp_path / "a", 0, list(range(10)))])
+    whole = cache.select(view_batch([7, 1, 9, 4])).logits
+    parts = [cache.select(view_batch(images)).logits for images in ([7, 9], [1, 4])]
+    assert whole is not None
+    for number, part in enumerate(parts):
+        assert part is not None
+        assert torch.equal(part, whole[number::2])
 
 
-def test_a_control_with_partner_images_reads_their_logits(place: Path) -> None:
-    answers = CachedTeacherLogits.load(files(place)[0].parent)
-    index, other = (torch.from_numpy(answers.index[rows].copy()) for rows in ([0, 1], [8, 9]))
-    selected = answers.select(
-        Batch(torch.zeros(2), torch.zeros(2), index, view=1, other_index=other)
-    )
-    assert torch.equal(selected, torch.from_numpy(answers.logits[1, [8, 9]]))
+def test_views_of_the_same_images_share_their_numbers(tmp_path: Path) -> None:
+    cache = TeacherCache.load([shard(tmp_path / str(view), view, [3, 4]) for view in range(3)])
+    assert cache.images[0] is cache.images[1] is cache.images[2]
+
+
+@pytest.mark.parametrize(("images", "view"), [([3], 0), ([99], 0), ([2], 7)])
+def test_what_is_not_cached_is_an_error(tmp_path: Path, images: list[int], view: int) -> None:
+    cache = TeacherCache.load([shard(tmp_path / "a", 0, [2, 5])])
+    with pytest.raises(RunError, match=f"does not hold view {view} of all of the images"):
+        select(cache, images, view)
+
+
+def test_few_shards_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teacher_cache, "_MOST_OPEN", 2)
+    shards = [CacheShard(shard(tmp_path / str(view), view, [3, 4])) for view in range(4)]
+    cache = TeacherCache(shards)
+    assert [select(cache, [4], view) for view in (0, 1, 2, 0)] == [[4], [104], [204], [4]]
+    assert [each.is_open for each in shards] == [True, False, True, False]
+
+
+def test_a_shard_that_is_truncated_while_it_is_read_is_an_error(tmp_path: Path) -> None:
+    folder = shard(tmp_path / "a", 0, [2, 5])
+    cache = TeacherCache.load([folder])
+    assert select(cache, [2]) == [2]
+    os.truncate(folder / "rows.bin", 3)
+    for _ in range(2):
+        with pytest.raises(RunError, match=r"has 3 bytes, expected 22: .* Repeat the command"):
+            select(cache, [2])
+
+
+def test_a_shard_that_is_gone_is_an_error_before_it_is_read_and_none_after(tmp_path: Path) -> None:
+    folder = shard(tmp_path / "a", 0, [2, 5])
+    cache, later = TeacherCache.load([folder]), TeacherCache.load([folder])
+    assert select(cache, [2]) == [2]
+    (folder / "rows.bin").unlink()
+    assert select(cache, [5]) == [5]
+    with pytest.raises(RunError, match=r"rows\.bin.*Repeat the command"):
+        select(later, [2])
+    (folder / "cache.json").unlink()
+    with pytest.raises(RunError, match=r"cache\.json"):
+        TeacherCache.load([folder])
+
+
+def test_shards_of_two_teachers_are_not_mixed(tmp_path: Path) -> None:
+    folders = [shard(tmp_path / "a", 0, [2]), shard(tmp_path / "b", 1, [2], sha256="b")]
+    with pytest.raises(RunError, match=r"different teachers .* net \(sha256 b\)"):
+        TeacherCache.load(folders)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("index.npy", b"\x93NUMPY"),
+        ("cache.json", b'{"format": "pickle"}'),
+        ("cache.json", b"[]"),
+    ],
+)
+def test_a_cache_of_somebody_else_is_data(tmp_path: Path, name: str, content: bytes) -> None:
+    folder = shard(tmp_path / "a", 0, [2, 5])
+    (folder / name).write_bytes(content)
+    with pytest.raises(RunError, match="can't be read"):
+        TeacherCache.load([folder])
+
+
+def test_pickled_image_numbers_are_refused(tmp_path: Path) -> None:
+    folder = shard(tmp_path / "a", 0, [2, 5])
+    np.save(folder / "index.npy", np.array([{}, {}], dtype=object), allow_pickle=True)
+    with pytest.raises(RunError, match="pickle"):
+        TeacherCache.load([folder])
+    np.save(folder / "index.npy", np.array([5, 2]))
+    with pytest.raises(RunError, match="ascending image numbers"):
+        TeacherCache.load([folder])
+
+
+def test_the_teachers_license_is_recorded(place: Path) -> None:
+    teacher = CacheShard(files(place)[0].parent).teacher
+    assert (teacher["license"], len(teacher["sha256"])) == ("none", 64)
 
 
 def test_an_interrupted_cache_is_resumed(
     teacher: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(teacher_cache, "_FLUSH_EVERY", 2)
+    monkeypatch.setattr(cache_fill, "_FLUSH_EVERY", 2)
     counter = BatchCounter(monkeypatch)
-    counter.ends_at = 9  # 6 batches are a view: 8 are secured, one was answered after them
+    counter.ends_at = 11  # 6 batches are a view: 10 are secured, one was answered after them
     with pytest.raises(RunError):
         trained(teacher, tmp_path, *STORED)
     counter.batches, counter.ends_at = 0, None
     trained(teacher, tmp_path, *STORED)
-    assert counter.batches == 12 - 8 + 1
-    assert np.array_equal(np.load(files(tmp_path)[0]), np.load(files(place)[0]))
+    assert counter.batches == 12 - 10 + 2  # and the sample, and the shapes
+    contents = [{path.read_bytes() for path in files(each)} for each in (tmp_path, place)]
+    assert contents[0] == contents[1]
     assert sorted(path.name for path in files(tmp_path)[0].parent.iterdir()) == [
+        "cache.json",
         "index.npy",
-        "logits.npy",
+        "rows.bin",
         "stage.json",
     ]
 
 
-def test_logits_that_were_damaged_between_two_attempts_are_computed_again(
-    tmp_path: Path,
+@pytest.mark.parametrize("name", ["int8", "embedding"])
+def test_a_training_on_an_approximate_cache_resumes_bit_for_bit(
+    teacher: Path, place: Path, tmp_path: Path, name: str
 ) -> None:
-    messages: list[str] = []
-    logits, done, digest = teacher_cache._open_memmap(tmp_path, (2, 3, 2), messages.append)
-    logits[0] = values = np.arange(6, dtype=np.float32).reshape(3, 2)
-    digest.update(values.data)
-    teacher_cache._flush(tmp_path, logits, 3, digest)
-    assert teacher_cache._open_memmap(tmp_path, (2, 3, 2), messages.append)[1] == 3
-    logits[0, 1, 1] = 7
-    logits.flush()
-    assert (done, messages) == (0, [])
-    assert teacher_cache._open_memmap(tmp_path, (2, 3, 2), messages.append)[1] == 0
-    assert "logits.npy is damaged; the teacher's logits are computed again" in messages[0]
-
-
-def test_a_full_disk_is_reported_before_the_teacher_runs(
-    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        "kd_app.training.teacher_cache.shutil.disk_usage",
-        lambda _: type("Usage", (), {"free": 1000})(),
-    )
-    counter = BatchCounter(monkeypatch)
-    with pytest.raises(RunError, match=r"2 views of 1,295 images take .* lower data\.views"):
-        trained(teacher, tmp_path, *STORED)
-    assert not counter.batches
+    more = (f"teacher.cache={name}", "trainer.checkpoint_steps=1", "trainer.max_epochs=1")
+    whole = gone_on(teacher, tmp_path, *STORED, *more)
+    assert load(tmp_path / "whole").format.name == name
+    exact = trained(teacher, place, *STORED, "trainer.max_epochs=1")
+    assert weights(whole) != weights(exact)
+    for ours, theirs in zip(whole.curves, exact.curves, strict=True):
+        assert ours.get("train/loss", 0) == pytest.approx(theirs.get("train/loss", 0), rel=0.02)
 
 
 @pytest.mark.slow
@@ -230,14 +344,16 @@ def test_two_ranks_read_the_cache_of_one_process(
     )
     read = trained(teacher, place, *STORED, *two)
     live = trained(teacher, tmp_path, *VIEWS, *two)
-    one = trained(teacher, place, *STORED, *two, "trainer=cpu", "data.batch_size=256")
-    assert len(files(place)) == 1
     assert weights(read) == weights(live)
-    ours, theirs = (
-        each.member.loaded.model.state_dict() for each in (one, read)
-    )  # no BatchNorm, which sees half as many
-    for name, tensor in ours.items():
-        torch.testing.assert_close(theirs[name], tensor, rtol=1e-4, atol=1e-5)
+    assert len(files(place)) == 2 * 2  # two views for each of two inputs of students
+    for cache in ("exact", "int8", "embedding"):
+        one, both = (
+            trained(teacher, place, *STORED, *two, f"teacher.cache={cache}", *more)
+            for more in (["trainer=cpu", "data.batch_size=256"], [])
+        )
+        ours, theirs = (each.member.loaded.model.state_dict() for each in (one, both))
+        for name, tensor in ours.items():  # no BatchNorm, which sees half as many
+            torch.testing.assert_close(theirs[name], tensor, rtol=1e-4, atol=3e-5)
 
 
 def test_runs_with_different_numbers_of_views_share_the_teacher(
@@ -270,9 +386,19 @@ def test_runs_with_different_numbers_of_views_share_the_teacher(
         (["teacher.outputs=cached"], "data.views=null"),
         (
             ["teacher.outputs=cached", "data.views=2", "loss=[cross_entropy,feature_hint]"],
-            "feature_hint of the student also reads features",
+            "feature_hint also reads features",
         ),
         (["teacher.outputs=sometimes"], "'live' or 'cached'"),
+        (
+            ["teacher.cache=int4", "teacher.outputs=cached"],
+            "'exact', 'int8', 'top10' or 'embedding'",
+        ),
+        (["teacher.cache=int8"], "teacher.outputs=live runs the teacher"),
+        (["teacher.cache_gb=0", "teacher.outputs=cached"], "cache_gb=0"),
+        (
+            ["teacher.outputs=cached", "data.views=2", "teacher.cache=top10"],
+            "soft_target reads the probabilities at temperature 4",
+        ),
         (["data.views=0"], "views=0"),
         (["data.label_fraction=0"], "label_fraction=0"),
         (["data.label_fraction=1.5"], "label_fraction=1.5"),
@@ -311,23 +437,3 @@ def test_settings_of_kd_apps_images_are_refused_for_an_external_data_module() ->
             build_spec(compose_config("distill", [*own, word]))
     with pytest.raises(RequestError, match="provides batches without views"):
         build_spec(compose_config("distill", [*own, "teacher.outputs=cached"]))
-
-
-def test_a_full_disk_is_an_error_before_anything_is_mapped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(number: int, start: int, size: int) -> None:
-        assert size >= 4 * 2 * 3 * 5
-        raise OSError(errno.EDQUOT, "Disk quota exceeded")
-
-    monkeypatch.setattr(os, "posix_fallocate", fail)
-    with pytest.raises(OSError, match="quota") as raised:
-        teacher_cache._open_memmap(tmp_path, (2, 3, 5), print)
-    assert raised.value.filename == str(tmp_path / "logits.npy")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_space_of_the_cache_is_allocated(tmp_path: Path) -> None:
-    teacher_cache._open_memmap(tmp_path, (2, 300, 50), print)
-    status = (tmp_path / "logits.npy").stat()
-    assert status.st_blocks * 512 >= status.st_size > 4 * 2 * 300 * 50

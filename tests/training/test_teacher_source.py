@@ -12,10 +12,17 @@ from torch import Tensor, nn
 from kd_app.config import RequestError
 from kd_app.config.compose import compose_config
 from kd_app.data.batch import Batch
+from kd_app.models.outputs import Outputs
 from kd_app.run.spec import build_spec
+from kd_app.training.cache_format import CacheFormat, EmbeddingFormat, ExactFormat
 from kd_app.training.fit import silence_lightning
 from kd_app.training.module import Distillation
-from kd_app.training.teacher_cache import CachedTeacherLogits
+from kd_app.training.teacher_cache import (
+    CachedTeacherModel,
+    ShardRecord,
+    TeacherCache,
+    write_record,
+)
 from kd_app.training.teacher_source import CachedTeacher, LiveTeacher, StudentEma
 from tests.builders import gone_on
 from tests.training.small_parts import Net, OwnData, distillation, frozen, plain_trainer, seeded
@@ -29,6 +36,19 @@ def batch(image: Tensor, **more: Any) -> Batch:
     return Batch(image, torch.zeros(4, dtype=torch.long), torch.arange(4), **more)
 
 
+LOGITS = torch.arange(12, dtype=torch.float32).reshape(4, 3)
+
+
+def cache(folder: Path, format: CacheFormat, outputs: Outputs) -> TeacherCache:
+    """The outputs for images 0 to 3 in view 1."""
+    (folder / "rows.bin").write_bytes(format.encode(outputs).numpy().tobytes())
+    np.save(folder / "index.npy", np.arange(4))
+    model = CachedTeacherModel(name="net", sha256="a", license="mit")
+    record = ShardRecord(format=format.name, width=format.width, view=1, images=4, teacher=model)
+    write_record(folder, record)
+    return TeacherCache.load([folder])
+
+
 def test_a_live_teacher_sees_the_students_view_or_the_partner_image() -> None:
     model = seeded(Net)
     source = LiveTeacher(frozen(model))
@@ -37,22 +57,38 @@ def test_a_live_teacher_sees_the_students_view_or_the_partner_image() -> None:
     torch.testing.assert_close(source.compute_outputs(batch(own, other=other)).logits, model(other))
 
 
-def test_a_cached_teacher_returns_the_logits_of_the_view() -> None:
-    logits = np.arange(2 * 4 * 3, dtype=np.float32).reshape(2, 4, 3)
-    source = CachedTeacher(CachedTeacherLogits(np.arange(4), logits))
+def test_a_cached_teacher_returns_the_logits_of_the_view(tmp_path: Path) -> None:
+    source = CachedTeacher(cache(tmp_path, ExactFormat(3), Outputs(logits=LOGITS)), frozen(Net()))
     cached = source.compute_outputs(batch(images(), view=1)).logits
     assert cached is not None
-    assert torch.equal(cached, torch.from_numpy(logits[1]))
-    double = source.compute_outputs(batch(images().double())).logits
+    assert torch.equal(cached, LOGITS)
+    double = source.compute_outputs(batch(images().double(), view=1)).logits
     assert double is not None
     assert double.dtype == torch.float64
 
 
-def test_no_source_adds_a_parameter_or_a_weight_to_a_checkpoint() -> None:
-    cache = CachedTeacherLogits(np.arange(1), np.zeros((1, 1, 3), np.float32))
+def test_a_cached_embedding_gives_the_logits_and_the_classifier_of_the_teacher(
+    tmp_path: Path,
+) -> None:
+    model, fields = seeded(Net), frozenset({"logits", "embedding", "classifier"})
+    teacher = frozen(model, reads=fields)
+    live = teacher(images())
+    source = CachedTeacher(cache(tmp_path, EmbeddingFormat(live.embedding.shape[1]), live), teacher)
+    cached = source.compute_outputs(batch(images(), view=1))
+    torch.testing.assert_close(cached.embedding, live.embedding, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(cached.logits, live.logits, rtol=1e-2, atol=1e-2)
+    assert cached.classifier is not None
+    torch.testing.assert_close(cached.classifier(live.embedding), live.logits)
+    assert list(source.parameters()) == []
+    double = source.compute_outputs(batch(images().double(), view=1)).logits
+    assert double is not None
+    assert double.dtype == torch.float64
+
+
+def test_no_source_adds_a_parameter_or_a_weight_to_a_checkpoint(tmp_path: Path) -> None:
     for source in (
         LiveTeacher(frozen(seeded(Net))),
-        CachedTeacher(cache),
+        CachedTeacher(cache(tmp_path, ExactFormat(3), Outputs(logits=LOGITS)), frozen(Net())),
         StudentEma(frozen(seeded(Net)), decay=0.9),
     ):
         assert list(source.parameters()) == []
