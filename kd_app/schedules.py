@@ -55,6 +55,11 @@ class Schedule(Typed):
         """The factor at `progress` (0..1) of the training after the warm-up."""
 
 
+def _compute_rise(t: float) -> float:
+    """Half a cosine from 0 to 1, for t from 0 to 1."""
+    return (1 - math.cos(math.pi * t)) / 2
+
+
 class Cosine(Schedule):
     """``final + (1 - final) * (1 + cos(pi * progress)) / 2`` (Loshchilov & Hutter, ICLR
     2017, arXiv 1608.03983).
@@ -66,6 +71,26 @@ class Cosine(Schedule):
 
     def compute_shape(self, progress: float) -> float:
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+
+
+class OneCycle(Schedule):
+    """Half a cosine from `first` up to 1 during the share `rise` of the training, then
+    half a cosine down to `final` (Smith & Topin 2018, arXiv 1708.07120). The momentum
+    does not change.
+    """
+
+    def __init__(self, *, rise: Share, first: Share, final: Share) -> None:
+        super().__init__(warmup=0.0)
+        self.rise, self.first, self.final = rise, first, final
+
+    def list_phases(self) -> Iterator[tuple[str, float, str]]:
+        yield f"rise={self.rise:g}", self.rise, "the factor never falls"
+
+    def compute_shape(self, progress: float) -> float:
+        if progress < self.rise:
+            return self.first + (1 - self.first) * _compute_rise(progress / self.rise)
+        fall = _compute_rise(min((progress - self.rise) / max(1 - self.rise, 1e-12), 1.0))
+        return 1 - (1 - self.final) * fall
 
 
 class Linear(Schedule):
@@ -141,5 +166,5 @@ class Ramp(Schedule):
 
     def compute_shape(self, progress: float) -> float:
         t = min(max((progress - self.begin) / max(self.end - self.begin, 1e-12), 0.0), 1.0)
-        rise = t if self.curve == "linear" else (1 - math.cos(math.pi * t)) / 2
+        rise = t if self.curve == "linear" else _compute_rise(t)
         return self.first + (self.last - self.first) * rise

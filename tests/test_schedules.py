@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from kd_app.config import RequestError
 from kd_app.config.compose import compose_config
 from kd_app.run.spec import build_spec
-from kd_app.schedules import Constant, Cosine, Linear, MultiStep, Ramp, Schedule
+from kd_app.schedules import Constant, Cosine, Linear, MultiStep, OneCycle, Ramp, Schedule
 from kd_app.training.loss import DistillationLoss
 from tests.builders import teacher_folder, trained
 from tests.training.small_parts import terms
@@ -39,6 +39,14 @@ def test_a_ramp_goes_from_its_first_factor_to_its_last(
             assert factor(begin + (end - begin) * progress) == pytest.approx(
                 first + (last - first) * rise(progress), abs=1e-6
             )
+
+
+def test_one_cycle_rises_to_1_and_falls_in_half_cosines() -> None:
+    factor = OneCycle(rise=0.3, first=0.04, final=0.01).compute_factor
+    values = [factor(progress) for progress in (0.0, 0.15, 0.3, 0.65, 1.0)]
+    assert values == pytest.approx([0.04, 0.52, 1.0, 0.505, 0.01])
+    assert OneCycle(rise=0.0, first=0.0, final=0.0).compute_factor(0.0) == 1.0
+    assert OneCycle(rise=1.0, first=0.0, final=0.0).compute_factor(1.0) == pytest.approx(1.0)
 
 
 def test_a_ramp_that_ends_before_it_begins_is_refused() -> None:
@@ -93,6 +101,7 @@ def test_any_choice_of_scheduler_is_a_schedule_of_a_term() -> None:
         ("constant", 1.0),
         ("linear", 0.5),
         ("cosine", 0.5),
+        ("one_cycle", (1 + math.cos(math.pi * 2 / 7)) / 2),
         ("ramp", 0.5),
         ("warmup", 1.0),
     ):

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from pydantic import PositiveFloat, PositiveInt
+from torch import nn
 
 from kd_app.compression.step import Step
 from kd_app.run.role_jobs import build_student_job
@@ -32,16 +33,18 @@ class Finetune(Step):
         as the run.
         """
         has_weights = workspace.spec.student.origin.has_weights
-        recipe = self.adapt_recipe(workspace.spec.recipe, from_random=not has_weights)
+        recipe = self.adapt_recipe(
+            workspace.spec.recipe, student.loaded.model, from_random=not has_weights
+        )
         job = build_student_job(workspace, teacher, name=name, model=student.spec, recipe=recipe)
         model = train(workspace, job, listener=workspace.tracker)
         return replace(model, role=student.role)
 
-    def adapt_recipe(self, recipe: Recipe, *, from_random: bool) -> Recipe:
-        """The run's recipe with this step's epochs and learning rate. from_random:
-        whether the run's student started from random weights.
+    def adapt_recipe(self, recipe: Recipe, student: nn.Module, *, from_random: bool) -> Recipe:
+        """The run's recipe with this step's epochs and learning rate for the `student`.
+        from_random: whether the run's student started from random weights.
         """
-        lr = self.lr or recipe.make_optimizer().resolve_lr(from_random=from_random)
+        lr = self.lr or recipe.make_optimizer().resolve_lr(student, from_random=from_random)
         return replace(
             recipe,
             max_epochs=self.max_epochs or recipe.max_epochs,

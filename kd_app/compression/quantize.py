@@ -98,7 +98,7 @@ class Quantize(Step):
         """Quantize the student. Raises `RequestError` for loss terms that can't train a
         graph, and for units that the graph does not have.
         """
-        recipe = self._build_recipe(workspace)
+        recipe = self._build_recipe(workspace, student)
         used_teacher = teacher if recipe is not None and recipe.needs_teacher else None
         loaded, config = student.loaded, dict(vars(self))
         if recipe:
@@ -126,7 +126,7 @@ class Quantize(Step):
             expected="Set remake=[quantize] to rebuild the stage.",
         )
 
-    def _build_recipe(self, workspace: Workspace) -> Recipe | None:
+    def _build_recipe(self, workspace: Workspace, student: RunModel) -> Recipe | None:
         """How the graph is trained; None for quantization after training."""
         if not self.epochs:
             return None
@@ -139,7 +139,7 @@ class Quantize(Step):
         recipe = replace(workspace.spec.recipe, loss=loss)
         self._check_terms(recipe)
         lr = self.lr or _LR_FACTOR * recipe.make_optimizer().resolve_lr(
-            from_random=not workspace.spec.student.origin.has_weights
+            student.loaded.model, from_random=not workspace.spec.student.origin.has_weights
         )
         return replace(
             recipe, max_epochs=self.epochs, callbacks={}, optimizer={**recipe.optimizer, "lr": lr}

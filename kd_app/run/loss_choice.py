@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from kd_app.config import RequestError
 from kd_app.config.paths import CONF, list_choices
 from kd_app.config.targets import FACTORY
+from kd_app.models.attention_layers import has_attention
 from kd_app.models.weights_source import list_entries
 from kd_app.run.model_specs import build_model_spec
 
@@ -29,8 +30,6 @@ AUTO: Final = "auto"
 """The choice of ``loss=``, its marker in the composed group, and the value of settings
 that the rule sets.
 """
-_ATTENTION: Final = ("qkv", "q_proj", ".q.", ".qk.", ".kv.", ".query")
-"""Parts of the names of the projections in attention layers of timm's models."""
 _FEWEST_CONVOLUTIONS: Final = 3
 """Convolutions over several pixels; a Mixer has one, which cuts the image into
 patches.
@@ -304,9 +303,7 @@ def classify_entries(entries: Mapping[str, Tensor]) -> Kind:
     """Whether a state dict has attention layers ('vit', also hybrids), or else several
     convolutions over more than one pixel ('cnn').
     """
-    # a ResNet may pool with attention in its head
-    names = [name for name in entries if not name.startswith("head.")]
-    if any(part in name for name in names for part in _ATTENTION):
+    if has_attention(entries):
         return "vit"
     convolutions = sum(entry.dim() == 4 and max(entry.shape[2:]) > 1 for entry in entries.values())
     return "cnn" if convolutions >= _FEWEST_CONVOLUTIONS else "other"

@@ -46,10 +46,11 @@ class DOT(Optimizer):
         self.weight_decay = weight_decay
         self.momentum = momentum
         self.delta = delta
+        self.attention_lr_factor = 1.0
 
     def make(self, model: nn.Module, *, from_random: bool, fused: bool) -> torch.optim.Optimizer:
         """Build the optimizer as `Optimizer.make` does; `fused` has no effect."""
-        rate = self.resolve_lr(from_random=from_random)
+        rate = self.resolve_lr(model, from_random=from_random)
         no_decay = tuple(getattr(model, "no_weight_decay", set)())
         groups = timm.optim.param_groups_weight_decay(
             model, self.weight_decay, no_weight_decay_list=no_decay

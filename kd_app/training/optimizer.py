@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
 from kd_app.config import RequestError, Typed, build_unknown_error
+from kd_app.models.attention_layers import has_attention
 from kd_app.schedules import Share
 
 _FUSED = {"adam", "adamw", "sgd", "momentum"}
@@ -18,8 +19,9 @@ class Optimizer(Typed):
     """One of timm's optimizers (`name`, see timm.optim.list_optimizers).
 
     lr 'auto' is `scratch_lr` for a model from random weights and `finetune_lr` for a
-    pretrained model. As in timm, weight decay excludes biases, norms and the parameters
-    in the model's ``no_weight_decay()`` (position embeddings, class tokens).
+    pretrained model, times `attention_lr_factor` for a model with attention layers. As
+    in timm, weight decay excludes biases, norms and the parameters in the model's
+    ``no_weight_decay()`` (position embeddings, class tokens).
     layer_decay: the factor of the learning rate from each layer group to the one below
     (timm's group_matcher; the head has the full rate); None: one rate. `kwargs` are
     passed to the optimizer unchanged.
@@ -36,6 +38,7 @@ class Optimizer(Typed):
         momentum: Share,
         kwargs: dict[str, Any],
         layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None,
+        attention_lr_factor: PositiveFloat = 1.0,
     ) -> None:
         known = [str(each) for each in timm.optim.list_optimizers()]
         if name.lower() not in known:
@@ -53,15 +56,18 @@ class Optimizer(Typed):
         self.momentum = momentum
         self.kwargs = kwargs
         self.layer_decay = layer_decay
+        self.attention_lr_factor = attention_lr_factor
         # raises early for kwargs that the optimizer does not accept
         with torch.random.fork_rng(devices=[]):
             self._make(nn.Linear(1, 1), lr=1.0, fused=True)
 
-    def resolve_lr(self, *, from_random: bool) -> float:
+    def resolve_lr(self, student: nn.Module, *, from_random: bool) -> float:
         """The learning rate at the maximum of the schedule."""
-        if self.lr == "auto":
-            return self.scratch_lr if from_random else self.finetune_lr
-        return self.lr
+        if self.lr != "auto":
+            return self.lr
+        rate = self.scratch_lr if from_random else self.finetune_lr
+        names = (name for name, _ in student.named_parameters())
+        return rate * self.attention_lr_factor if has_attention(names) else rate
 
     def check_place(self, world_size: int, precision: str) -> None:
         """Raise `RequestError` if the optimizer does not support this number of
@@ -74,7 +80,8 @@ class Optimizer(Typed):
 
         fused: use the fused kernel, if the optimizer has one.
         """
-        rate = self.resolve_lr(from_random=from_random)
+        student = model["student"] if isinstance(model, TrainedModules) else model
+        rate = self.resolve_lr(student, from_random=from_random)
         decay = self.layer_decay
         groups = model if decay is None else self._group_by_layer(model, decay)
         optimizer = self._make(groups, lr=rate, fused=fused)

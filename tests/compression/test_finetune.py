@@ -2,22 +2,26 @@
 
 from dataclasses import replace
 
+from torch import nn
+
 from kd_app.compression.finetune import Finetune
 from kd_app.config.compose import compose_config
 from kd_app.run.spec import build_spec
 
+STUDENT = nn.Linear(1, 1)
+
 
 def test_null_keeps_the_epochs_and_the_resolved_rate_of_the_run() -> None:
     recipe = build_spec(compose_config("distill", ["trainer.max_epochs=7"])).recipe
-    adapted = Finetune(max_epochs=None, lr=None).adapt_recipe(recipe, from_random=True)
-    lr = recipe.make_optimizer().resolve_lr(from_random=True)
+    adapted = Finetune(max_epochs=None, lr=None).adapt_recipe(recipe, STUDENT, from_random=True)
+    lr = recipe.make_optimizer().resolve_lr(STUDENT, from_random=True)
     assert adapted == replace(recipe, optimizer={**recipe.optimizer, "lr": lr})
     assert adapted.max_epochs == 7
 
 
 def test_epochs_and_rate_can_be_set() -> None:
     recipe = build_spec(compose_config("distill", [])).recipe
-    adapted = Finetune(max_epochs=3, lr=0.5).adapt_recipe(recipe, from_random=True)
+    adapted = Finetune(max_epochs=3, lr=0.5).adapt_recipe(recipe, STUDENT, from_random=True)
     assert (adapted.max_epochs, adapted.optimizer["lr"]) == (3, 0.5)
     assert adapted.loss == recipe.loss
 

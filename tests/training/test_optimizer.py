@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from kd_app.config import RequestError
-from kd_app.schedules import Constant, Cosine, Linear, MultiStep, Ramp, Schedule
+from kd_app.schedules import Constant, Cosine, Linear, MultiStep, OneCycle, Ramp, Schedule
 from kd_app.training.optimizer import Optimizer, TrainedModules
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -121,12 +121,26 @@ def test_every_optimizer_of_timm_is_built_or_refused_in_a_paragraph(name: str) -
 
 def test_the_automatic_rate_is_lower_for_weights_that_have_learned_before() -> None:
     auto = optimizer(scratch_lr=0.5, finetune_lr=0.125)
-    assert (auto.resolve_lr(from_random=True), auto.resolve_lr(from_random=False)) == (0.5, 0.125)
+    model = net()
+    assert auto.resolve_lr(model, from_random=True) == 0.5
+    assert auto.resolve_lr(model, from_random=False) == 0.125
     assert {
         group["lr"] for group in auto.make(net(), from_random=False, fused=True).param_groups
     } == {0.125}
     fixed = optimizer(lr=0.25)
-    assert fixed.resolve_lr(from_random=True) == fixed.resolve_lr(from_random=False) == 0.25
+    assert fixed.resolve_lr(model, from_random=True) == 0.25
+    assert fixed.resolve_lr(model, from_random=False) == 0.25
+
+
+def test_the_automatic_rate_is_lower_for_a_model_with_attention_layers() -> None:
+    model = nn.ModuleDict({"attn": nn.ModuleDict({"qkv": nn.Linear(2, 6)})})
+    auto = optimizer(scratch_lr=0.5, finetune_lr=0.125, attention_lr_factor=0.5)
+    assert auto.resolve_lr(model, from_random=True) == 0.25
+    assert auto.resolve_lr(model, from_random=False) == 0.0625
+    built = auto.make(TrainedModules({"student": model}), from_random=True, fused=True)
+    assert {group["initial_lr"] for group in built.param_groups} == {0.25}
+    fixed = optimizer(lr=0.25, attention_lr_factor=0.5)
+    assert fixed.resolve_lr(model, from_random=True) == 0.25
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -239,6 +253,7 @@ def test_every_schedule_in_conf_ends_at_its_final_factor(file: str) -> None:
     kind = {
         "cosine": Cosine,
         "linear": Linear,
+        "one_cycle": OneCycle,
         "multistep": MultiStep,
         "constant": Constant,
         "warmup": Ramp,
@@ -248,6 +263,7 @@ def test_every_schedule_in_conf_ends_at_its_final_factor(file: str) -> None:
     end = {
         "cosine": settings.get("final"),
         "linear": settings.get("final"),
+        "one_cycle": settings.get("final"),
         "multistep": 0.1**3,
     }.get(file, 1.0)
     assert kind(**settings).compute_factor(1.0) == pytest.approx(end)
