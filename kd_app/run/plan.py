@@ -71,7 +71,7 @@ def describe_models(workspace: Workspace, *, ready: bool) -> list[str]:
     """
     spec, sizes = workspace.spec, workspace.data.sizes
     lines = [
-        f"Data: {len(workspace.classes)} classes; images: {sizes['train']:,} to train on,"
+        f"Data: {_describe_classes(workspace)}; images: {sizes['train']:,} to train on,"
         f" {sizes['validation']:,} to choose by, {sizes['test']:,} to test"
         f" on{_describe_data(workspace)}"
     ]
@@ -88,6 +88,13 @@ def describe_models(workspace: Workspace, *, ready: bool) -> list[str]:
     labels = write_teacher_labels(find_teacher_labels(workspace, ready=ready))
     lines.append(f"Labels: {labels}" if labels else "")
     return [line for line in lines if line]
+
+
+def _describe_classes(workspace: Workspace) -> str:
+    number = len(workspace.classes)
+    if workspace.task.reads_labels:
+        return f"{number} classes"
+    return f"labels of {number} classes, to judge by" if number else "no labels"
 
 
 def _is_stretched(one: InputSpec, other: InputSpec) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from kd_app.config import InputSpec, RequestError
 from kd_app.config.records import read_record
 from kd_app.data.base import RunData
-from kd_app.models.create import create, resolve_input
+from kd_app.models.create import create, measure_width, resolve_input
 from kd_app.models.spec import ModelSpec
 from kd_app.run.controls import compute_mean_entropy
 from kd_app.run.pseudo_labels import cache_pseudo_labels
@@ -91,9 +91,9 @@ def check_pair(workspace: Workspace) -> None:
     spec = workspace.spec
     if spec.teacher is None:
         return
-    images, num_classes = workspace.compute_image_stats(), len(workspace.classes)
+    images = workspace.compute_image_stats()
     teacher, student = (
-        create(model, resolve_input(model, images), num_classes, seed=0)
+        create(model, resolve_input(model, images), workspace.count_outputs(model), seed=0)
         for model in (spec.teacher, spec.student)
     )
     job = TrainingJob(
@@ -102,6 +102,7 @@ def check_pair(workspace: Workspace) -> None:
         student.pixels,
         spec.recipe,
         JobTeacher(spec.teacher, teacher),
+        task=workspace.task,
     )
     build(job, student, workspace.data, spec.trainer)
 
@@ -117,9 +118,10 @@ def check_batches(workspace: Workspace, *, ready: bool) -> None:
     trained = {role: workspace.resolve_spec(role) for role in (*spec.controls, "student")}
     if spec.teacher is not None and not ready:
         trained = {"teacher": spec.teacher, **trained}
-    images, num_classes = workspace.compute_image_stats(), len(workspace.classes)
+    images = workspace.compute_image_stats()
     for role, model in trained.items() if data.smallest_batch == 1 else ():
-        loaded = create(model, resolve_input(model, images), num_classes, seed=0)
+        outputs = workspace.count_outputs(model)
+        loaded = create(model, resolve_input(model, images), outputs, seed=0)
         check_single_image(loaded.model, loaded.pixels, role)
 
 
@@ -160,12 +162,14 @@ def _build_job(
         if teacher is not None and recipe.needs_teacher
         else None
     )
-    return TrainingJob(name, model, input_spec, recipe, job_teacher)
+    return TrainingJob(name, model, input_spec, recipe, job_teacher, task=workspace.task)
 
 
 def _build_teacher(workspace: Workspace, teacher: RunModel, student_input: InputSpec) -> JobTeacher:
     # Logits for a part of the validation split would give other metrics.
-    is_measured = not teacher.no_metrics_reason and workspace.limit is None
+    is_measured = not teacher.no_metrics_reason and (
+        workspace.limit is None or not workspace.task.reads_labels
+    )
     return JobTeacher(
         teacher.spec,
         teacher.loaded,
@@ -200,7 +204,7 @@ def _cache_logits(workspace: Workspace, teacher: RunModel, student_input: InputS
         cache_teacher_logits(
             teacher.loaded,
             replay,
-            len(workspace.classes),
+            workspace.count_outputs(teacher.spec) or measure_width(teacher.loaded),
             student_input,
             folder,
             device=trainer.device,

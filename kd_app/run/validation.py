@@ -12,6 +12,8 @@ from kd_app.data.base import Capability, RunData, require
 from kd_app.models.composite import TeacherEnsemble
 from kd_app.models.outputs import Outputs
 from kd_app.models.spec import ModelSpec
+from kd_app.tasks.base import Task
+from kd_app.tasks.classification import CLASSIFICATION
 from kd_app.training.loss import DistillationLoss
 
 
@@ -21,6 +23,8 @@ def check_data_use(
     losses: Mapping[str, DistillationLoss],
     shuffled: Iterable[str],
     labeling: Collection[str] = (),
+    *,
+    task: Task = CLASSIFICATION,
 ) -> None:
     """Raise `RequestError` if the data lack a capability that the run needs.
 
@@ -35,7 +39,7 @@ def check_data_use(
             because="teacher.outputs=cached",
             instead="use teacher.outputs=live",
         )
-        _check_cacheable(losses)
+        _check_cacheable(losses, task)
     needs: tuple[tuple[Iterable[str], Capability], ...] = (
         (shuffled, "partners"),
         (labeling, "unlabeled"),
@@ -57,7 +61,7 @@ def check_data_use(
             )
 
 
-def _check_cacheable(losses: Mapping[str, DistillationLoss]) -> None:
+def _check_cacheable(losses: Mapping[str, DistillationLoss], task: Task) -> None:
     for role, loss in losses.items():
         for name, term in loss.chosen.items():
             if name in loss.members:
@@ -66,7 +70,8 @@ def _check_cacheable(losses: Mapping[str, DistillationLoss]) -> None:
                     f" term {name} of the {role} reads the member {loss.members[name]} alone. Use"
                     " teacher.outputs=live."
                 )
-            features = sorted(term.reads - {"logits"}) if term.needs_teacher else []
+            reads = task.map_reads(term.reads)
+            features = sorted(reads - {"logits"}) if term.needs_teacher else []
             if features:
                 raise RequestError(
                     "teacher.outputs=cached stores only the teacher's logits, but the loss term"

@@ -18,7 +18,7 @@ from kd_app.deployment.logits import NonFiniteLogitsError, check_finite, name_im
 from kd_app.deployment.predictions import predict
 from kd_app.metrics.record import Predictions
 from kd_app.models.cost import count_params
-from kd_app.models.create import create, resolve_input
+from kd_app.models.create import create, measure_width, resolve_input
 from kd_app.models.spec import CompositeTeacher, ImageStats, ModelSpec
 from kd_app.reporting.console import Console
 from kd_app.run.controls import Control, select_nearest
@@ -28,6 +28,7 @@ from kd_app.run.spec import RunSpec
 from kd_app.run.validation import check_scopes, check_teacher_logits
 from kd_app.signals import check_stop
 from kd_app.stages import Stage, Stages, hash_file, write_atomically
+from kd_app.tasks.base import Task
 from kd_app.training.record import RECORD
 
 SPEED = "speed.json"
@@ -58,6 +59,8 @@ class Workspace:
         self.tracker = tracker
         self.used: list[Stage] = []
         self.data: RunData = spec.data
+        self.task: Task = spec.task
+        """With the width of the teacher's output once the teacher is loaded."""
         self.data_folder: Path | None = None
         self._is_loaded = False
         self.resolved: dict[str, dict[str, Any]] = {}
@@ -85,11 +88,11 @@ class Workspace:
         students = [model for control in spec.controls.values() for model in control.students]
         assistants = [assistant.spec for assistant in spec.assistants]
         for model in (spec.student, *students, *assistants):
-            model.bind_classes(self.classes)
+            self.task.bind_model(model, self.classes)
         if isinstance(spec.teacher, CompositeTeacher):
             spec.teacher.bind_data(self.classes, self.compute_image_stats())
         elif spec.teacher is not None:
-            spec.teacher.bind_classes(self.classes)
+            self.task.bind_model(spec.teacher, self.classes)
 
     def check_losses(self) -> list[str]:
         """Return warnings of loss terms with a part that is void for the classes or the
@@ -98,7 +101,8 @@ class Workspace:
         recipes = (self.spec.teacher_recipe, self.spec.recipe, *self.spec.controls.values())
         return check_scopes(
             (recipe.build_loss() for recipe in recipes if recipe),
-            num_classes=len(self.classes),
+            # terms that read no labels suit images without classes
+            num_classes=max(len(self.classes), 1),
             batch_size=self.data.batch_size,
             world_size=self.spec.trainer.world_size,
         )
@@ -139,10 +143,15 @@ class Workspace:
         mean, std = self.data.compute_pixel_statistics()
         return ImageStats(self.data.channels, self.data.size, mean, std, self.data.width)
 
+    def count_outputs(self, model: ModelSpec) -> int:
+        """The width of a model's output; see `Task.count_outputs`."""
+        return self.task.count_outputs(self.classes, model.role)
+
     def load_model(self, spec: ModelSpec, *, seed: int) -> RunModel:
         """Load a model that is used without training."""
         input_spec = resolve_input(spec, self.compute_image_stats())
-        loaded = create(spec, input_spec, len(self.classes), seed=seed)
+        outputs = self.task.count_own_outputs(self.classes)
+        loaded = create(spec, input_spec, outputs, seed=seed)
         return RunModel(spec.role, spec, loaded, no_metrics_reason=spec.no_metrics_reason)
 
     def load_pretrained_teacher(self) -> RunModel | None:
@@ -152,6 +161,8 @@ class Workspace:
         teacher has a random head that is not trained but read by a loss term.
         """
         teacher = self._load_untrained_teacher()
+        if teacher is not None:
+            self.task = self.task.bind_teacher(measure_width(teacher.loaded))
         if teacher is None or not teacher.no_metrics_reason:
             return teacher
         for name, control in self.spec.controls.items():

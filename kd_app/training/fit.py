@@ -52,12 +52,12 @@ from kd_app.training.curve_log import FILE, CurveLogger, drop_points_after
 from kd_app.training.distributed.consistency import RankConsistency
 from kd_app.training.failures import explain_failures
 from kd_app.training.freeze import freeze_layers
-from kd_app.training.job import JobTeacher, TrainingJob
+from kd_app.training.job import TrainingJob
 from kd_app.training.loss import DistillationLoss
 from kd_app.training.module import NOT_FINITE, Distillation, StepOptions
 from kd_app.training.record import RECORD, describe_outcome, read_training
-from kd_app.training.teacher_cache import CachedTeacherLogits, TeacherLogits
-from kd_app.training.teacher_source import CachedTeacher, LiveTeacher, StudentEma, TeacherSource
+from kd_app.training.teacher_cache import TeacherLogits
+from kd_app.training.teacher_source import build_teacher_source
 from kd_app.training.trainer import PROFILE, TrainerSettings
 
 MODEL = "model"
@@ -82,7 +82,7 @@ def fit(
         # an earlier attempt was stopped between writing the record and this clean-up
         _tidy(folder)
         return
-    created = create(job.model, job.input, len(data.classes), seed=job.recipe.seed)
+    created = create(job.model, job.input, job.count_outputs(data), seed=job.recipe.seed)
     data.bind(
         job.input,
         order_seed=job.recipe.seed,
@@ -129,6 +129,7 @@ def fit(
             license=job.license,
             widths=created.widths,
             label=f"{job.name} after epoch {int(best['epoch']) + 1}",
+            entries=job.task.describe_model(),
         )
         record = {
             "best": best,
@@ -187,7 +188,7 @@ def _build_callbacks(
         consistency = RankConsistency(_describe_training(job, created, data, settings))
     return _Callbacks(
         recipe,
-        Progress(job.name, console),
+        Progress(job.name, console, metrics=job.task.progress),
         SkipNonFiniteSteps(),
         settings.on_nan == "skip",
         consistency,
@@ -197,6 +198,7 @@ def _build_callbacks(
             minutes=settings.checkpoint_minutes if has_replay else None,
             steps=settings.checkpoint_steps if has_replay else None,
             last=job.refit_weights,
+            selection=job.task.selection,
         ),
     )
 
@@ -306,13 +308,13 @@ def build(
             model = deepcopy(model)
         teacher = FrozenTeacher(
             model,
-            reads=terms.teacher_reads,
+            reads=job.task.map_reads(terms.teacher_reads),
             pixels=source.created.pixels,
             sees=job.input,
             attention_blocks=terms.attention_blocks,
             members=terms.member_reads,
         )
-    _build_adapters(terms, created, teacher, data, job.recipe.seed)
+    _build_adapters(terms, job, created, teacher, data)
     student = terms.wrap_student(created.model)
     if decay is not None and student is not created.model:
         raise RequestError(
@@ -328,9 +330,10 @@ def build(
     return Distillation(
         student,
         loss=terms,
-        teacher=_build_teacher_source(source, teacher) if source and teacher else None,
+        teacher=build_teacher_source(source, teacher) if source and teacher else None,
         input_spec=job.input,
-        num_classes=len(data.classes),
+        num_classes=job.count_outputs(data),
+        task=job.task,
         optimizer=job.recipe.make_optimizer(),
         schedule=job.recipe.make_schedule(),
         from_random=not job.model.origin.has_weights,
@@ -345,20 +348,12 @@ def build(
     )
 
 
-def _build_teacher_source(teacher: JobTeacher, frozen: FrozenTeacher) -> TeacherSource:
-    if teacher.cached_logits is not None:
-        return CachedTeacher(CachedTeacherLogits.load(teacher.cached_logits))
-    if teacher.ema_decay is not None:
-        return StudentEma(frozen, decay=teacher.ema_decay)
-    return LiveTeacher(frozen)
-
-
 def _build_adapters(
     terms: DistillationLoss,
+    job: TrainingJob,
     created: LoadedModel,
     teacher: FrozenTeacher | None,
     data: RunData,
-    seed: int,
 ) -> None:
     """Build the adapters of `terms` from both models' outputs for a few images."""
     if teacher is None:
@@ -368,11 +363,12 @@ def _build_adapters(
     if image.dtype == torch.uint8:
         image = normalize(image, created.pixels, torch.contiguous_format)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        outputs: Outputs = Taps(created.model.eval(), terms.reads)(image)
+        torch.manual_seed(job.recipe.seed)
+        outputs: Outputs = Taps(created.model.eval(), job.task.map_reads(terms.reads))(image)
         rows = data.list_rows("train")
         image_numbers = None if rows is None else torch.from_numpy(rows)
-        terms.build(outputs, teacher(image), image_numbers)
+        ours, theirs = (job.task.map_outputs(each) for each in (outputs, teacher(image)))
+        terms.build(ours, theirs, image_numbers)
 
 
 def _run(

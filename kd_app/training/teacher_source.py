@@ -11,6 +11,7 @@ from torch import nn
 from kd_app.data.batch import Batch
 from kd_app.models.outputs import Outputs
 from kd_app.models.teacher import FrozenTeacher
+from kd_app.training.job import JobTeacher
 from kd_app.training.teacher_cache import CachedTeacherLogits
 
 
@@ -103,3 +104,12 @@ class StudentEma(LiveTeacher):
     def load_training_state(self, state: dict[str, Any]) -> None:
         """Restore the averaged weights."""
         self.teacher.model.load_state_dict(state)
+
+
+def build_teacher_source(teacher: JobTeacher, frozen: FrozenTeacher) -> TeacherSource:
+    """Build the source of a job's teacher. frozen: the model of the teacher."""
+    if teacher.cached_logits is not None:
+        return CachedTeacher(CachedTeacherLogits.load(teacher.cached_logits))
+    if teacher.ema_decay is not None:
+        return StudentEma(frozen, decay=teacher.ema_decay)
+    return LiveTeacher(frozen)

@@ -11,6 +11,11 @@ from kd_app.metrics.pair_metrics import PAIR_METRICS
 from kd_app.reporting.cascade import write_answer as write_cascade_answer
 from kd_app.reporting.cascade import write_details
 from kd_app.reporting.distillation_gain import describe_gains
+from kd_app.reporting.embedding_table import (
+    build_embedding_table,
+    list_embedding_sentences,
+    write_embedding_verdict,
+)
 from kd_app.reporting.exports import read_exports
 from kd_app.reporting.html.examples import build_examples, select_flips
 from kd_app.reporting.html.from_predictions import (
@@ -94,6 +99,9 @@ def build_run_part(run: Run, name: str) -> RunPart:
         robustness=split.robustness if split else [],
         steps=results.steps,
         cascade=results.cascade,
+        embedding=results.embedding,
+        embedding_table=build_embedding_table(results),
+        embedding_sentences=list_embedding_sentences(results)[1:],
         cascade_details=write_details(results, results.cascade) if results.cascade else [],
         license=describe_license(results.license),
         knowledge=results.knowledge,
@@ -146,6 +154,8 @@ def write_title(results: Results) -> str:
 
 def write_question(results: Results) -> str:
     """Write the question that the run answers."""
+    if results.embedding is not None:
+        return "Does the student see the images as the teacher does?"
     if results.cascade is not None:
         return "Does it pay to route hard images to a more expensive model?"
     has_teacher = "teacher" in results.models or (
@@ -158,6 +168,8 @@ def write_answer(results: Results) -> str:
     """Write the verdict in a sentence, or the reason why there is no verdict."""
     if results.cascade is not None:
         return write_cascade_answer(results.cascade)
+    if verdict := write_embedding_verdict(results):
+        return " ".join([*results.cautions, verdict])
     split = select_split(results)
     if split is None:
         return f"Nothing has been measured yet. {_describe_status(results)}"

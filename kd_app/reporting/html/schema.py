@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from kd_app.metrics.model_pair import CASCADE, DISTILLATION, ModelPair
 from kd_app.metrics.spec import Format
 from kd_app.reporting.constraints import Number
+from kd_app.reporting.embedding_results import EmbeddingRecord
+from kd_app.reporting.embedding_table import EmbeddingTable
 from kd_app.reporting.results import (
     CascadeRecord,
     CompressionStep,
@@ -215,6 +217,9 @@ class RunPart(_Part):
     steps: list[CompressionStep] = []
     cascade: CascadeRecord | None = None
     cascade_details: list[str] = Field([], serialization_alias="cascade_says")
+    embedding: EmbeddingRecord | None = None
+    embedding_table: EmbeddingTable | None = None
+    embedding_sentences: list[str] = []
     provenance: Provenance
     limits: list[str]
     missing: list[str] = []

@@ -147,7 +147,10 @@ def _iterate_sections(report: Report, run: RunPart) -> Iterator[Section]:
             tables=cascade.build_tables(run.cascade),
             charts=list(cascade.build_charts(run.cascade)),
         )
-    if run.models:
+    if run.embedding_table is not None:
+        table = run_tables.build_embedding_table(run.embedding_table)
+        yield Section("evidence", "The evidence", items=run.embedding_sentences, tables=[table])
+    elif run.models:
         evidence = [run_tables.build_models_table(run)]
         if run.pair:
             evidence.append(run_tables.build_pair_table(run))
