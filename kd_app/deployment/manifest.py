@@ -149,8 +149,8 @@ def _parse_entry(path: Path, record: Mapping[str, Any]) -> ManifestEntry:
         raise ValueError(f"input={node!r}")
     classes = tuple(map(_check_text, record["classes"]))
     is_embedding = record.get("output") == "embedding"
-    width = _check_size(record["width"]) if is_embedding else len(classes)
-    if is_embedding == bool(classes) or width < 2:
+    outputs = _check_size(record["width"]) if is_embedding else len(classes)
+    if is_embedding == bool(classes) or outputs < 2:
         raise ValueError(f"classes={record['classes']!r}")
     input_spec = InputSpec(channels, height, width, mean, std, crop, str(node["interpolation"]))
     decoding = (
@@ -159,7 +159,7 @@ def _parse_entry(path: Path, record: Mapping[str, Any]) -> ManifestEntry:
     license = _check_text(record["license"])
     _check_text(record["sha256"])
     return ManifestEntry(
-        path, _check_text(record["format"]), classes, width, input_spec, decoding, license, record
+        path, _check_text(record["format"]), classes, outputs, input_spec, decoding, license, record
     )
 
 

@@ -37,15 +37,16 @@ def build_embedding_table(
 
 
 def write_arrays(table: Any, file: IO[bytes]) -> None:
-    """Write a table of embeddings as numpy arrays: file, embedding ``[N, D]``, and with
-    neighbors their files ``[N, k]`` and cosines ``[N, k]``.
+    """Write a table of embeddings as numpy arrays: files, embeddings ``[N, D]``, and
+    with neighbors their files ``neighbors [N, k]`` and cosines ``similarities [N, k]``.
     """
     arrays = {
-        "file": table["file"].to_numpy(dtype=str),
-        "embedding": np.stack(table["embedding"].to_list()),
+        "files": table["file"].to_numpy(dtype=str),
+        "embeddings": np.stack(table["embedding"].to_list()),
     }
-    for name, kind in (("neighbor", str), ("similarity", np.float32)):
+    parts = {"neighbor": ("neighbors", str), "similarity": ("similarities", np.float32)}
+    for name, (key, kind) in parts.items():
         columns = [column for column in table.columns if column.startswith(f"{name}_")]
         if columns:
-            arrays[name] = table[columns].to_numpy(dtype=kind)
+            arrays[key] = table[columns].to_numpy(dtype=kind)
     np.savez(file, **arrays)

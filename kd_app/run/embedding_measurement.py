@@ -31,10 +31,12 @@ from kd_app.reporting.embedding_results import (
     EmbeddingVerdict,
 )
 from kd_app.run.measurement import add_data, describe_model, find_license, measure_speed
+from kd_app.run.neighbor_images import write_neighbor_images
 from kd_app.run.results_builder import ResultsBuilder, SplitName
 from kd_app.run.run_model import RunModel
 from kd_app.run.task_choice import EmbeddingSettings, NeighborSettings
 from kd_app.run.workspace import Workspace
+from kd_app.run_files import NEIGHBORS
 from kd_app.tasks.embedding import RANDOM
 from kd_app.training.curve_log import FILE
 from kd_app.training.fit import MODEL, build_trained_spec
@@ -94,6 +96,7 @@ def measure_embeddings(
         setattr(record, part, describe_split(comparison))
         record.verdict = judge(comparison, neighbors.margin, split)
         _check_collapse(comparison)
+    write_neighbor_images(builder.out / NEIGHBORS, workspace, comparison, split)
     builder.speed = measure_speed(workspace, models, sweep)
 
 

@@ -1,6 +1,7 @@
 """All details of one run, read from its folder."""
 
 import math
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -26,7 +27,15 @@ from kd_app.reporting.html.from_predictions import (
     read_model_predictions,
 )
 from kd_app.reporting.html.provenance import build_provenance, list_limits
-from kd_app.reporting.html.schema import Curve, ModelPart, PairPart, RunPart
+from kd_app.reporting.html.schema import (
+    Curve,
+    ModelPart,
+    NeighborPart,
+    PairPart,
+    QueryPart,
+    RunPart,
+)
+from kd_app.reporting.neighbor_examples import read_neighbors
 from kd_app.reporting.results import Estimate, Measurement, Results, Split
 from kd_app.reporting.runs import Run
 from kd_app.reporting.sentences import (
@@ -35,7 +44,7 @@ from kd_app.reporting.sentences import (
     write_basis,
     write_verdict,
 )
-from kd_app.run_files import EXAMPLES
+from kd_app.run_files import EXAMPLES, NEIGHBORS
 
 T = TypeVar("T")
 LABELS = {
@@ -113,6 +122,7 @@ def build_run_part(run: Run, name: str) -> RunPart:
         "Confusions, flips and calibration",
         missing,
     )
+    part.neighbors = _read(lambda: _read_queries(run), "Nearest images", missing) or []
     _read(lambda: read_exports(run.path), "Exported files", missing)
     part.limits = list_limits(results, split, part.classes)
     part.missing = [reason.replace(str(run.path), name) for reason in missing]
@@ -322,6 +332,23 @@ def _read_examples(run: Run, names: Sequence[str]) -> list[Any]:
     import pandas as pd
 
     return build_examples(pd.read_parquet(run.find_file(EXAMPLES)), names)
+
+
+def _read_queries(run: Run) -> list[QueryPart]:
+    """The queries of the file of nearest images, in its order."""
+    if not (run.path / NEIGHBORS).is_file():
+        return []
+    queries: dict[int, QueryPart] = {}
+    for row in read_neighbors(run.find_file(NEIGHBORS)):
+        images = [_encode(png) for png in row.neighbor_png]
+        part = QueryPart(file=row.file, overlap=row.overlap, png=_encode(row.png), models=[])
+        model = NeighborPart(role=row.role, files=row.neighbor_file, png=images)
+        queries.setdefault(row.query, part).models.append(model)
+    return list(queries.values())
+
+
+def _encode(png: bytes | None) -> str | None:
+    return None if png is None else b64encode(png).decode()
 
 
 def iterate_accuracies(results: Results) -> Iterator[tuple[ModelPart, Estimate]]:

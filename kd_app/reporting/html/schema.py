@@ -184,6 +184,25 @@ class Provenance(_Part):
     config: dict[str, str]
 
 
+class NeighborPart(_Part):
+    """The nearest images of a query by one model. png: base64."""
+
+    role: str
+    files: list[str]
+    png: list[str | None]
+
+
+class QueryPart(_Part):
+    """A held-out image with its nearest images by each model. overlap: share of the
+    teacher's neighbors that the student finds.
+    """
+
+    file: str
+    overlap: float
+    png: str | None
+    models: list[NeighborPart]
+
+
 class RunPart(_Part):
     """All details of one run.
 
@@ -220,6 +239,7 @@ class RunPart(_Part):
     embedding: EmbeddingRecord | None = None
     embedding_table: EmbeddingTable | None = None
     embedding_sentences: list[str] = []
+    neighbors: list[QueryPart] = Field([], exclude=True)
     provenance: Provenance
     limits: list[str]
     missing: list[str] = []
