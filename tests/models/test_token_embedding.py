@@ -5,7 +5,9 @@ import timm
 import torch
 
 from kd_app.config import RequestError
-from kd_app.models.token_embedding import TokenEmbedding
+from kd_app.models.token_embedding import TokenEmbedding, TokenKind
+
+KINDS: tuple[TokenKind, ...] = ("class_token", "both")
 
 
 def test_the_class_token_and_the_mean_of_the_patches_are_those_of_timm() -> None:
@@ -16,7 +18,7 @@ def test_the_class_token_and_the_mean_of_the_patches_are_those_of_timm() -> None
     image = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         tokens = net.forward_features(image)
-        token, both = (TokenEmbedding(net, kind)(image) for kind in ("class_token", "both"))
+        token, both = (TokenEmbedding(net, kind)(image) for kind in KINDS)
     torch.testing.assert_close(token, tokens[:, 0])
     torch.testing.assert_close(both, torch.cat((tokens[:, 0], tokens[:, 1:].mean(dim=1)), dim=1))
 
