@@ -1,5 +1,7 @@
 """The class token as an embedding."""
 
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -12,7 +14,7 @@ KINDS: tuple[TokenKind, ...] = ("class_token", "both")
 
 def test_the_class_token_and_the_mean_of_the_patches_are_those_of_timm() -> None:
     torch.manual_seed(0)
-    net = timm.create_model(
+    net: Any = timm.create_model(
         "deit_tiny_patch16_224", img_size=32, depth=1, embed_dim=24, num_heads=2, num_classes=0
     ).eval()
     image = torch.randn(2, 3, 32, 32)
