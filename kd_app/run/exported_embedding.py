@@ -1,5 +1,6 @@
 """Measurement of exported files that output an embedding."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -57,7 +58,9 @@ def measure_embedding_file(
         values: dict[str, Any] = {"num_images": len(queries), "confidence": confidence, "k": k}
         for name in OF_QUERIES:
             if name in comparison.scores[STUDENT].columns:
-                value, (low, high) = comparison.estimate(STUDENT, name)
+                value, interval = comparison.estimate(STUDENT, name)
+                # a manifest holds no NaN
+                low, high = (each if math.isfinite(each) else None for each in interval)
                 values |= {name: value, f"{name}_low": low, f"{name}_high": high}
         metrics[split] = values
     return metrics

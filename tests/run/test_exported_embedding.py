@@ -38,6 +38,7 @@ def test_a_file_that_equals_the_teacher_has_all_of_its_neighbors() -> None:
         WORKSPACE, TEACHER.__getitem__, TEACHER.__getitem__, ("test",), k=4, confidence=0.95
     )
     assert metrics["test"]["overlap"] == 1
+    assert metrics["test"]["overlap_low"] is None, "no resample differs"
     assert metrics["test"]["num_images"] == 12
     assert 0 <= metrics["test"]["purity"] <= 1
 

@@ -117,11 +117,12 @@ def build_run_part(run: Run, name: str) -> RunPart:
         provenance=build_provenance(results),
         limits=[],
     )
-    _read(
-        lambda: _add_predictions(part, run, split, names),
-        "Confusions, flips and calibration",
-        missing,
-    )
+    if results.embedding is None:
+        _read(
+            lambda: _add_predictions(part, run, split, names),
+            "Confusions, flips and calibration",
+            missing,
+        )
     part.neighbors = _read(lambda: _read_queries(run), "Nearest images", missing) or []
     _read(lambda: read_exports(run.path), "Exported files", missing)
     part.limits = list_limits(results, split, part.classes)
