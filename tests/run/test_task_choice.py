@@ -29,7 +29,7 @@ def test_a_run_with_classes_is_named_as_before_there_were_tasks() -> None:
     assert build_run_name(config) == build_run_name(resolve_task(config).config)
 
 
-@pytest.mark.parametrize("overrides", [IMAGES, ("task=embedding",)])
+@pytest.mark.parametrize("overrides", [IMAGES, ("data=digits", "task=embedding")])
 def test_images_without_classes_are_for_an_embedding(overrides: tuple[str, ...]) -> None:
     task, config = _resolve(*overrides, "neighbors.k=4")
     assert task == Embedding(k=4)
