@@ -2,8 +2,10 @@
 
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from pydantic import PositiveInt
 from torch import Tensor
 
 from kd_app.data.batch import Batch
@@ -16,8 +18,8 @@ class PatchRelation(LossTerm):
     """``mean_bij (a_s(b, i, j) - a_t(b, i, j))^2`` with the cosine ``a(b, i, j)`` of
     the cells i and j of image b in a map [B, C, H, W].
 
-    The maps are the deepest pair with more than one common cell, of any widths; the
-    larger is average-pooled to the size of the smaller. For dense features: the term
+    The mean over the `stages` deepest pairs with more than one common cell, of any
+    widths; the larger map of a pair is average-pooled to the size of the smaller. For dense features: the term
     does not see how images differ from each other. Memory: B (H W)^2 numbers per model.
     Liu, Chen, Liu, Qin, Luo, Wang, "Structured Knowledge Distillation for Semantic
     Segmentation", CVPR 2019, arXiv 1903.04197 (the pair-wise part).
@@ -26,18 +28,22 @@ class PatchRelation(LossTerm):
     level: ClassVar[Level] = "relation"
     reads: frozenset[str] = frozenset({"features"})
 
+    def __init__(self, *, stages: PositiveInt) -> None:
+        super().__init__()
+        self.stages = stages
+
     def build(self, student: Outputs, teacher: Outputs) -> None:
         """Raises `RequestError` if no pair of maps has more than one common cell."""
         self._pair(student, teacher)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """Return the mean over images and pairs of cells; 0 for equal similarities."""
-        ours, theirs = (_compare_cells(each) for each in self._pair(student, teacher))
-        return F.mse_loss(ours, theirs)
+        pairs = [map(_compare_cells, match_sizes(*pair)) for pair in self._pair(student, teacher)]
+        return torch.stack([F.mse_loss(*pair) for pair in pairs]).mean()
 
-    def _pair(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
+    def _pair(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
         compares = "similarities of patches"
-        return match_sizes(*pair_spatial_stages("patch_relation", compares, student, teacher, 1)[0])
+        return pair_spatial_stages("patch_relation", compares, student, teacher, self.stages)
 
 
 def _compare_cells(

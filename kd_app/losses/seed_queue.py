@@ -9,7 +9,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from kd_app.data.batch import Batch
-from kd_app.losses.base import Level
+from kd_app.losses.base import Level, TermPart
 from kd_app.losses.embedding import EmbeddingTerm
 from kd_app.models.outputs import Outputs
 
@@ -19,10 +19,11 @@ class SeedQueue(EmbeddingTerm):
     student_temperature)`` and ``p_t(b, .) = softmax(f_t D' / teacher_temperature)``,
     for embeddings f [B, D] of length 1.
 
-    D holds the teacher's embeddings of the last `size` images and, for each image b,
-    that of the image itself. r = a linear map, or the identity if the widths are equal
-    and `always_project` is false. After each call the batch replaces the oldest entries
-    of the queue, which starts empty; checkpoints include it. Fang, Wang, Wang, Zhang,
+    D holds the teacher's embeddings of the last `size` images before the batch, and
+    those of the batch itself (in the paper of image b alone), so that an empty queue
+    teaches, too. r = a linear map, or the identity if the widths are equal and
+    `always_project` is false. After each call the batch replaces the oldest entries of
+    the queue, which starts empty; checkpoints include it. Fang, Wang, Wang, Zhang,
     Yang, Liu, "SEED: Self-supervised Distillation For Visual Representation", ICLR
     2021, arXiv 2101.04731.
     """
@@ -47,6 +48,10 @@ class SeedQueue(EmbeddingTerm):
         self.teacher_temperature = teacher_temperature
         self.student_temperature = student_temperature
 
+    def list_parts(self) -> tuple[TermPart, ...]:
+        # a single image has nothing to be compared with while the queue is empty
+        return (TermPart(min_images=2),)
+
     def build(self, student: Outputs, teacher: Outputs) -> None:
         """Build the linear map and the empty queue. Raises `RequestError` if one of the
         models provides no embedding.
@@ -62,19 +67,11 @@ class SeedQueue(EmbeddingTerm):
         ours, theirs = (F.normalize(each, dim=1) for each in self.pair_embeddings(student, teacher))
         # a copy: the queue changes before the backward pass
         keys = self.queue[: int(self.count.clamp(max=self.size))].to(theirs.dtype, copy=True)
-        soft = (self._compare(theirs, theirs, keys) / self.teacher_temperature).softmax(dim=1)
-        log = (self._compare(ours, theirs, keys) / self.student_temperature).log_softmax(dim=1)
+        keys = torch.cat((keys, theirs))
+        soft = (theirs @ keys.T / self.teacher_temperature).softmax(dim=1)
+        log = (ours @ keys.T / self.student_temperature).log_softmax(dim=1)
         self._append(theirs)
         return -(soft * log).sum(dim=1).mean()
-
-    @staticmethod
-    def _compare(
-        rows: Float[Tensor, "batch width"],
-        own: Float[Tensor, "batch width"],
-        keys: Float[Tensor, "queue width"],
-    ) -> Float[Tensor, "batch compared"]:
-        """The similarities to the queue, and to the teacher's own embedding."""
-        return torch.cat((rows @ keys.T, (rows * own).sum(dim=1, keepdim=True)), dim=1)
 
     @torch.no_grad()
     def _append(self, embeddings: Float[Tensor, "batch width"]) -> None:

@@ -31,7 +31,7 @@ def _compute(student: np.ndarray, teacher: np.ndarray, queue: list[np.ndarray]) 
     total = 0.0
     for ours, theirs in zip(student, teacher, strict=True):
         s, t = ours / np.linalg.norm(ours), theirs / np.linalg.norm(theirs)
-        keys = [each / np.linalg.norm(each) for each in queue] + [t]
+        keys = [each / np.linalg.norm(each) for each in (*queue, *teacher)]
         p_t = np.exp([t @ key / 0.1 for key in keys])
         p_s = np.exp([s @ key / 0.3 for key in keys])
         total -= float((p_t / p_t.sum() * np.log(p_s / p_s.sum())).sum())
