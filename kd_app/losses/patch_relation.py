@@ -19,8 +19,9 @@ class PatchRelation(LossTerm):
     the cells i and j of image b in a map [B, C, H, W].
 
     The mean over the `stages` deepest pairs with more than one common cell, of any
-    widths; the larger map of a pair is average-pooled to the size of the smaller. For dense features: the term
-    does not see how images differ from each other. Memory: B (H W)^2 numbers per model.
+    widths; the larger map of a pair is average-pooled to the size of the smaller. For
+    dense features: the term does not see how images differ from each other. Memory: B
+    (H W)^2 numbers per model.
     Liu, Chen, Liu, Qin, Luo, Wang, "Structured Knowledge Distillation for Semantic
     Segmentation", CVPR 2019, arXiv 1903.04197 (the pair-wise part).
     """
