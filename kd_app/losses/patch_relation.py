@@ -39,8 +39,11 @@ class PatchRelation(LossTerm):
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """Return the mean over images and pairs of cells; 0 for equal similarities."""
-        pairs = [map(_compare_cells, match_sizes(*pair)) for pair in self._pair(student, teacher)]
-        return torch.stack([F.mse_loss(*pair) for pair in pairs]).mean()
+        losses = []
+        for pair in self._pair(student, teacher):
+            ours, theirs = (_compare_cells(each) for each in match_sizes(*pair))
+            losses.append(F.mse_loss(ours, theirs))
+        return torch.stack(losses).mean()
 
     def _pair(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
         compares = "similarities of patches"
