@@ -9,12 +9,13 @@ INPUTS: Final = "inputs.json"
 SPLIT: Final = "split.csv"
 CURVES: Final = "metrics.csv"
 EXAMPLES: Final = "examples.parquet"
+NEIGHBORS: Final = "neighbors.parquet"
 EXPORT: Final = "export"
 STUDENT: Final = "student"
 TEACHER: Final = "teacher"
 REFERENCE: Final = "reference.json"
 """In the folder `TEACHER`: the location of the run's teacher."""
-FILES: Final = (CONFIG, RESULTS, PREDICTIONS, INPUTS, SPLIT, CURVES, EXAMPLES)
+FILES: Final = (CONFIG, RESULTS, PREDICTIONS, INPUTS, SPLIT, CURVES, EXAMPLES, NEIGHBORS)
 """The files in a run's folder."""
 READ: Final = (*FILES, STUDENT, TEACHER, EXPORT)
 """The files and folders that are read from a run's folder."""

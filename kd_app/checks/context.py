@@ -164,7 +164,7 @@ class CheckContext:
         if self.teacher:
             return self.teacher.loaded
         input_spec = resolve_input(spec, self.workspace.compute_image_stats())
-        return create(spec, input_spec, len(self.workspace.classes), seed=0)
+        return create(spec, input_spec, self.workspace.count_outputs(spec), seed=0)
 
     @cached_property
     def num_images(self) -> int:

@@ -177,7 +177,7 @@ def train_briefly(
         ),
         model_bytes=sum(path.stat().st_size for path in (folder / MODEL).iterdir()),
         checkpoint_bytes=checkpoint.size,
-        loaded=create(trained, job.input, len(workspace.classes), seed=0),
+        loaded=create(trained, job.input, job.count_outputs(workspace.data), seed=0),
     )
 
 
@@ -221,7 +221,7 @@ def _build_teacher(context: CheckContext, teacher: LoadedModel, batches: int) ->
     workspace, folder = context.workspace, context.scratch / "validation"
     assert workspace.spec.teacher is not None
     source = JobTeacher(workspace.spec.teacher, teacher)
-    if workspace.limit is not None:
+    if workspace.limit is not None and workspace.task.reads_labels:
         return source
     predictions = predict(
         teacher.model,

@@ -37,6 +37,7 @@ DATA_CHECKS = (
     check_missing_classes,
     check_few_steps,
 )
+CHECKS_WITHOUT_LABELS = (check_same_image, check_few_steps)
 TEACHER_CHECKS = (check_chance_level, check_teacher_input)
 _STAGE, _FINDINGS = "check-teacher", "findings.json"
 _IMAGES = 256
@@ -79,8 +80,10 @@ class QuickChecks:
             is_quick=True,
             known_teacher=teacher,
         )
-        findings = [finding for run_check in DATA_CHECKS for finding in run_check(context)]
-        if teacher is not None and not context.is_unmeasured:
+        reads_labels = self.workspace.task.reads_labels
+        checks = DATA_CHECKS if reads_labels else CHECKS_WITHOUT_LABELS
+        findings = [finding for run_check in checks for finding in run_check(context)]
+        if teacher is not None and reads_labels and not context.is_unmeasured:
             findings += self._check_ready_teacher(context, teacher)
         return self._report(findings)
 

@@ -43,8 +43,14 @@ def normalize_overrides(overrides: Iterable[str], *, is_sweep: bool = False) -> 
     Free-form keys (``<part>.kwargs.*``, ``teacher.members.*``, ``loss.<term>.teacher``)
     get the prefix ``++``. ``loss.<term>.schedule=<name>`` becomes a choice of the group
     scheduler: ``+scheduler@loss.<term>.schedule=<name>``. Paths are quoted, see
-    `quote_path`. Normalized overrides do not change again.
+    `quote_path`. A data module of the user's own replaces the digits with all labels.
+    Normalized overrides do not change again.
     """
+    overrides = list(overrides)
+    keys = {override.lstrip("+").partition("=")[0] for override in overrides}
+    if "data._target_" in keys and "data" not in keys:
+        # the default data has settings for few labels, which such a module can't follow
+        overrides.insert(0, "data=digits")
     return [_normalize_override(quote_path(override, is_sweep=is_sweep)) for override in overrides]
 
 

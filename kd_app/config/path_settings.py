@@ -16,7 +16,7 @@ from kd_app.config.errors import RequestError
 
 PATH_KEYS: Final = (
     *("out", "stages", "run", "runs.*", "cascade.*", "model", "images"),
-    *("data.root", "data.unlabeled", "data.source.images", "license.policy"),
+    *("data.root", "data.unlabeled", "data.judge", "data.source.images", "license.policy"),
     *("teacher.checkpoint", "teacher.classes", "teacher.chain.*.checkpoint"),
     *("teacher.members.*.checkpoint", "teacher.members.*.classes"),
     *("student.checkpoint", "controls.*.student.checkpoint"),

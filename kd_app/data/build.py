@@ -13,7 +13,7 @@ from kd_app.data.external import ExternalDataModule
 from kd_app.data.module import ImageData, find_active_options
 
 _IMAGE_DATA = f"{ImageData.__module__}.{ImageData.__qualname__}"
-_NOT_SETTINGS = ("name", "presets", "license", "refit")
+_NOT_SETTINGS = ("name", "presets", "license", "refit", "judge")
 """Keys of the data group that are no arguments of the data module."""
 
 

@@ -15,7 +15,7 @@ from kd_app.data.label_subset import select_labeled_images
 from kd_app.data.source import SPLITS, Listing, Source
 from kd_app.data.splits import split as divide
 from kd_app.data.splits import write_split
-from kd_app.data.unlabeled import UNLABELED, WithUnlabeled, select_labeled
+from kd_app.data.unlabeled import UNLABELED, WithUnlabeled, select_main
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -104,10 +104,10 @@ class ImageDivision:
 
         Copies of validation and test images among the unlabeled images are left out.
         """
-        labeled = select_labeled(self.listing)
-        count, others = len(labeled.files), len(self.listing.files) - len(labeled.files)
+        main = select_main(self.listing)
+        count, others = len(main.files), len(self.listing.files) - len(main.files)
         division = divide(
-            labeled,
+            main,
             seed=self.seed,
             validation=self.shares.validation,
             test=self.shares.test,

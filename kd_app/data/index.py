@@ -31,6 +31,7 @@ from kd_app.data.pixel_store import (
 from kd_app.data.scan import Progress, choose_typical_size, note_aspect_ratio, read_scan, scan
 from kd_app.data.source import SPLITS, Source
 from kd_app.data.thumbnail import encode_thumbnail
+from kd_app.data.unlabeled import count_main
 from kd_app.stages import hash_value
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -151,7 +152,7 @@ class ImageIndex(ImageDivision):
         self._contents = result.contents
         self._keep_together()
         self._set_rows()
-        self._measured_size = choose_typical_size(result.sizes[self.listing.target >= 0])
+        self._measured_size = choose_typical_size(result.sizes[: count_main(self.listing)])
         skipped = (
             (f"{len(self._bad)} image(s) can't be read and are left out: {self._name_bad(folder)}",)
             if self._bad

@@ -267,7 +267,7 @@ class ImageData(LightningDataModule, Typed):
 
     def count_labels(self) -> Int64[np.ndarray, " classes"]:
         labels = self.index.listing.target[self.index.labeled_rows]
-        return np.bincount(labels, minlength=len(self.classes))
+        return np.bincount(labels[labels >= 0], minlength=len(self.classes))
 
     def iterate_images(self, split: str) -> Iterator[tuple[int, np.ndarray]]:
         return self.index.iterate_images(split)

@@ -291,7 +291,10 @@ def _count_wanted(
     want = {number: min(room[number], int(quota[number])) for number in images}
     order = sorted(
         images,
-        key=lambda number: (want[number] - quota[number], _hash(salt, ("class", classes[number]))),
+        key=lambda number: (
+            want[number] - quota[number],
+            _hash(salt, ("class", classes[number] if number >= 0 else "")),
+        ),
     )
     missing = max(1, round(total)) - sum(want.values())
     while missing > 0 and (room_left := [each for each in order if want[each] < room[each]]):

@@ -111,9 +111,16 @@ class WithUnlabeled(Source):
         return open_crop(self.folder / self._files[index - first], self.channels, crop)
 
 
-def select_labeled(listing: Listing) -> Listing:
-    """Return the images with a class, which come first in the listing."""
-    count = int((listing.target >= 0).sum())
+def count_main(listing: Listing) -> int:
+    """Return the number of images that are not from the folder of `WithUnlabeled`; they
+    come first in the listing.
+    """
+    return sum(name != UNLABELED for name in listing.split)
+
+
+def select_main(listing: Listing) -> Listing:
+    """Return the images that are not from the folder of `WithUnlabeled`."""
+    count = count_main(listing)
     return replace(
         listing,
         files=listing.files[:count],

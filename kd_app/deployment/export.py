@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 
 from kd_app.config import Decoding, InputSpec, RunError
 from kd_app.deployment.artifact import Artifact, open_artifact
-from kd_app.deployment.formats.base import Format, UInt8Model
+from kd_app.deployment.formats.base import Format, UInt8Model, make_blank_images
 from kd_app.deployment.manifest import VERSION, describe_decoding, describe_input
 from kd_app.deployment.own_files import mark_written
 from kd_app.digest import seal
@@ -30,13 +30,15 @@ def export(
     input_spec: InputSpec,
     decoding: Decoding,
     classes: Sequence[str],
+    output: Literal["logits", "embedding"] = "logits",
     license: str,
     calibration: Sequence[NDArray[np.uint8]],
     images: NDArray[np.uint8],
 ) -> Path:
     """Write ``<folder>/<stem><ending>`` and a manifest of this file.
 
-    The logits on `images` ``[B, C, H, W]`` are compared with those of torch.
+    The outputs on `images` ``[B, C, H, W]`` are compared with those of torch. output:
+    what the model returns; an embedding has no classes.
 
     Raises `RunError` if the model can't be written or opened, or if the logits differ
     by more than the tolerance of the format.
@@ -47,8 +49,7 @@ def export(
         "format": form.name,
         "input": describe_input(input_spec),
         "decoding": describe_decoding(decoding),
-        "output": "logits",
-        "classes": list(classes),
+        **_describe_output(model, input_spec, classes, output),
         "license": license,
         "sha256": hash_file(path),
         "size_bytes": path.stat().st_size,
@@ -71,6 +72,16 @@ def export(
             f" formats.{form.name}.tolerance={form.tolerance:g}. Use another format for this model."
         )
     return path
+
+
+def _describe_output(
+    model: nn.Module, input_spec: InputSpec, classes: Sequence[str], output: str
+) -> dict[str, Any]:
+    if output == "logits":
+        return {"output": output, "classes": list(classes)}
+    with torch.inference_mode():
+        embedding = UInt8Model(model, input_spec)(make_blank_images(input_spec, 1))
+    return {"output": output, "classes": [], "width": embedding.shape[1]}
 
 
 def measure_difference(

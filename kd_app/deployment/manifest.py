@@ -30,13 +30,15 @@ _FIX: Final = "Export the run again (kd-export), or copy its whole export folder
 class ManifestEntry:
     """One file of a manifest.
 
-    pixels: the uint8 images that the file accepts; the file normalizes them · decoding:
-    how the run decoded image files · record: the whole entry.
+    classes: of the logits; none for an embedding · width: of the output · pixels: the
+    uint8 images that the file accepts; the file normalizes them · decoding: how the run
+    decoded image files · record: the whole entry.
     """
 
     path: Path
     format: str
     classes: tuple[str, ...]
+    width: int
     pixels: InputSpec
     decoding: Decoding
     license: str
@@ -146,7 +148,9 @@ def _parse_entry(path: Path, record: Mapping[str, Any]) -> ManifestEntry:
     if len(mean) != channels or len(std) != channels or not (math.isfinite(crop) and 0 < crop <= 1):
         raise ValueError(f"input={node!r}")
     classes = tuple(map(_check_text, record["classes"]))
-    if len(classes) < 2:
+    is_embedding = record.get("output") == "embedding"
+    outputs = _check_size(record["width"]) if is_embedding else len(classes)
+    if is_embedding == bool(classes) or outputs < 2:
         raise ValueError(f"classes={record['classes']!r}")
     input_spec = InputSpec(channels, height, width, mean, std, crop, str(node["interpolation"]))
     decoding = (
@@ -155,7 +159,7 @@ def _parse_entry(path: Path, record: Mapping[str, Any]) -> ManifestEntry:
     license = _check_text(record["license"])
     _check_text(record["sha256"])
     return ManifestEntry(
-        path, _check_text(record["format"]), classes, input_spec, decoding, license, record
+        path, _check_text(record["format"]), classes, outputs, input_spec, decoding, license, record
     )
 
 

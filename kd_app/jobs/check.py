@@ -10,11 +10,12 @@ from typing import Any
 from kd_app.checks.context import CheckContext, Limits
 from kd_app.checks.cost import Cost, describe_cost, estimate_cost
 from kd_app.checks.dry_run import DryRun, train_briefly
+from kd_app.checks.embedding import check_num_queries, check_teacher_embedding
 from kd_app.checks.finding import Finding, combine_refusals, note, refuse, warn
 from kd_app.checks.images import check_test_size
 from kd_app.checks.license import check_license
 from kd_app.checks.loss_terms import check_loss_terms
-from kd_app.checks.quick import DATA_CHECKS, TEACHER_CHECKS
+from kd_app.checks.quick import CHECKS_WITHOUT_LABELS, DATA_CHECKS, TEACHER_CHECKS
 from kd_app.checks.teacher import (
     check_determinism,
     check_published_accuracy,
@@ -31,6 +32,7 @@ from kd_app.run.role_jobs import check_batches, draft_role_job
 from kd_app.run.run_folder import check_stages
 from kd_app.run.run_length import list_length_notes
 from kd_app.run.spec import Config, ExternalParts, build_spec
+from kd_app.run.task_measurement import select_measurement
 from kd_app.run.train import find_trained
 from kd_app.run.workspace import Workspace
 from kd_app.stages import Stages
@@ -55,6 +57,13 @@ CHECKS: tuple[Callable[[CheckContext], Iterator[Finding]], ...] = (
     check_published_accuracy,
 )
 """The checks that need no training."""
+CHECKS_OF_EMBEDDINGS: tuple[Callable[[CheckContext], Iterator[Finding]], ...] = (
+    check_license,
+    *CHECKS_WITHOUT_LABELS,
+    check_num_queries,
+    check_teacher_embedding,
+)
+"""Those of a run whose models read no labels."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +119,7 @@ def inspect_setup(
         workspace.prepare_data()
         void_parts = workspace.check_losses()
         check_images_to_label(workspace)
+        select_measurement(workspace).check_run(workspace)
     except RequestError as error:
         return CheckReport((refuse("data", str(error)),))
     start = time.monotonic()
@@ -142,15 +152,16 @@ def inspect_setup(
 
 
 def _run_checks(context: CheckContext, console: Console) -> list[Finding]:
-    """The findings of all `CHECKS` for which there is time."""
+    """The findings of all checks for which there is time."""
     findings: list[Finding] = []
     skipped = []
-    for number, run_check in enumerate(CHECKS, start=1):
+    checks = CHECKS if context.workspace.task.reads_labels else CHECKS_OF_EMBEDDINGS
+    for number, run_check in enumerate(checks, start=1):
         name = run_check.__name__.removeprefix("check_").replace("_", " ")
         if context.seconds_left == 0:
             skipped.append(name)
             continue
-        console.print_transient(f"  check {number} of {len(CHECKS)}: {name} ...")
+        console.print_transient(f"  check {number} of {len(checks)}: {name} ...")
         findings += run_check(context)
     return [*findings, *([_build_time_note(skipped)] if skipped else [])]
 

@@ -17,10 +17,9 @@ from kd_app.reporting.results import FileRecord, Results, read
 from kd_app.reporting.runs import write_curves
 from kd_app.reporting.tables import build_summary
 from kd_app.run.assistants import train_assistants
-from kd_app.run.dark_knowledge import measure_teacher_knowledge
 from kd_app.run.forecast import forecast_run
 from kd_app.run.inputs import RunInputs
-from kd_app.run.measurement import format_top1, measure_models, name_data, start_results
+from kd_app.run.measurement import name_data, start_results
 from kd_app.run.plan import write_plan
 from kd_app.run.pseudo_labels import check_images_to_label
 from kd_app.run.refit import is_refit_due, train_again
@@ -37,6 +36,8 @@ from kd_app.run.run_length import list_length_notes
 from kd_app.run.run_model import RunModel
 from kd_app.run.run_output import list_uploads, write_models
 from kd_app.run.spec import Config, ExternalParts, RunSpec, build_spec
+from kd_app.run.task_choice import resolve_task
+from kd_app.run.task_measurement import select_measurement
 from kd_app.run.teacher_labels import find_teacher_labels
 from kd_app.run.train import Listeners, train
 from kd_app.run.workspace import Workspace
@@ -66,6 +67,7 @@ def distill(
     written if the request is wrong, and `RunError` if the run fails.
     """
     console = console or Console()
+    config = resolve_task(config).config
     spec = _build_spec({**config, "tags": redact(config["tags"])}, own, trial)
     config = spec.config
     out = _name_folder(config, trial)
@@ -201,7 +203,8 @@ def find_results(
 
 def _is_complete(results: Results, config: Config, splits: Mapping[SplitName, str]) -> bool:
     """Whether the results hold all requested measurements."""
-    has_test = results.test is not None or "test" not in splits
+    measured = results.embedding or results
+    has_test = measured.test is not None or "test" not in splits
     has_examples = results.config.get("examples", config["examples"]) == config["examples"]
     has_robustness = (
         not config["robustness"]["corruptions"]
@@ -241,7 +244,9 @@ def _run(
         )
         sweep = None if trial is None else out.parent
         with explain_memory_error("the measurement of the models", workspace.spec.config):
-            measure_models(builder, workspace, models, splits, sweep=sweep, selected=selected)
+            select_measurement(workspace).measure(
+                builder, workspace, models, splits, sweep=sweep, selected=selected
+            )
         size = write_models(out, workspace, models, selected=selected)
         builder.models["student"].size_bytes = size
         results = builder.write("finished")
@@ -296,6 +301,7 @@ def _prepare(
     for note in list_length_notes(workspace):
         builder.notes.append(note)
         console.print(f"Note: {note}")
+    select_measurement(workspace).check_run(workspace)
     teacher = workspace.load_pretrained_teacher()
     is_ready = teacher is not None
     builder.teacher_labels = find_teacher_labels(workspace, ready=is_ready)
@@ -329,7 +335,7 @@ def _train_models(
         if teacher is None:
             teacher = train(workspace, build_teacher_job(workspace), listener=tracker)
             builder.notes += checks.check_trained_teacher(teacher)
-        if _measure_teacher(workspace, builder, teacher):
+        if select_measurement(workspace).measure_teacher(workspace, builder, teacher):
             models["teacher"] = teacher
         teacher = train_assistants(workspace, teacher)
         for name in spec.controls:
@@ -362,23 +368,3 @@ def _prepare_data(workspace: Workspace, inputs: RunInputs) -> list[str]:
     for warning in void_parts:
         workspace.console.print(f"Warning: {warning}")
     return void_parts
-
-
-def _measure_teacher(workspace: Workspace, builder: ResultsBuilder, teacher: RunModel) -> bool:
-    """Measure the teacher's dark knowledge on validation. False for a teacher that
-    can't be measured.
-    """
-    name = teacher.spec.name
-    if teacher.no_metrics_reason:
-        note = (
-            f"The teacher, {name}, {teacher.no_metrics_reason}, so the student is not compared with"
-            " the teacher. The controls show how much the teacher helped."
-        )
-        builder.notes.append(note)
-        workspace.console.print(f"Note: {note}")
-        return False
-    predictions = workspace.load_predictions(teacher, "validation")
-    workspace.console.print(f"Teacher {name}: {format_top1(predictions)} on validation")
-    builder.knowledge = measure_teacher_knowledge(workspace, predictions, "validation")
-    workspace.tracker.log_knowledge(builder.knowledge.model_dump())
-    return True

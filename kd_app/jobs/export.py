@@ -5,6 +5,7 @@ file, and recommends one.
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,6 +14,7 @@ from pydantic import Field, PositiveInt, StrictBool
 import kd_app
 from kd_app.config import RequestError, RunError, Typed, build_unknown_error
 from kd_app.config.make import make
+from kd_app.data.chained import Chained
 from kd_app.deployment.artifact import open_foreign
 from kd_app.deployment.export import write_manifest
 from kd_app.deployment.formats.base import Format
@@ -24,17 +26,23 @@ from kd_app.files import replace_file
 from kd_app.metrics.record import Predictions
 from kd_app.metrics.verdict import VerdictRule
 from kd_app.reporting.console import Console
-from kd_app.reporting.export_tables import build_accuracy_table, build_cost_table
+from kd_app.reporting.export_tables import (
+    build_accuracy_table,
+    build_cost_table,
+    build_embedding_table,
+)
 from kd_app.reporting.exports import Exports
 from kd_app.reporting.results import Results
 from kd_app.run.exported_benchmark import measure_accuracy, time_files
+from kd_app.run.exported_embedding import measure_embedding_file, recommend_embedding_file
 from kd_app.run.exported_files import ExportedFile, write_files
 from kd_app.run.open_run import OpenRun, load_models, open_run, read_run
 from kd_app.run.recommend_file import list_remarks, recommend_file
 from kd_app.run.run_model import RunModel
 from kd_app.run.schema import Group, Place
 from kd_app.run.spec import Config
-from kd_app.run.workspace import Chained, Workspace
+from kd_app.run.task_choice import NeighborSettings
+from kd_app.run.workspace import Workspace
 from kd_app.stages import hash_file
 
 ROLES: dict[str, tuple[str, ...]] = {
@@ -144,6 +152,9 @@ def _load_models(settings: Export, run: OpenRun) -> dict[str, RunModel]:
 
 def _export(job: _Job, out: Path) -> None:
     files = write_files(job.workspace, job.before, job.models, job.settings)
+    if job.before.embedding is not None:
+        _export_embeddings(job, out, files)
+        return
     predictions = {
         role: {split: job.workspace.load_predictions(model, split) for split in job.splits}
         for role, model in job.models.items()
@@ -159,16 +170,7 @@ def _export(job: _Job, out: Path) -> None:
     }
     exports = Exports.model_validate({"schema_version": 1, "files": entries, "torch": models})
     recommendation = recommend_file(exports)
-    for name, file in files.items():
-        copy_whole(file.path, out / name)
-    write_manifest(
-        out,
-        entries,
-        kd_app=kd_app.__version__,
-        role=list(job.settings.roles),
-        torch=models,
-        ship=recommendation.file,
-    )
+    _write_folder(job, out, files, entries=entries, models=models, ship=recommendation.file)
     exports.ship = recommendation.file
     console = job.workspace.console
     console.print()
@@ -181,6 +183,66 @@ def _export(job: _Job, out: Path) -> None:
             "The student is quantized: its metrics in torch are those of its int8 program, but its"
             " speed in torch is that of its float weights."
         )
+    console.print(f"Everything is in {out}")
+
+
+def _write_folder(
+    job: _Job,
+    out: Path,
+    files: Mapping[str, ExportedFile],
+    *,
+    entries: Mapping[str, Mapping[str, Any]],
+    models: Mapping[str, Any],
+    ship: str | None,
+) -> None:
+    for name, file in files.items():
+        copy_whole(file.path, out / name)
+    write_manifest(
+        out,
+        entries,
+        kd_app=kd_app.__version__,
+        role=list(job.settings.roles),
+        torch=models,
+        ship=ship,
+    )
+
+
+def _export_embeddings(job: _Job, out: Path, files: Mapping[str, ExportedFile]) -> None:
+    """Measure files that output an embedding by the teacher's neighbors."""
+    workspace, last = job.workspace, job.splits[-1]
+    if "teacher" not in job.models:
+        raise RequestError(
+            f"The teacher of {str(job.settings.run)!r} is gone, and files are measured by its"
+            " neighbors. Expected: the weights that the run used. Bring them back, or repeat the"
+            " kd-distill command with another teacher."
+        )
+    k = NeighborSettings(**workspace.spec.config["neighbors"]).k
+    load = {role: partial(workspace.load_predictions, model) for role, model in job.models.items()}
+    load |= {
+        name: partial(_load_predictions, workspace, name, file) for name, file in files.items()
+    }
+    metrics = {
+        name: measure_embedding_file(
+            workspace, load["teacher"], own, job.splits, k=k, confidence=job.rule.confidence
+        )
+        for name, own in load.items()
+    }
+    timings = time_files(job.settings, workspace, job.before, job.models, files)
+    entries = {
+        name: {**file.entry, **metrics[name], **timings.files[name]} for name, file in files.items()
+    }
+    models = {role: {**timings.torch[role], **metrics[role]} for role in job.models}
+    exports = Exports.model_validate({"schema_version": 1, "files": entries, "torch": models})
+    overlaps = {name: metrics[name][last]["overlap"] for name in files}
+    choice = recommend_embedding_file(exports, overlaps, metrics["student"][last]["overlap"])
+    _write_folder(job, out, files, entries=entries, models=models, ship=choice.file)
+    exports.ship = choice.file
+    console = workspace.console
+    console.print()
+    console.show(build_embedding_table(exports, last))
+    console.show(build_cost_table(exports))
+    for sentence in (*choice.sentences, *timings.notes):
+        console.print(sentence)
     console.print(f"Everything is in {out}")
 
 

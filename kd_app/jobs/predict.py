@@ -27,6 +27,7 @@ from kd_app.deployment.confidence import compute_log_probabilities
 from kd_app.deployment.logits import name_images, number_images
 from kd_app.files import replace_file
 from kd_app.reporting.console import Console
+from kd_app.reporting.embedding_file import build_embedding_table, write_arrays
 from kd_app.run.machine import choose_device, describe_unused
 from kd_app.run.open_model import ImageClassifier, open_cascade, open_model
 from kd_app.run.spec import Config
@@ -43,10 +44,14 @@ def quote_cells(table: Any) -> Any:
 _WRITERS: dict[str, Callable[[Any, IO[bytes]], None]] = {
     ".csv": lambda table, file: quote_cells(table).to_csv(file, index=False),
     ".parquet": lambda table, file: table.to_parquet(file, index=False),
+    ".npz": write_arrays,
 }
+_OF_EMBEDDINGS, _OF_LABELS = (".parquet", ".npz"), (".csv", ".parquet")
+"""Endings of tables of embeddings, and of labels."""
 NonEmpty = Annotated[str, Field(min_length=1)]
 StageOutputs = tuple[NDArray[np.float64], NDArray[np.int64] | None]
-"""Log-probabilities ``[B, classes]``, and for a cascade the last stage of each image.
+"""Log-probabilities ``[B, classes]`` or embeddings ``[B, width]``, and for a cascade
+the last stage of each image.
 """
 
 
@@ -60,6 +65,7 @@ class Prediction(Typed, called="kd-predict"):
         images: NonEmpty,
         out: NonEmpty,
         top: PositiveInt,
+        neighbors: PositiveInt | None,
         batch_size: PositiveInt,
         on_error: Literal["raise", "skip"],
         threads: PositiveInt | None,
@@ -70,6 +76,7 @@ class Prediction(Typed, called="kd-predict"):
         self.images = images
         self.out = Path(out)
         self.top = top
+        self.neighbors = neighbors
         self.batch_size = batch_size
         self.on_error = on_error
         self.threads = threads
@@ -81,8 +88,8 @@ class Prediction(Typed, called="kd-predict"):
 class _Labeler:
     """A model or a cascade that labels images.
 
-    decoding: of the image files. stages: names of a cascade's stages; empty for a
-    single model.
+    classes: empty for a model that outputs embeddings. decoding: of the image files.
+    stages: names of a cascade's stages; empty for a single model.
     """
 
     classes: tuple[str, ...]
@@ -94,13 +101,15 @@ class _Labeler:
 @dataclass
 class _LabeledImages:
     """Predictions by batch: positions of the images in the list, the most probable
-    classes, their probabilities, and the stages; bad: images that can't be read.
+    classes, their probabilities, and the stages; or the embeddings; bad: images that
+    can't be read.
     """
 
     rows: list[int] = field(default_factory=list)
     labels: list[NDArray[np.int64]] = field(default_factory=list)
     probabilities: list[NDArray[np.float64]] = field(default_factory=list)
     stages: list[NDArray[np.int64]] = field(default_factory=list)
+    embeddings: list[NDArray[np.float32]] = field(default_factory=list)
     bad: dict[str, BadImageError] = field(default_factory=dict)
 
 
@@ -122,14 +131,15 @@ def predict(config: Config, *, console: Console | None = None) -> Path:
         console.print(f"Note: {text}")
     images = read_image_list(settings.images)
     labeler = _open_labeler(settings)
-    if settings.top > len(labeler.classes):
+    _check_output(settings, labeler)
+    if labeler.classes and settings.top > len(labeler.classes):
         raise RequestError(
             f"top={settings.top}, but the model knows {len(labeler.classes)} classes. Set at most"
             f" top={len(labeler.classes)}."
         )
     predictions = _label_images(labeler, images, settings, console)
     _check_bad(predictions.bad, len(images.names), settings)
-    _write_table(_build_table(predictions, labeler, images), settings.out)
+    _write_table(_build_table(predictions, labeler, images, settings), settings.out)
     console.print(_summarize(predictions, labeler, settings))
     left_out = _write_left_out(predictions.bad, images, settings)
     for note in images.left_out.describe(images.base):
@@ -167,6 +177,24 @@ def check_out(settings: Prediction) -> None:
         )
 
 
+def _check_output(settings: Prediction, labeler: _Labeler) -> None:
+    """Raises `RequestError` if the table can't hold what the model outputs."""
+    expected = _OF_LABELS if labeler.classes else _OF_EMBEDDINGS
+    if settings.out.suffix.lower() not in expected:
+        what = "classes" if labeler.classes else "an embedding"
+        raise RequestError(
+            f"out={str(settings.out)!r} ends in {settings.out.suffix!r}, and the model"
+            f" {settings.model!r} outputs {what}. Expected: a file that ends in"
+            f" {' or '.join(expected)}."
+        )
+    if labeler.classes and settings.neighbors is not None:
+        raise RequestError(
+            f"neighbors={settings.neighbors} compares embeddings, and the model"
+            f" {settings.model!r} outputs classes. Remove neighbors, or name a model that learned"
+            " an embedding (task=embedding)."
+        )
+
+
 def _open_labeler(settings: Prediction) -> _Labeler:
     path = Path(settings.model)
     path = path / CASCADE if (path / CASCADE).is_file() else path
@@ -186,8 +214,10 @@ def _combine(decodings: Sequence[Decoding]) -> Decoding:
     )
 
 
-def _infer(model: ImageClassifier, images: Sequence[Image.Image]) -> NDArray[np.float64]:
+def _infer(model: ImageClassifier, images: Sequence[Image.Image]) -> NDArray[Any]:
     logits = model.infer_logits(prepare_batch(images, np.arange(len(images)), model))
+    if not model.classes:
+        return logits
     return compute_log_probabilities(logits, 1.0)
 
 
@@ -210,7 +240,11 @@ def _label_images(
         if readable and not (predictions.bad and settings.on_error == "raise"):
             with name_images(images.names), number_images(rows):
                 outputs = labeler.infer(readable)
-            _add_batch(predictions, rows, outputs, settings.top)
+            if labeler.classes:
+                _add_batch(predictions, rows, outputs, settings.top)
+            else:
+                predictions.rows += rows
+                predictions.embeddings.append(outputs[0].astype(np.float32))
         _print_progress(console, start, start + len(batch), total)
     return predictions
 
@@ -298,9 +332,15 @@ def _write_left_out(
     return path
 
 
-def _build_table(predictions: _LabeledImages, labeler: _Labeler, images: ImageList) -> Any:
+def _build_table(
+    predictions: _LabeledImages, labeler: _Labeler, images: ImageList, settings: Prediction
+) -> Any:
     import pandas as pd
 
+    if not labeler.classes:
+        of_images = [escape_undecodable(images.names[row]) for row in predictions.rows]
+        embeddings = np.concatenate(predictions.embeddings)
+        return build_embedding_table(of_images, embeddings, settings.neighbors)
     names = np.array(labeler.classes, dtype=object)
     labels = np.concatenate(predictions.labels)
     probabilities = np.concatenate(predictions.probabilities)
@@ -331,6 +371,9 @@ def _summarize(predictions: _LabeledImages, labeler: _Labeler, settings: Predict
         if bad
         else ""
     )
+    if not labeler.classes:
+        width = predictions.embeddings[0].shape[1]
+        return f"{len(predictions.rows):,} embeddings of {width} numbers: {settings.out}{skipped}"
     summary = (
         f"{len(predictions.rows):,} images labeled in {len(labeler.classes)} classes:"
         f" {settings.out}{skipped}"

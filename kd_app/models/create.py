@@ -19,9 +19,10 @@ from kd_app.models.class_names import ClassMatch
 from kd_app.models.finite import describe_nonfinite, find_nonfinite
 from kd_app.models.layer_widths import WIDTHS, resize
 from kd_app.models.model_config import read_model_config
-from kd_app.models.save import WEIGHTS
+from kd_app.models.save import EMBEDDING, WEIGHTS
 from kd_app.models.simkd_student import REUSED, build_simkd_student
 from kd_app.models.spec import CompositeTeacher, ImageStats, LoadedModel, ModelSpec
+from kd_app.models.token_embedding import TokenEmbedding
 from kd_app.models.weights import WeightsReport, hash_state, load_weights
 from kd_app.models.weights_metadata import hash_weights
 from kd_app.models.weights_source import WeightsSource, fetch, load_timm_config, name_heads
@@ -83,6 +84,9 @@ def _read_size(spec: ModelSpec) -> tuple[int, int] | None:
 def create(spec: ModelSpec, input_spec: InputSpec, num_classes: int, *, seed: int) -> LoadedModel:
     """Create the model on the CPU, in eval mode. Random weights depend only on `seed`.
 
+    num_classes: width of the output; 0: without a head, so that the output is the
+    pooled embedding, or with the projector of a model that was trained to output one.
+
     Raises `RequestError` for weights of another model, for a module that does not
     return `num_classes` logits, and for a model that rejects images of this size.
     """
@@ -126,8 +130,11 @@ def _create_timm(spec: ModelSpec, input_spec: InputSpec, num_classes: int) -> Lo
         kwargs.setdefault("img_size", (input_spec.height, input_spec.width))
     name = f"local-dir:{origin.path}" if origin.kind == "folder" else origin.name
     checkpoint, source, sha256 = _load_checkpoint(origin, name, kwargs)
-    model = timm.create_model(name, pretrained=False, num_classes=num_classes, **kwargs).eval()
     config = _read_folder_config(origin)
+    if not num_classes and EMBEDDING in config:
+        # the output of such a model is an embedding already
+        num_classes = config["num_classes"]
+    model = timm.create_model(name, pretrained=False, num_classes=num_classes, **kwargs).eval()
     widths = config.get(WIDTHS, {})
     resize(model, widths, source=source)
     if checkpoint is None:
@@ -151,7 +158,12 @@ def _create_timm(spec: ModelSpec, input_spec: InputSpec, num_classes: int) -> Lo
         renew_head=not match.fits,
         role=spec.role,
     )
-    return LoadedModel(model, input_spec, _add_classes(report, match), widths)
+    report = _add_classes(report, match)
+    if spec.embedding != "pooled":
+        # other outputs than those of the same weights
+        sha256 = hashlib.sha256(f"{report.sha256}:{spec.embedding}".encode()).hexdigest()
+        model, report = TokenEmbedding(model, spec.embedding), replace(report, sha256=sha256)
+    return LoadedModel(model, input_spec, report, widths)
 
 
 def _add_classes(report: WeightsReport, match: ClassMatch) -> WeightsReport:
@@ -268,12 +280,22 @@ def _check_logits(
             " module so that it returns logits."
         )
     shape = tuple(logits.shape)
+    if not num_classes and len(shape) == 2:
+        return
     if shape != (2, num_classes):
         raise RequestError(
             f"The {spec.role} {spec.name} returns {shape} for two images, expected logits of"
             f" shape (2, {num_classes}), one per class of the data. Fine-tune a model of other"
             " classes, or build it with the num_classes of the data."
         )
+
+
+def measure_width(loaded: LoadedModel) -> int:
+    """The width of a model's output."""
+    pixels = loaded.pixels
+    with torch.no_grad():
+        output = loaded.model(torch.zeros(1, pixels.channels, pixels.height, pixels.width))
+    return int(output.shape[1])
 
 
 def _describe_failure(error: Exception) -> str:

@@ -20,6 +20,10 @@ from kd_app.models.simkd_student import REUSED, SimKDStudent
 from kd_app.models.weights_metadata import write_with_metadata
 
 WEIGHTS, PROGRAM = "model.safetensors", "model.pt2"
+EMBEDDING = "embedding"
+"""Entry of a model's config.json: the model was trained to output an embedding, not
+logits.
+"""
 DECODING = "decoding"
 """Entry of a student's config.json: how the run decoded image files."""
 CONVERTED, INT8, INT8_OF_BYTES = "quantized.pt2", "quantized.pte", "quantized_uint8.pte"
@@ -38,6 +42,7 @@ def save_model(
     license: str,
     widths: Mapping[str, Any] | None = None,
     label: str = "the model",
+    entries: Mapping[str, Any] | None = None,
 ) -> None:
     """Write `model.safetensors` and `config.json` in timm's local-dir layout:
     architecture, arguments, normalization, size, class names, license.
@@ -47,7 +52,7 @@ def save_model(
     A model with other layer `widths` than its architecture, or with a SimKD projector,
     also records the difference and gets an exported program,
     ``torch.export.load("model.pt2").module()``, which takes batches of any size and
-    needs neither kd_app nor timm.
+    needs neither kd_app nor timm. entries: further entries of the config.json.
 
     Raises `RunError`, which names the model by its `label`, if a weight is NaN or
     infinite.
@@ -73,6 +78,7 @@ def save_model(
         extra: dict[str, Any] = {
             "label_names": list(classes),
             "pretrained_cfg": {"license": license},
+            **(entries or {}),
         }
         if widths:
             extra[WIDTHS] = dict(widths)
@@ -92,6 +98,7 @@ def save_model(
         "architecture": type(model).__qualname__,
         "num_classes": len(classes),
         "label_names": list(classes),
+        **(entries or {}),
     }
     (folder / CONFIG).write_text(
         json.dumps({**config, "pretrained_cfg": {**data, "license": license}}, indent=2),

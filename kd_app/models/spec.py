@@ -21,7 +21,7 @@ from kd_app.models.class_names import ClassMatch, ModelClasses, match_classes
 from kd_app.models.layer_widths import Widths
 from kd_app.models.license import NONE, UNKNOWN
 from kd_app.models.model_config import read_model_config
-from kd_app.models.save import WEIGHTS
+from kd_app.models.save import EMBEDDING, WEIGHTS
 from kd_app.models.weights import WeightsReport
 from kd_app.models.weights_metadata import read_metadata
 from kd_app.models.weights_source import (
@@ -60,6 +60,10 @@ class ImageStats:
         return self.size, self.width or self.size
 
 
+EmbeddingKind = Literal["pooled", "class_token", "both"]
+"""The embedding of a model without a head: the input of its classifier, its class
+token, or class token and mean of the patches.
+"""
 ImageSize = PositiveInt | Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
 """A side in pixels, or [height, width]."""
 
@@ -74,7 +78,7 @@ class ModelSpec(Typed):
     instead of timm. `kwargs`: arguments of timm.create_model or of the factory.
     image_size: side of the input, or [height, width]. class_order: for each class of
     the data the number of the weights' output, where it was measured; None: known by
-    name.
+    name. embedding: the output of a model without a head.
     """
 
     no_metrics_reason: ClassVar[str] = ""
@@ -93,8 +97,10 @@ class ModelSpec(Typed):
         image_size: ImageSize | None,
         factory: Callable[..., nn.Module] | None,
         class_order: tuple[int, ...] | None = None,
+        embedding: EmbeddingKind = "pooled",
     ) -> None:
         self.role = role
+        self.embedding: EmbeddingKind = embedding
         self.class_order = class_order
         self.kwargs = kwargs
         self.image_size = image_size
@@ -150,6 +156,7 @@ class ModelSpec(Typed):
             "image_size": self.image_size,
             "factory": target,
             "class_order": self.class_order,
+            "embedding": self.embedding,
         }
 
 
@@ -175,6 +182,7 @@ class CompositeTeacher(ModelSpec):
     def __init__(self, role: str, origin: WeightsSource, kwargs: dict[str, Any]) -> None:
         self.role, self.origin, self.kwargs = role, origin, kwargs
         self.image_size = self.factory = self.match = self.class_order = None
+        self.embedding = "pooled"
 
     @cached_property
     def record(self) -> WeightsRecord:
@@ -292,7 +300,7 @@ def _resolve_folder(role: str, folder: Path) -> WeightsSource:
         config.architecture,
         folder,
         config.recorded_license,
-        config.num_classes,
+        0 if EMBEDDING in config.raw else config.num_classes,
         config.class_names,
     )
     if not timm.is_model(origin.name):

@@ -91,6 +91,13 @@ def load_weights(
     head_keys = {key for key in own if any(key.startswith(f"{name}.") for name in head)}
     place = find_place(checkpoint, own, head_keys, role=role)
     state = place.select_state(checkpoint)
+    if not head_keys:
+        # a model without a classifier
+        state = {
+            key: value
+            for key, value in state.items()
+            if key in own or not any(key.startswith(f"{name}.") for name in head)
+        }
     for name in first_conv:
         key = f"{name}.weight"
         if key in own and key in state and own[key].dim() == state[key].dim() == 4:

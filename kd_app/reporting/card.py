@@ -1,6 +1,6 @@
 """The model card in the student's folder: usage, results, limitations and training."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from kd_app.reporting.card_metadata import (
 )
 from kd_app.reporting.card_usage import write_usage
 from kd_app.reporting.distillation_gain import describe_gains
+from kd_app.reporting.embedding_card import build_embedding_card
 from kd_app.reporting.markdown import escape_code, escape_text, to_list_items, to_table
 from kd_app.reporting.results import Estimate, ModelRecord, PerClass, Results, Split
 from kd_app.reporting.sentences import (
@@ -52,6 +53,16 @@ def write_card(folder: Path, results: Results) -> None:
     """Write ``README.md`` into a student's folder, from `results` alone. Machine paths
     and secrets are left out.
     """
+    if results.embedding is not None:
+        _write_parts(
+            folder,
+            build_embedding_card(
+                results,
+                provenance=_list_provenance(results),
+                licenses=_list_licenses(results),
+            ),
+        )
+        return
     split, student = results.test or results.validation, results.models["student"]
     assert split is not None
     assert results.data is not None
@@ -78,6 +89,10 @@ def write_card(folder: Path, results: Results) -> None:
         "## Licenses",
         to_list_items(_list_licenses(results)),
     ]
+    _write_parts(folder, parts)
+
+
+def _write_parts(folder: Path, parts: Iterable[str]) -> None:
     write_atomically(folder / CARD, "\n\n".join(part for part in parts if part) + "\n")
 
 

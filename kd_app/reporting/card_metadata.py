@@ -51,7 +51,7 @@ def write_metadata(results: Results, split: Split) -> str:
         tags.append("timm")
     if "teacher" in results.models:
         tags.append("knowledge-distillation")
-    license, license_name = _map_hub_license(name_license(results))
+    license, license_name = map_hub_license(name_license(results))
     card = ModelCardData(
         license=license,
         license_name=license_name,
@@ -81,7 +81,7 @@ def name_license(results: Results) -> str:
     return results.license.ships if results.license else results.models["student"].license
 
 
-def _map_hub_license(name: str) -> tuple[str, str | None]:
+def map_hub_license(name: str) -> tuple[str, str | None]:
     """``license`` and ``license_name`` of the metadata.
 
     The hub rejects unknown identifiers: any other license is 'other' with a name.

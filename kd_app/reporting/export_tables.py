@@ -36,6 +36,22 @@ def build_accuracy_table(exports: Exports, split: str) -> Table:
     return table
 
 
+def build_embedding_table(exports: Exports, split: str) -> Table:
+    """Each file and each PyTorch model on one split: the share of the teacher's
+    neighbors, and the metrics on labels, if there are any.
+    """
+    table = _build_table(
+        f"On {split}, each file in its own runtime",
+        ("teacher's neighbors", "k-NN top-1", "purity", "linear probe"),
+    )
+    rows = {f"{role} in torch": getattr(model, split) for role, model in exports.torch.items()}
+    rows |= {_mark_shipped(exports, name): getattr(f, split) for name, f in exports.files.items()}
+    for name, metrics in rows.items():
+        values = (metrics.overlap, metrics.knn_top1, metrics.purity, metrics.probe_top1)
+        table.add_row(name, *("" if each is None else format_percent(each) for each in values))
+    return table
+
+
 def build_cost_table(exports: Exports) -> Table:
     """Latency, throughput, cost, size, cold start and memory of each file; speed of
     each PyTorch model.

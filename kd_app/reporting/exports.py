@@ -34,7 +34,8 @@ class TorchComparison(_Open):
 class FileMetrics(_Open):
     """Metrics of one file on one split, under the keys of ``results.json``.
 
-    verdict: of the file against the teacher.
+    verdict: of the file against the teacher · overlap, knn_top1, purity, probe_top1: of
+    a file that outputs an embedding, see `EmbeddingMetrics`.
     """
 
     top1: Number = None
@@ -44,6 +45,12 @@ class FileMetrics(_Open):
     retention_low: Number = None
     retention_high: Number = None
     negative_flips: Number = None
+    overlap: Number = None
+    overlap_low: Number = None
+    overlap_high: Number = None
+    knn_top1: Number = None
+    purity: Number = None
+    probe_top1: Number = None
     verdict: Verdict | None = None
     beside_torch: TorchComparison | None = None
 

@@ -29,6 +29,7 @@ from kd_app.reporting.constraints import (
     check_lengths,
     check_models,
 )
+from kd_app.reporting.embedding_results import EmbeddingRecord
 from kd_app.run_files import READ
 from kd_app.stages import write_atomically
 
@@ -57,7 +58,8 @@ TeacherLabels = Literal["same", "more", "unknown"]
 class Data(_Open):
     """The data set of a run.
 
-    name: of the data set · classes: names in the order of the logits · sizes: number of
+    name: of the data set · classes: names in the order of the logits; of images without
+    classes none · sizes: number of
     images per split · fingerprint: sha256 of file names, labels and contents ·
     num_labeled: number of training images whose label is used, null: all ·
     teacher_labels: whether the teacher was trained on labels that the student does not
@@ -66,7 +68,7 @@ class Data(_Open):
     """
 
     name: str | None = None
-    classes: Annotated[list[str], Field(min_length=1)]
+    classes: list[str]
     sizes: dict[str, Count]
     fingerprint: str
     num_labeled: int | None = None
@@ -620,6 +622,7 @@ class Results(_Part):
     speed: Speed = Speed()
     steps: list[CompressionStep] = []
     cascade: CascadeRecord | None = None
+    embedding: EmbeddingRecord | None = None
     stages: list[StageRecord] = []
     files: list[FileRecord] = []
     cautions: list[str] = []

@@ -11,6 +11,11 @@ from rich.text import Text
 
 from kd_app.metrics.model_metrics import MODEL_METRICS
 from kd_app.reporting.distillation_gain import describe_gains
+from kd_app.reporting.embedding_table import (
+    EmbeddingTable,
+    build_embedding_table,
+    list_embedding_sentences,
+)
 from kd_app.reporting.results import CompressionStep, ModelMetrics, ModelRecord, Results, Split
 from kd_app.reporting.sentences import (
     build_pair_rows,
@@ -64,6 +69,9 @@ def build_summary(results: Results) -> RenderableType:
     controls; then the sentences about them.
     """
     split = results.test or results.validation
+    embedding = build_embedding_table(results)
+    if embedding is not None:
+        return _build_embedding_summary(results, embedding)
     if split is None:
         reason = f" {results.reason}" if results.reason else ""
         return Text(f"Nothing is measured yet: the run's status is '{results.status}'.{reason}")
@@ -75,6 +83,18 @@ def build_summary(results: Results) -> RenderableType:
         parts.append(_build_controls_table(results, split))
     sentences = [*results.cautions, *describe_gains(results), *write_sentences(results, split)]
     return Group(*parts, *map(Text, sentences))
+
+
+def _build_embedding_summary(results: Results, content: EmbeddingTable) -> RenderableType:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for head in content.heads:
+        table.add_column(head, justify="right", overflow="fold")
+    for name, cells in content.rows:
+        table.add_row(name, *cells)
+    notes = [f"Note: {note}" for note in results.notes]
+    sentences = [*results.cautions, *list_embedding_sentences(results), *notes]
+    return Group(table, *map(Text, sentences))
 
 
 def _name_interval(confidence: float) -> str:

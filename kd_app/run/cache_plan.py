@@ -1,16 +1,16 @@
 """The size of a run's teacher cache: its format, its views, and its bytes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kd_app.config import RequestError
 from kd_app.data.base import RunData
-from kd_app.models.create import create, resolve_input
+from kd_app.models.create import create, measure_width, resolve_input
 from kd_app.models.spec import ImageStats, LoadedModel
 from kd_app.run.spec import RunSpec
 from kd_app.training.cache_choice import choose_format, list_needs
 from kd_app.training.cache_fill import measure_embedding_width
-from kd_app.training.cache_format import CacheFormat
+from kd_app.training.cache_format import CacheFormat, ExactFormat
 
 
 @dataclass(frozen=True)
@@ -49,27 +49,39 @@ def plan_cache(
     assert replay is not None, "build_spec requires data with views"
 
     def build() -> LoadedModel:
-        return create(teacher, resolve_input(teacher, stats), len(data.classes), seed=0)
+        outputs = spec.task.count_own_outputs(data.classes)
+        return create(teacher, resolve_input(teacher, stats), outputs, seed=0)
 
-    format = choose_cache_format(spec, len(data.classes), build)
+    format = choose_cache_format(spec, data.classes, build)
     return CachePlan(format, min(replay.views, spec.recipe.max_epochs), len(replay.rows))
 
 
 def choose_cache_format(
-    spec: RunSpec, classes: int, build: Callable[[], LoadedModel]
+    spec: RunSpec, classes: Sequence[str], build: Callable[[], LoadedModel]
 ) -> CacheFormat:
     """The format that serves all loss terms of the run; build: returns the teacher,
     whose embedding is measured if its width matters.
-    """
 
-    def measure_width() -> int | None:
+    Embeddings are stored exactly: what other formats lose is measured on probabilities.
+    Raises `RequestError` for another format of them.
+    """
+    setting = spec.teacher_outputs.cache
+    if not spec.task.reads_labels:
+        if setting not in ("auto", ExactFormat.name):
+            raise RequestError(
+                f"teacher.cache={setting} is measured on the teacher's probabilities, and"
+                f" task={spec.task.name} reads embeddings. Use teacher.cache=exact."
+            )
+        return ExactFormat(measure_width(build()))
+
+    def measure_embedding() -> int | None:
         try:
             return measure_embedding_width(build())
         except RequestError:  # the model has no embedding
             return None
 
-    needs = list_needs(spec.build_teacher_losses())
-    return choose_format(spec.teacher_outputs.cache, needs, classes, measure_width)
+    needs = list_needs(spec.build_teacher_losses(), spec.task)
+    return choose_format(setting, needs, len(classes), measure_embedding)
 
 
 def choose_max_views(plan: CachePlan, cache_gb: float) -> int:

@@ -118,7 +118,7 @@ def _write_stage(
     workspace: Workspace, model: RunModel, name: str, request: ExportRequest, license: str
 ) -> Path:
     """Write one file as a stage, or reuse the stage; the path of the file."""
-    input_spec, role = model.loaded.pixels, model.role
+    input_spec, role, task = model.loaded.pixels, model.role, workspace.task
     format = _resolve_format(request.formats[name], model)
 
     def build(folder: Path) -> None:
@@ -130,13 +130,14 @@ def _write_stage(
         calibration = sample_images(workspace, "train", input_spec, request.calibration_images)
         compared = sample_images(workspace, "validation", input_spec, request.compared_images)
         export(
-            model.loaded.model,
+            task.wrap_output(model.loaded.model),
             format,
             folder,
             stem=STEMS[role],
             input_spec=input_spec,
             decoding=workspace.decoding,
             classes=workspace.classes,
+            output=task.output,
             license=license,
             calibration=calibration,
             images=np.concatenate(compared),
@@ -154,6 +155,7 @@ def _write_stage(
         },
         "images": [request.calibration_images, request.compared_images],
         "packages": _list_versions(),
+        **({} if task.output == "logits" else {"output": task.output}),
     }
     inputs = {"data": workspace.data.fingerprint, "weights": model.loaded.weights.sha256}
     inputs |= {"program": hash_file(format.program)} if isinstance(format, Quantized) else {}

@@ -208,4 +208,4 @@ class _Estimator:
 def load_untrained(workspace: Workspace, model: ModelSpec) -> LoadedModel:
     """The model before its training in this run."""
     input_spec = resolve_input(model, workspace.compute_image_stats())
-    return create(model, input_spec, len(workspace.classes), seed=0)
+    return create(model, input_spec, workspace.count_outputs(model), seed=0)

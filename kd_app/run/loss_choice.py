@@ -21,6 +21,9 @@ from kd_app.config.targets import FACTORY
 from kd_app.models.attention_layers import has_attention
 from kd_app.models.weights_source import list_entries
 from kd_app.run.model_specs import build_model_spec
+from kd_app.run.task_choice import name_task
+from kd_app.tasks.classification import CLASSIFICATION
+from kd_app.tasks.embedding import Embedding
 
 Config = dict[str, Any]
 Kind = Literal["cnn", "vit", "other"]
@@ -43,7 +46,8 @@ class Situation:
     teacher: None without a teacher. student: the kind of network. has_features: the
     teacher's feature maps can be read, not only its logits. is_trained_here: the
     teacher is trained on the data's classes, unless its weights already have them.
-    has_few_labels: the student also sees images without labels.
+    has_few_labels: the student also sees images without labels. task: what the student
+    learns.
     """
 
     teacher: Kind | None
@@ -51,6 +55,7 @@ class Situation:
     has_features: bool = True
     is_trained_here: bool = True
     has_few_labels: bool = False
+    task: str = CLASSIFICATION.name
 
 
 class RuleRow(NamedTuple):
@@ -72,6 +77,12 @@ _SOFT_TARGETS: Final[Terms] = {
 }
 """The terms of all rows for which nothing better was measured."""
 RULE: Final = (
+    RuleRow(
+        "no labels",
+        lambda run: run.task == Embedding.name,
+        {"embedding_cosine": {"weight": 1.0}},
+        "the student learns the teacher's embedding",
+    ),
     RuleRow(
         "no teacher",
         lambda run: run.teacher is None,
@@ -240,11 +251,11 @@ def describe_situation(
     """What the configuration says about teacher, student and data. Nothing is read but
     the architecture in a model's folder; wrong settings are left to `build_spec`.
     """
-    node = _to_group(config.get("teacher"))
+    node, task = _to_group(config.get("teacher")), name_task(config)
     student_kind = _find_kind("student", _to_group(config.get("student")), student)
     is_few = has_few_labels(config)
     if teacher is None and node.get("_target_") is None:
-        return Situation(None, student_kind, has_few_labels=is_few)
+        return Situation(None, student_kind, has_few_labels=is_few, task=task)
     is_logits_only = (
         node.get("members") is not None
         or str(node.get("checkpoint") or "").endswith(".onnx")
@@ -259,6 +270,7 @@ def describe_situation(
         has_features=teacher is not None or not is_logits_only,
         is_trained_here=teacher is None and not _is_ready(node),
         has_few_labels=is_few,
+        task=task,
     )
 
 

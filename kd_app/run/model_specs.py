@@ -114,6 +114,8 @@ def build_model_spec(role: str, node: Config, module: nn.Module | None) -> Model
         return ModelSpec(role=role, factory=_CopyFactory(module), **settings)
     target = node.get("_target_", FACTORY)
     factory = None if target == FACTORY else _find_factory(role, target)
+    if node.get("embedding"):
+        settings["embedding"] = node["embedding"]
     return ModelSpec(role=role, factory=factory, **settings)
 
 

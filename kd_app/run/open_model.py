@@ -18,7 +18,8 @@ from kd_app.deployment.torch_model import TorchModel
 from kd_app.models.class_names import describe_classes
 from kd_app.models.create import create, resolve_input
 from kd_app.models.model_config import CONFIG, read_model_config
-from kd_app.models.save import WEIGHTS
+from kd_app.models.normalized import NormalizedEmbedding
+from kd_app.models.save import EMBEDDING, WEIGHTS
 from kd_app.models.spec import ImageStats, ModelSpec
 from kd_app.reporting.teacher_reference import read_teacher_reference
 from kd_app.run.recorded_pixels import read_decoding
@@ -140,6 +141,7 @@ def check_same_classes(named: Sequence[tuple[str, tuple[str, ...]]]) -> None:
     the classes of the first one, in the same order.
     """
     (first, reference), *others = named
+    require_classes(first, reference)
     for name, classes in others:
         if classes == reference:
             continue
@@ -158,6 +160,16 @@ def check_same_classes(named: Sequence[tuple[str, tuple[str, ...]]]) -> None:
             f"{first} has {len(reference)} classes, {name} has {len(classes)}; they differ in"
             f" {', '.join(map(repr, different[:5]))}. Expected: the same class names in all"
             " models. Name models that were trained on the same classes."
+        )
+
+
+def require_classes(name: str, classes: tuple[str, ...]) -> None:
+    """Raise `RequestError` for a model that outputs an embedding."""
+    if not classes:
+        raise RequestError(
+            f"{name} outputs an embedding (task=embedding), and this command compares predicted"
+            " classes. Expected: a model that learned classes. kd-predict writes embeddings and"
+            " nearest images; kd-export measures files by the teacher's neighbors."
         )
 
 
@@ -207,9 +219,10 @@ def _load_folder(folder: Path, name: str, run: Path | None, device: torch.device
     run: the folder of the model's run, whose student has the run's decoding.
     """
     try:
-        architecture = read_model_config(folder).architecture
+        config = read_model_config(folder)
     except RequestError as error:
         raise RequestError(f"{name!r} has no model in {str(folder)!r}. {error}") from None
+    architecture = config.architecture
     if not timm.is_model(architecture):
         raise RequestError(
             f"The model of {name!r} is a {architecture}, which is not a timm model. It was built by"
@@ -228,8 +241,11 @@ def _load_folder(folder: Path, name: str, run: Path | None, device: torch.device
     origin = spec.origin
     assert origin.num_classes is not None
     input_spec = resolve_input(spec, _UNUSED_STATS)
+    decoding = read_decoding(run / STUDENT if run else folder) or choose_decoding(input_spec)
+    if EMBEDDING in config.raw:
+        embedder = NormalizedEmbedding(create(spec, input_spec, 0, seed=0).model)
+        return TorchModel(embedder, (), input_spec, decoding, device, repr(name))
     model = create(spec, input_spec, origin.num_classes, seed=0).model
     names = origin.label_names or describe_classes(spec.record.classes.names)
     classes = names or tuple(map(str, range(origin.num_classes)))
-    decoding = read_decoding(run / STUDENT if run else folder) or choose_decoding(input_spec)
     return TorchModel(model, classes, input_spec, decoding, device, repr(name))

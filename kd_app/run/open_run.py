@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from typing_extensions import TypedDict
 
@@ -48,12 +48,12 @@ from kd_app.run.run_model import RunModel
 from kd_app.run.saved_config import fill_defaults
 from kd_app.run.schema import DistillSettings
 from kd_app.run.spec import Config, ExternalParts, RunSpec, assemble_spec, check_recipes
+from kd_app.run.task_choice import Purpose, check_purpose, fill_task
 from kd_app.run.workspace import Workspace
 from kd_app.run_files import CONFIG, RESULTS, STUDENT, TEACHER
 from kd_app.stages import RECORD, Stages
 from kd_app.training.fit import MODEL
 
-Purpose = Literal["measure", "export", "train"]
 OWN, COMPRESSED = "own", "compressed"
 """Keys in a run's config.yaml that are not settings: objects passed from Python, and
 how the run was compressed.
@@ -136,6 +136,7 @@ def read_run(folder: Path, command: Config, purpose: Purpose) -> SavedRun:
             f"The run {str(folder)!r} is {results.status}, not finished. Expected a finished run."
             " Run its kd-distill command again to finish it."
         )
+    check_purpose(folder, results, purpose)
     config = _read_config(folder, results)
     stages = Path(config["stages"])
     names = (Path(stage.path).name for stage in results.stages)
@@ -143,7 +144,7 @@ def read_run(folder: Path, command: Config, purpose: Purpose) -> SavedRun:
     config["stages"] = command["stages"] or os.path.abspath(stages if are_here else STAGES)
     pixels = read_recorded_pixels(folder, results)
     adapted = _adapt_config(config, command, purpose)
-    DistillSettings(**adapted)
+    DistillSettings(**fill_task(adapted))
     is_refitted = _check_refit(folder, results, purpose)
     has_own_data = purpose != "measure" or command["data"] is None
     check_record(_select_groups(config, purpose, has_own_data=has_own_data), command["allow"])

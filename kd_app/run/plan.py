@@ -74,7 +74,7 @@ def describe_models(workspace: Workspace, *, ready: bool) -> list[str]:
     """
     spec, sizes = workspace.spec, workspace.data.sizes
     lines = [
-        f"Data: {len(workspace.classes)} classes; images: {sizes['train']:,} to train on,"
+        f"Data: {_describe_classes(workspace)}; images: {sizes['train']:,} to train on,"
         f" {sizes['validation']:,} to choose by, {sizes['test']:,} to test"
         f" on{_describe_data(workspace)}"
     ]
@@ -106,6 +106,13 @@ def describe_cache(workspace: Workspace) -> str:
             f"{workspace.spec.teacher_outputs.cache_gb:g}, so {most} are used in turn"
         )
     return f"Teacher's outputs: cached as {plan.describe()}{recycled}"
+
+
+def _describe_classes(workspace: Workspace) -> str:
+    number = len(workspace.classes)
+    if workspace.task.reads_labels:
+        return f"{number} classes"
+    return f"labels of {number} classes, to judge by" if number else "no labels"
 
 
 def _is_stretched(one: InputSpec, other: InputSpec) -> bool:

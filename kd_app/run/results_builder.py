@@ -10,6 +10,7 @@ from kd_app.metrics.report_metrics import measure_split
 from kd_app.metrics.verdict import Judgment, VerdictRule
 from kd_app.reporting.card import write_card
 from kd_app.reporting.cautions import describe_cautions
+from kd_app.reporting.embedding_results import EmbeddingRecord
 from kd_app.reporting.results import (
     CascadeRecord,
     CompressionStep,
@@ -69,6 +70,7 @@ class ResultsBuilder:
         self.speed = Speed()
         self.steps: list[CompressionStep] = []
         self.cascade: CascadeRecord | None = None
+        self.embedding: EmbeddingRecord | None = None
         self.notes: list[str] = []
         self._trainer = trainer
         self._stages = stages
@@ -123,6 +125,7 @@ class ResultsBuilder:
             speed=self.speed,
             steps=self.steps,
             cascade=self.cascade,
+            embedding=self.embedding,
             stages=[self._record(stage) for stage in self._stages],
             cautions=describe_cautions(self.data, self.splits.get(split), split),
             notes=self.notes,

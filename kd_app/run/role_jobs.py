@@ -91,9 +91,9 @@ def check_pair(workspace: Workspace) -> None:
     spec = workspace.spec
     if spec.teacher is None:
         return
-    images, num_classes = workspace.compute_image_stats(), len(workspace.classes)
+    images = workspace.compute_image_stats()
     teacher, student = (
-        create(model, resolve_input(model, images), num_classes, seed=0)
+        create(model, resolve_input(model, images), workspace.count_outputs(model), seed=0)
         for model in (spec.teacher, spec.student)
     )
     job = TrainingJob(
@@ -102,6 +102,7 @@ def check_pair(workspace: Workspace) -> None:
         student.pixels,
         spec.recipe,
         JobTeacher(spec.teacher, teacher),
+        task=workspace.task,
     )
     build(job, student, workspace.data, spec.trainer)
 
@@ -117,9 +118,10 @@ def check_batches(workspace: Workspace, *, ready: bool) -> None:
     trained = {role: workspace.resolve_spec(role) for role in (*spec.controls, "student")}
     if spec.teacher is not None and not ready:
         trained = {"teacher": spec.teacher, **trained}
-    images, num_classes = workspace.compute_image_stats(), len(workspace.classes)
+    images = workspace.compute_image_stats()
     for role, model in trained.items() if data.smallest_batch == 1 else ():
-        loaded = create(model, resolve_input(model, images), num_classes, seed=0)
+        outputs = workspace.count_outputs(model)
+        loaded = create(model, resolve_input(model, images), outputs, seed=0)
         check_single_image(loaded.model, loaded.pixels, role)
 
 
@@ -175,7 +177,15 @@ def _build_job(
         if teacher is not None and recipe.needs_teacher
         else None
     )
-    return TrainingJob(name, model, input_spec, recipe, job_teacher, partner_images=sees_partners)
+    return TrainingJob(
+        name,
+        model,
+        input_spec,
+        recipe,
+        job_teacher,
+        partner_images=sees_partners,
+        task=workspace.task,
+    )
 
 
 def _build_teacher(
@@ -187,7 +197,9 @@ def _build_teacher(
     sees_partners: bool,
 ) -> JobTeacher:
     # Logits for a part of the validation split would give other metrics.
-    is_measured = not teacher.no_metrics_reason and workspace.limit is None
+    is_measured = not teacher.no_metrics_reason and (
+        workspace.limit is None or not workspace.task.reads_labels
+    )
     return JobTeacher(
         teacher.spec,
         teacher.loaded,

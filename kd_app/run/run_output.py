@@ -21,6 +21,7 @@ from kd_app.run_files import (
     CURVES,
     EXAMPLES,
     INPUTS,
+    NEIGHBORS,
     PREDICTIONS,
     REFERENCE,
     RESULTS,
@@ -32,7 +33,10 @@ from kd_app.stages import hash_file, write_atomically
 from kd_app.training.curve_log import FILE, read_curves
 from kd_app.training.fit import MODEL
 
-FILES = (CONFIG, PREDICTIONS, EXAMPLES, CURVES, SPLIT, INPUTS, f"{TEACHER}/{REFERENCE}")
+FILES = (
+    *(CONFIG, PREDICTIONS, EXAMPLES, NEIGHBORS, CURVES, SPLIT, INPUTS),
+    f"{TEACHER}/{REFERENCE}",
+)
 """Files that a run writes next to results.json and the student's folder."""
 UPLOADED = (RESULTS, PAGE, STUDENT, TEACHER, *FILES)
 """Files and folders of a run that are uploaded to trackers."""

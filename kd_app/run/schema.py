@@ -17,6 +17,7 @@ from kd_app.models.license import Policy
 from kd_app.reporting.results import Split
 from kd_app.run.controls import ControlSettings
 from kd_app.run.known_images import KnownImagesRule
+from kd_app.tasks.build import TaskName
 from kd_app.training.cache_choice import CacheSetting
 
 Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
@@ -27,7 +28,7 @@ _CONTROL_KEYS = tuple(signature(ControlSettings).parameters)
 _MODEL_KEYS = ("_target_", "name", "pretrained", "checkpoint", "kwargs", "image_size", "license")
 _OUTPUT_KEYS = ("outputs", "cache", "cache_gb")
 _TRAINING_KEYS = ("loss", "optimizer", "scheduler", "max_epochs", "seed", *_OUTPUT_KEYS)
-_COMPOSITE_KEYS = ("classes", "chain", "members", "by", "decay")
+_COMPOSITE_KEYS = ("embedding", "classes", "chain", "members", "by", "decay")
 
 
 class DistillSettings(Typed, called="kd-distill"):
@@ -47,6 +48,8 @@ class DistillSettings(Typed, called="kd-distill"):
         checks: Literal["refuse", "warn", "off"] | StrictBool,
         test: Literal["auto", "always", "never"],
         examples: Annotated[int, Field(ge=0, le=1000, strict=True)],
+        task: TaskName | Literal["auto"],
+        neighbors: Group,
         verdict: Group,
         license: Group,
         data: Group,
@@ -79,7 +82,7 @@ class DistillSettings(Typed, called="kd-distill"):
             _check_terms(f"controls.{name}.loss", control.get("loss"))
             if control.get("student") is not None:
                 _check_control_model(f"controls.{name}.student", control["student"])
-        _check_known("student", student, (*_MODEL_KEYS, "freeze"))
+        _check_known("student", student, (*_MODEL_KEYS, "freeze", "keep_projector"))
         if teacher is not None:
             _check_known("teacher", teacher, (*_MODEL_KEYS, *_TRAINING_KEYS, *_COMPOSITE_KEYS))
             if "loss" in teacher:

@@ -39,7 +39,10 @@ from kd_app.run.schema import (
     TeacherOutputs,
     TeacherTraining,
 )
+from kd_app.run.task_choice import fill_task, resolve_task
 from kd_app.run.validation import check_data_use, check_teacher
+from kd_app.tasks.base import Task
+from kd_app.tasks.classification import CLASSIFICATION
 from kd_app.training.freeze import BACKBONE
 from kd_app.training.job import Recipe
 from kd_app.training.loss import DistillationLoss
@@ -59,7 +62,8 @@ class ExternalParts:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """The validated parts of a run, built before data or weights are read.
+    """The validated parts of a run, built before data or weights are read. task: see
+    `resolve_task`.
 
     config: with the chosen terms in place of ``loss=auto``. loss_choice: see
     `LossChoice.sentence`.
@@ -80,6 +84,7 @@ class RunSpec:
     budget: LatencyBudget | None = None
     external: ExternalParts = field(default_factory=ExternalParts)
     loss_choice: str = ""
+    task: Task = CLASSIFICATION
 
     def build_teacher_losses(self) -> dict[str, DistillationLoss]:
         """By role, the losses that read the teacher."""
@@ -100,9 +105,9 @@ class RunSpec:
 def build_spec(config: Config, external: ExternalParts | None = None) -> RunSpec:
     """Build and validate every part of a run without reading or writing anything."""
     external = external or ExternalParts()
-    config = resolve_controls(config)
+    config = resolve_controls(resolve_task(config).config)
     config, sentence = resolve_loss(config, teacher=external.teacher, student=external.student)
-    DistillSettings(**config)
+    DistillSettings(**fill_task(config))
     spec = replace(assemble_spec(config, external), loss_choice=sentence)
     check_recipes(spec)
     return spec
@@ -112,6 +117,7 @@ def assemble_spec(config: Config, external: ExternalParts) -> RunSpec:
     """Build the parts of a run. Recipes stay plain configuration: their losses,
     optimizers, schedules and callbacks are not built.
     """
+    task, config = resolve_task(config)
     trainer = make(config["trainer"], TrainerSettings)
     if trainer.world_size > 1 and external != ExternalParts():
         raise RequestError(
@@ -127,6 +133,9 @@ def assemble_spec(config: Config, external: ExternalParts) -> RunSpec:
         **common,
     )
     teacher, teacher_recipe = _build_teacher(config, external)
+    if not task.reads_labels:
+        # the teacher is used as it is
+        teacher_recipe = None
     controls = (
         {name: _build_control(name, node, recipe) for name, node in config["controls"].items()}
         if teacher is not None
@@ -156,6 +165,7 @@ def assemble_spec(config: Config, external: ExternalParts) -> RunSpec:
         assistants=assistants,
         budget=make(config["budget"], LatencyBudget) if config["budget"] is not None else None,
         external=external,
+        task=task,
     )
 
 
@@ -245,6 +255,8 @@ def check_recipes(spec: RunSpec) -> None:
         # The teacher itself is trained without a teacher.
         teacher = None if recipe is spec.teacher_recipe else spec.teacher
         check_teacher(loss, teacher, chained=bool(spec.assistants))
+        if recipe is not spec.teacher_recipe:
+            spec.task.check_loss(loss.chosen, "student" if recipe is spec.recipe else "controls")
     if isinstance(spec.teacher, EmaTeacher) and spec.trainer.world_size > 1:
         raise RequestError(
             f"teacher=ema supports one process, got trainer.devices={spec.trainer.world_size}. Use"
@@ -257,7 +269,14 @@ def check_recipes(spec: RunSpec) -> None:
         )
     shuffled = [name for name, control in spec.controls.items() if control.shuffle_teacher_images]
     labeling = [name for name, control in spec.controls.items() if control.labels_images]
-    check_data_use(spec.data, spec.teacher_outputs, spec.build_teacher_losses(), shuffled, labeling)
+    check_data_use(
+        spec.data,
+        spec.teacher_outputs,
+        spec.build_teacher_losses(),
+        shuffled,
+        labeling,
+        task=spec.task,
+    )
 
 
 def _build_control(name: str, node: Config, student: Recipe) -> Control:

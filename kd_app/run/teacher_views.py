@@ -57,7 +57,7 @@ def cache_teacher_views(
     assert replay is not None, "build_spec requires data with views"
     filler = _build_filler(workspace, teacher, student_input, replay)
     images = list_images_by_view(workspace, replay, recipe, sees_partners=sees_partners)
-    format = choose_cache_format(workspace.spec, len(workspace.classes), lambda: teacher.loaded)
+    format = choose_cache_format(workspace.spec, workspace.classes, lambda: teacher.loaded)
     cache = _ShardCache(workspace, teacher, filler, images)
     if not cache.is_whole(format):
         format = _choose_measured(workspace, filler, format, images)
@@ -115,7 +115,7 @@ def _choose_measured(
     Raises `RunError` for a format that was chosen by name and loses too much.
     """
     settings = workspace.spec.teacher_outputs
-    needs = list_needs(workspace.spec.build_teacher_losses())
+    needs = list_needs(workspace.spec.build_teacher_losses(), workspace.task)
     if format.is_lossless:
         return format
     shares = filler.measure_lost_shares(format, list_temperatures(needs))

@@ -127,5 +127,5 @@ def _fit(
 def _load_trained(workspace: Workspace, job: TrainingJob, folder: Path) -> RunModel:
     record = read_training(folder)
     model = build_trained_spec(job.model, folder)
-    created = create(model, job.input, len(workspace.classes), seed=job.recipe.seed)
+    created = create(model, job.input, job.count_outputs(workspace.data), seed=job.recipe.seed)
     return RunModel(job.name, model, created, record, folder)

@@ -12,6 +12,8 @@ from kd_app.models.composite import TeacherEnsemble
 from kd_app.models.outputs import Outputs
 from kd_app.models.spec import ModelSpec
 from kd_app.run.schema import TeacherOutputs
+from kd_app.tasks.base import Task
+from kd_app.tasks.classification import CLASSIFICATION
 from kd_app.training.cache_choice import check_format, list_needs
 from kd_app.training.loss import DistillationLoss
 
@@ -22,6 +24,8 @@ def check_data_use(
     losses: Mapping[str, DistillationLoss],
     shuffled: Iterable[str],
     labeling: Collection[str] = (),
+    *,
+    task: Task = CLASSIFICATION,
 ) -> None:
     """Raise `RequestError` if the data lack a capability that the run needs.
 
@@ -36,7 +40,7 @@ def check_data_use(
             because="teacher.outputs=cached",
             instead="use teacher.outputs=live",
         )
-        check_format(teacher_outputs.cache, list_needs(losses))
+        check_format(teacher_outputs.cache, list_needs(losses, task))
     needs: tuple[tuple[Iterable[str], Capability], ...] = (
         (shuffled, "partners"),
         (labeling, "unlabeled"),

@@ -22,6 +22,7 @@ from kd_app.training.distributed.launch import FAILED, REFUSED, hash_job
 
 if TYPE_CHECKING:
     from kd_app.data.base import RunData
+    from kd_app.tasks.base import Task
     from kd_app.training.job import JobTeacher, TrainingJob
 
 
@@ -104,25 +105,27 @@ def load_job(record: dict[str, Any], data: "RunData") -> "TrainingJob":
     The `data` must be loaded.
     """
     from kd_app.run.model_specs import parse_model
+    from kd_app.tasks.build import parse_task
     from kd_app.training.job import Recipe, TrainingJob
 
-    model = parse_model(record["model"])
-    model.bind_classes(tuple(data.classes))
+    model, task = parse_model(record["model"]), parse_task(record["task"])
+    task.bind_model(model, data.classes)
     return TrainingJob(
         name=record["name"],
         model=model,
         input=_parse_input(record["input"]),
         recipe=Recipe(**record["recipe"]),
-        teacher=_load_teacher(record["teacher"], data) if record["teacher"] else None,
+        teacher=_load_teacher(record["teacher"], data, task) if record["teacher"] else None,
         partner_images=record["partner_images"],
         pseudo_labels=Path(record["pseudo_labels"]) if record["pseudo_labels"] else None,
         fresh_views=record["fresh_views"],
         license=record["license"],
         refit_weights=record["refit_weights"],
+        task=task,
     )
 
 
-def _load_teacher(record: dict[str, Any], data: "RunData") -> "JobTeacher":
+def _load_teacher(record: dict[str, Any], data: "RunData", task: "Task") -> "JobTeacher":
     from kd_app.models.create import create
     from kd_app.models.spec import CompositeTeacher, ImageStats
     from kd_app.run.model_specs import parse_model
@@ -135,11 +138,13 @@ def _load_teacher(record: dict[str, Any], data: "RunData") -> "JobTeacher":
             ImageStats(data.channels, data.size, *data.compute_pixel_statistics(), data.width),
         )
     else:
-        model.bind_classes(classes)
+        task.bind_model(model, classes)
     cached = record["cached"]
     return JobTeacher(
         model,
-        create(model, _parse_input(record["input"]), len(classes), seed=0),
+        create(
+            model, _parse_input(record["input"]), task.count_outputs(classes, "teacher"), seed=0
+        ),
         **{
             name: Path(record[name]) if record[name] else None
             for name in ("folder", "validation_logits")

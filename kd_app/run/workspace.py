@@ -11,14 +11,14 @@ from kd_app.config import Decoding, RequestError, RunError, bound_side
 from kd_app.config.memory import explain_memory_error
 from kd_app.config.records import read_record
 from kd_app.data.base import RunData
-from kd_app.data.batch import Batch
+from kd_app.data.chained import Chained
 from kd_app.data.corruptions import Corruption
 from kd_app.data.worker_loader import explain_lost_worker
 from kd_app.deployment.logits import NonFiniteLogitsError, check_finite, name_images
 from kd_app.deployment.predictions import predict
 from kd_app.metrics.record import Predictions
 from kd_app.models.cost import count_params
-from kd_app.models.create import create, resolve_input
+from kd_app.models.create import create, measure_width, resolve_input
 from kd_app.models.spec import CompositeTeacher, ImageStats, ModelSpec
 from kd_app.reporting.console import Console
 from kd_app.run.cache_plan import CachePlan, choose_max_views, plan_cache
@@ -29,6 +29,7 @@ from kd_app.run.spec import RunSpec
 from kd_app.run.validation import check_scopes, check_teacher_logits
 from kd_app.signals import check_stop
 from kd_app.stages import Stage, StagePart, Stages, hash_file, write_atomically
+from kd_app.tasks.base import Task
 from kd_app.training.record import RECORD
 
 SPEED = "speed.json"
@@ -60,6 +61,8 @@ class Workspace:
         self.tracker = tracker
         self.used: list[Stage] = []
         self.data: RunData = spec.data
+        self.task: Task = spec.task
+        """With the width of the teacher's output once the teacher is loaded."""
         self.data_folder: Path | None = None
         self.max_views: int | None = None
         """The views of an image that fit into ``teacher.cache_gb``; None: no limit."""
@@ -103,11 +106,11 @@ class Workspace:
         students = [model for control in spec.controls.values() for model in control.students]
         assistants = [assistant.spec for assistant in spec.assistants]
         for model in (spec.student, *students, *assistants):
-            model.bind_classes(self.classes)
+            self.task.bind_model(model, self.classes)
         if isinstance(spec.teacher, CompositeTeacher):
             spec.teacher.bind_data(self.classes, self.compute_image_stats())
         elif spec.teacher is not None:
-            spec.teacher.bind_classes(self.classes)
+            self.task.bind_model(spec.teacher, self.classes)
 
     def check_losses(self) -> list[str]:
         """Return warnings of loss terms with a part that is void for the classes or the
@@ -116,7 +119,8 @@ class Workspace:
         recipes = (self.spec.teacher_recipe, self.spec.recipe, *self.spec.controls.values())
         return check_scopes(
             (recipe.build_loss() for recipe in recipes if recipe),
-            num_classes=len(self.classes),
+            # terms that read no labels suit images without classes
+            num_classes=max(len(self.classes), 1),
             batch_size=self.data.batch_size,
             world_size=self.spec.trainer.world_size,
         )
@@ -157,10 +161,15 @@ class Workspace:
         mean, std = self.data.compute_pixel_statistics()
         return ImageStats(self.data.channels, self.data.size, mean, std, self.data.width)
 
+    def count_outputs(self, model: ModelSpec) -> int:
+        """The width of a model's output; see `Task.count_outputs`."""
+        return self.task.count_outputs(self.classes, model.role)
+
     def load_model(self, spec: ModelSpec, *, seed: int) -> RunModel:
         """Load a model that is used without training."""
         input_spec = resolve_input(spec, self.compute_image_stats())
-        loaded = create(spec, input_spec, len(self.classes), seed=seed)
+        outputs = self.task.count_own_outputs(self.classes)
+        loaded = create(spec, input_spec, outputs, seed=seed)
         return RunModel(spec.role, spec, loaded, no_metrics_reason=spec.no_metrics_reason)
 
     def load_pretrained_teacher(self) -> RunModel | None:
@@ -170,6 +179,8 @@ class Workspace:
         teacher has a random head that is not trained but read by a loss term.
         """
         teacher = self._load_untrained_teacher()
+        if teacher is not None:
+            self.task = self.task.bind_teacher(measure_width(teacher.loaded))
         if teacher is None or not teacher.no_metrics_reason:
             return teacher
         for name, control in self.spec.controls.items():
@@ -434,17 +445,3 @@ def _round_trip_json(config: dict[str, Any]) -> dict[str, Any]:
     """The config as it is read from JSON, for comparison with a stored one."""
     loaded: dict[str, Any] = json.loads(json.dumps(config))
     return loaded
-
-
-class Chained:
-    """The batches of several loaders, one after the other."""
-
-    def __init__(self, loaders: list[Any]) -> None:
-        self._loaders = loaders
-
-    def __len__(self) -> int:
-        return sum(len(loader) for loader in self._loaders)
-
-    def __iter__(self) -> Iterator[Batch]:
-        for loader in self._loaders:
-            yield from loader

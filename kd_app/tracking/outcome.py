@@ -9,7 +9,7 @@ from kd_app.config.redact import redact
 from kd_app.tracking import lineage
 from kd_app.tracking.base import Outcome, TrackedArtifact
 
-_SECTIONS = ("test", "validation", "verdict", "speed", "models", "license")
+_SECTIONS = ("test", "validation", "embedding", "verdict", "speed", "models", "license")
 
 
 def build_outcome(

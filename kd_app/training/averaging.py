@@ -33,7 +33,9 @@ class EMA(Typed, WeightAveraging):
     def __init__(self, *, decay: Annotated[float, Field(gt=0, lt=1)]) -> None:
         self.decay = decay
         self.raw_metrics: dict[str, float] = {}
-        """top1 and nll of the raw weights in the last validation."""
+        """Metrics of the raw weights in the last validation, by which the best epoch is
+        chosen.
+        """
         super().__init__(multi_avg_fn=self._average)
 
     def _average(self, averages: list[Tensor], weights: list[Tensor], count: Tensor) -> None:
@@ -96,5 +98,5 @@ class EMA(Typed, WeightAveraging):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         metrics = self._copy.model_metrics.compute()
         self._copy.model_metrics.reset()
-        self.raw_metrics = {name: float(metrics[name]) for name in ("top1", "nll")}
+        self.raw_metrics = {name: float(metrics[name]) for name in self._copy.task.selection}
         super().on_validation_epoch_end(trainer, pl_module)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 from kd_app.config import RequestError
+from kd_app.tasks.base import Task
 from kd_app.training.cache_format import (
     FORMATS,
     CacheFormat,
@@ -23,13 +24,13 @@ _SMALL = 256
 _LIVE = "Use teacher.outputs=live"
 
 
-def list_needs(losses: Mapping[str, DistillationLoss]) -> list[TermNeed]:
+def list_needs(losses: Mapping[str, DistillationLoss], task: Task) -> list[TermNeed]:
     """What each term reads of the teacher; `losses` by role."""
     return [
         TermNeed(
             role,
             name,
-            term.teacher_reads,
+            task.map_reads(term.teacher_reads),
             term.teacher_temperature,
             term.label_temperature,
             loss.members.get(name),

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -22,6 +22,8 @@ from kd_app.config import RunError
 from kd_app.files import replace_file
 from kd_app.signals import STOP_SIGNALS, StopRequest
 from kd_app.stages import hash_file
+from kd_app.tasks.base import Selection
+from kd_app.tasks.classification import CLASSIFICATION
 from kd_app.training.averaging import EMA
 
 LAST = "last.ckpt"
@@ -45,7 +47,7 @@ class ResumableCheckpoint(Checkpoint):
     `steps` optimizer steps, at the end of each epoch and on a signal; keep the
     student's best weights.
 
-    The best epoch has the highest validation top1; the lowest nll breaks ties. With an
+    The best epoch is that of the `selection`. With an
     `average`, both the averaged and the raw weights of an epoch are candidates. With
     `last`, in a training without validation, these weights of the last epoch are kept.
 
@@ -63,9 +65,11 @@ class ResumableCheckpoint(Checkpoint):
         steps: int | None = None,
         average: EMA | None = None,
         last: Literal["raw", "average"] | None = None,
+        selection: Selection = CLASSIFICATION.selection,
     ) -> None:
         super().__init__()
         self.folder = folder
+        self._selection = selection
         self._last = last
         self.best: dict[str, Any] = {}
         self.sha256 = ""
@@ -152,7 +156,7 @@ class ResumableCheckpoint(Checkpoint):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the validated weights if they are the best so far."""
         metrics = {
-            name: float(trainer.callback_metrics[f"validation/{name}"]) for name in ("top1", "nll")
+            name: float(trainer.callback_metrics[f"validation/{name}"]) for name in self._selection
         }
         candidates = {"raw": metrics}
         if self._average is not None:
@@ -161,8 +165,9 @@ class ResumableCheckpoint(Checkpoint):
             self._keep_best(trainer, kind, values)
 
     def _keep_best(self, trainer: pl.Trainer, kind: str, metrics: dict[str, float]) -> None:
-        score = (metrics["top1"], -metrics["nll"])
-        if self.best and score <= (self.best["top1"], -self.best["nll"]):
+        highest, lowest = self._selection
+        score = (metrics[highest], -metrics[lowest])
+        if self.best and score <= (self.best[highest], -self.best[lowest]):
             return
         self.best = {**metrics, "epoch": float(trainer.current_epoch)}
         if self._average is not None:
@@ -314,11 +319,20 @@ class SkipNonFiniteSteps(Callback):
 
 class Progress(Callback):
     """Print the progress of a training: one live line on a terminal, else a line every
-    `interval` seconds. The line of the last epoch is permanent.
+    `interval` seconds. The line of the last epoch is permanent. metrics: of validation,
+    to print.
     """
 
-    def __init__(self, name: str, console: Any, *, interval: float = 15.0) -> None:
+    def __init__(
+        self,
+        name: str,
+        console: Any,
+        *,
+        interval: float = 15.0,
+        metrics: Sequence[str] = CLASSIFICATION.progress,
+    ) -> None:
         self.name = name
+        self._metrics = metrics
         self.console = console
         self.images_per_second = 0.0
         self._interval = 0.5 if console.live else interval
@@ -357,10 +371,10 @@ class Progress(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print a line with the validation metrics of the epoch."""
-        prefix, names = "validation/", ("top1", "nll", "agreement")
+        prefix = "validation/"
         metrics = {
             name: float(trainer.callback_metrics[prefix + name])
-            for name in names
+            for name in self._metrics
             if prefix + name in trainer.callback_metrics
         }
         text = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())

@@ -82,7 +82,7 @@ def fit(
         # an earlier attempt was stopped between writing the record and this clean-up
         _tidy(folder)
         return
-    created = create(job.model, job.input, len(data.classes), seed=job.recipe.seed)
+    created = create(job.model, job.input, job.count_outputs(data), seed=job.recipe.seed)
     data.bind(
         job.input,
         order_seed=job.recipe.seed,
@@ -129,6 +129,7 @@ def fit(
             license=job.license,
             widths=created.widths,
             label=f"{job.name} after epoch {int(best['epoch']) + 1}",
+            entries=job.task.describe_model(),
         )
         record = {
             "best": best,
@@ -187,7 +188,7 @@ def _build_callbacks(
         consistency = RankConsistency(_describe_training(job, created, data, settings))
     return _Callbacks(
         recipe,
-        Progress(job.name, console),
+        Progress(job.name, console, metrics=job.task.progress),
         SkipNonFiniteSteps(),
         settings.on_nan == "skip",
         consistency,
@@ -197,6 +198,7 @@ def _build_callbacks(
             minutes=settings.checkpoint_minutes if has_replay else None,
             steps=settings.checkpoint_steps if has_replay else None,
             last=job.refit_weights,
+            selection=job.task.selection,
         ),
     )
 
@@ -307,13 +309,14 @@ def build(
             model = deepcopy(model)
         teacher = FrozenTeacher(
             model,
-            reads=terms.teacher_reads | (cache.format.replays_with if cache else frozenset()),
+            reads=job.task.map_reads(terms.teacher_reads)
+            | (cache.format.replays_with if cache else frozenset()),
             pixels=source.created.pixels,
             sees=job.input,
             attention_blocks=terms.attention_blocks,
             members=terms.member_reads,
         )
-    _build_adapters(terms, created, teacher, data, job.recipe.seed)
+    _build_adapters(terms, job, created, teacher, data)
     student = terms.wrap_student(created.model)
     if decay is not None and student is not created.model:
         raise RequestError(
@@ -332,7 +335,8 @@ def build(
         loss=terms,
         teacher=teacher_source,
         input_spec=job.input,
-        num_classes=len(data.classes),
+        num_classes=job.count_outputs(data),
+        task=job.task,
         optimizer=job.recipe.make_optimizer(),
         schedule=job.recipe.make_schedule(),
         from_random=not job.model.origin.has_weights,
@@ -349,10 +353,10 @@ def build(
 
 def _build_adapters(
     terms: DistillationLoss,
+    job: TrainingJob,
     created: LoadedModel,
     teacher: FrozenTeacher | None,
     data: RunData,
-    seed: int,
 ) -> None:
     """Build the adapters of `terms` from both models' outputs for a few images."""
     if teacher is None:
@@ -362,11 +366,12 @@ def _build_adapters(
     if image.dtype == torch.uint8:
         image = normalize(image, created.pixels, torch.contiguous_format)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        outputs: Outputs = Taps(created.model.eval(), terms.reads)(image)
+        torch.manual_seed(job.recipe.seed)
+        outputs: Outputs = Taps(created.model.eval(), job.task.map_reads(terms.reads))(image)
         rows = data.list_rows("train")
         image_numbers = None if rows is None else torch.from_numpy(rows)
-        terms.build(outputs, teacher(image), image_numbers)
+        ours, theirs = (job.task.map_outputs(each) for each in (outputs, teacher(image)))
+        terms.build(ours, theirs, image_numbers)
 
 
 def _run(

@@ -20,6 +20,8 @@ from kd_app.models.composite import EmaTeacher
 from kd_app.models.create import create
 from kd_app.models.spec import LoadedModel, ModelSpec
 from kd_app.schedules import Schedule
+from kd_app.tasks.base import Task
+from kd_app.tasks.classification import CLASSIFICATION
 from kd_app.training.callback_rules import build_callback, check_together
 from kd_app.training.loss import DistillationLoss
 from kd_app.training.optimizer import Optimizer
@@ -203,7 +205,8 @@ class TrainingJob:
     every epoch draws a new view of each image, regardless of ``data.views`` (the
     teacher's own training). license: the license of the trained weights.
     refit_weights: train on the validation images, too, without validation, and export
-    these weights of the last epoch; None: export the best weights on validation.
+    these weights of the last epoch; None: export the best weights on validation. task:
+    what the model learns.
     """
 
     name: str
@@ -216,6 +219,11 @@ class TrainingJob:
     fresh_views: bool = False
     license: str = "unknown"
     refit_weights: Literal["raw", "average"] | None = None
+    task: Task = CLASSIFICATION
+
+    def count_outputs(self, data: RunData) -> int:
+        """The width of the model's output."""
+        return self.task.count_outputs(data.classes, self.name)
 
     def describe_identity(self, data: RunData, trainer: TrainerSettings) -> dict[str, Any]:
         """The settings that determine the trained weights, for the stage's key."""
@@ -244,6 +252,7 @@ class TrainingJob:
             **({"refit": self.refit_weights} if self.refit_weights else {}),
             **({"pseudo_labels": True} if self.pseudo_labels else {}),
             **({"teacher_outputs": teacher.cached.format} if teacher and teacher.cached else {}),
+            **self.task.describe_identity(),
         }
 
     def hash_inputs(self, data: RunData) -> dict[str, str]:
@@ -251,7 +260,7 @@ class TrainingJob:
         pseudo-labels.
         """
         pseudo_labels = self.pseudo_labels
-        initial = create(self.model, self.input, len(data.classes), seed=self.recipe.seed)
+        initial = create(self.model, self.input, self.count_outputs(data), seed=self.recipe.seed)
         return {
             "data": data.fingerprint,
             "start": initial.weights.sha256,
@@ -274,6 +283,7 @@ class TrainingJob:
             "fresh_views": self.fresh_views,
             "license": self.license,
             "refit_weights": self.refit_weights,
+            "task": self.task.to_json(),
         }
 
 

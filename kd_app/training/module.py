@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from kd_app.config import InputSpec, RunError
 from kd_app.data.batch import Batch
 from kd_app.data.normalize import normalize
-from kd_app.data.targets import check_target, normalize_target
-from kd_app.metrics.classification import build_model_metrics
-from kd_app.metrics.pair import build_pair_metrics
+from kd_app.data.targets import normalize_target
 from kd_app.models.outputs import Outputs
 from kd_app.models.taps import Taps
 from kd_app.schedules import Schedule
 from kd_app.stages import write_atomically
+from kd_app.tasks.base import Task
+from kd_app.tasks.classification import CLASSIFICATION
 from kd_app.training.diagnostics import check_terms, compute_gradient_shares
 from kd_app.training.freeze import fix_frozen_modes
 from kd_app.training.loss import DistillationLoss
@@ -56,7 +56,8 @@ class Distillation(pl.LightningModule):
     input_spec: the student's input, to normalize uint8 batches; None if batches are
     normalized. from_random: the student starts from random weights (decides
     ``optimizer.lr=auto``). validation_logits: the teacher's logits on the validation
-    images, to measure agreement and KL during training.
+    images, to measure agreement and KL during training. num_classes: the width of the
+    student's output. task: what the student learns and how it is measured.
 
     Works with a plain Trainer and any LightningDataModule whose batches are `Batch` or
     (image, target). Logs the means of the loss and of each term, the weight of each
@@ -72,6 +73,7 @@ class Distillation(pl.LightningModule):
         teacher: TeacherSource | None = None,
         input_spec: InputSpec | None = None,
         num_classes: int,
+        task: Task = CLASSIFICATION,
         optimizer: Optimizer,
         schedule: Schedule,
         from_random: bool = True,
@@ -85,14 +87,15 @@ class Distillation(pl.LightningModule):
         self.teacher = teacher
         self.input_spec = input_spec
         self.num_classes = num_classes
+        self.task = task
         self.validation_logits = validation_logits
-        self.model_metrics = build_model_metrics(num_classes)
-        self.pair_metrics = build_pair_metrics() if validation_logits else None
+        self.model_metrics = task.build_metrics(num_classes)
+        self.pair_metrics = task.build_pair_metrics() if validation_logits else None
         self.options = options or StepOptions()
         self._memory_format = (
             torch.channels_last if self.options.channels_last else torch.contiguous_format
         )
-        self._taps = Taps(student, loss.reads)
+        self._taps = Taps(student, task.map_reads(loss.reads))
         self._optimizer_settings, self._schedule = optimizer, schedule
         self._from_random = from_random
         self._splitter: GradientSplitter | None = None
@@ -158,7 +161,7 @@ class Distillation(pl.LightningModule):
         batch = replace(self.prepare_batch(batch), progress=self.progress)
         is_checked = self.is_checked(self.trainer.global_step)
         if is_checked:
-            check_target(batch.target, batch.labeled, self.num_classes, where="train")
+            self.task.check_batch(batch, self.num_classes)
         total, values = self.compute_losses(batch)
         if is_checked:
             check_terms(self.loss, values, self.student, batch)
@@ -225,7 +228,8 @@ class Distillation(pl.LightningModule):
         total: Tensor
         student = self._taps(batch.image)
         teacher = Outputs() if self.teacher is None else self.teacher.compute_outputs(batch)
-        total, values = self.loss(student, teacher, batch)
+        ours, theirs = self.task.map_outputs(student), self.task.map_outputs(teacher)
+        total, values = self.loss(ours, theirs, batch)
         return total, values
 
     def _flush(self, step: int) -> None:
@@ -294,10 +298,9 @@ class Distillation(pl.LightningModule):
             return
         logits = self.student(batch.image).float()
         self._diverged = self._diverged | ~logits.isfinite().all()
-        targets = batch.to_hard_target()
-        self.model_metrics.update(logits, targets)
-        if self.pair_metrics is not None and self.validation_logits is not None:
-            self.pair_metrics.update(logits, self.validation_logits.select(batch.index), targets)
+        self.task.update_metrics(
+            self.model_metrics, self.pair_metrics, logits, batch, self.validation_logits
+        )
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the whole validation set, over all ranks.

@@ -22,7 +22,7 @@ class BestEpoch(TypedDict):
     """
 
     epoch: Annotated[float, Field(ge=0, le=10**9)]
-    top1: float
+    top1: NotRequired[float]
     nll: NotRequired[float | None]
     weights: NotRequired[Literal["raw", "average"]]
 
@@ -71,9 +71,11 @@ def describe_outcome(record: Mapping[str, Any]) -> list[str]:
             f" of epoch {int(best['epoch']) + 1}"
         )
     if "weights" in best:
+        metric = next(name for name in best if name not in ("epoch", "weights"))
         kind, other = ("averaged", "raw") if best["weights"] == "average" else ("raw", "averaged")
         sentences.append(
-            f"the {kind} weights are exported: their validation top1 of {best['top1']:.4f} (epoch"
-            f" {int(best['epoch']) + 1}) is at least that of the {other} weights in every epoch"
+            f"the {kind} weights are exported: their validation {metric} of {best[metric]:.4f}"
+            f" (epoch {int(best['epoch']) + 1}) is at least that of the {other} weights in every"
+            " epoch"
         )
     return sentences

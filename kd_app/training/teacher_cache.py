@@ -63,9 +63,12 @@ class TeacherLogits:
         return TeacherLogits.from_predictions(Predictions.load(folder))
 
     def select(self, index: Tensor) -> Tensor:
-        """``[B, K]``: the logits of the images with these numbers."""
-        rows = torch.searchsorted(self.index, index.cpu())
-        return self.logits[rows].to(index.device)
+        """``[B, K]``: the logits of the images with these numbers; NaN for others."""
+        numbers = index.cpu()
+        rows = torch.searchsorted(self.index, numbers).clamp(max=len(self.index) - 1)
+        logits = self.logits[rows]
+        logits[self.index[rows] != numbers] = torch.nan
+        return logits.to(index.device)
 
 
 class CachedTeacherModel(TypedDict):

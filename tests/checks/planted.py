@@ -29,6 +29,7 @@ from kd_app.stages import Stages
 HERE = "tests.checks.planted"
 QUIET = Console(silent=True)
 SMALL = (
+    "data=digits",
     "trainer=cpu",
     "trainer.precision=32-true",
     "logger=[]",

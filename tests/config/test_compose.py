@@ -176,9 +176,10 @@ def test_data_choices_share_settings_and_each_adds_specific_ones() -> None:
     shared = content("data/_images")
     own = {key for key, value in shared.items() if value == "???"}
     assert own == {"source", "view", "batch_size", "name", "presets"}
+    added = {"images": {"judge"}}
     for name in set(list_choices("data")) - {"digits_few_labels"}:
         data = compose_config("distill", [f"data={name}"])["data"]
-        assert data.keys() == shared.keys()
+        assert data.keys() == shared.keys() | added.get(name, set())
         for key in shared.keys() - own - {"root"}:
             assert data[key] == shared[key]
 

@@ -178,7 +178,8 @@ def prepare_config(folder: Path) -> Any:
     (folder / "results.json").write_text(
         json.dumps(build_full_results(cascade=None)), encoding="utf-8"
     )
-    return compose_config("distill", ["student.name=resnet8", "loss=[cross_entropy,soft_target]"])
+    words = ["student.name=resnet8", "loss=[cross_entropy,soft_target]", "controls=[labels_only]"]
+    return compose_config("distill", words)
 
 
 def use_config(folder: Path) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 import kd_app.models.small
 from kd_app.config import Decoding, InputSpec
 from kd_app.config.compose import compose_config
+from kd_app.data.chained import Chained
 from kd_app.data.folder import Folder
 from kd_app.data.normalize import normalize
 from kd_app.data.preparation import prepare_image
@@ -27,7 +28,6 @@ from kd_app.jobs.predict import predict
 from kd_app.models.save import copy_labeled, save_model
 from kd_app.reporting.card_usage import write_usage
 from kd_app.reporting.results import Results
-from kd_app.run.workspace import Chained
 from tests.data.test_module import build_images
 from tests.deployment.graphs import write_linear
 from tests.reporting.run_folders import build_results

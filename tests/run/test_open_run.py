@@ -25,7 +25,6 @@ from kd_app.reporting.console import Console
 from kd_app.reporting.results import write
 from kd_app.run.open_run import (
     STAGES,
-    Purpose,
     SavedRun,
     _find_stage,
     build_saved_spec,
@@ -34,6 +33,7 @@ from kd_app.run.open_run import (
     read_run,
 )
 from kd_app.run.run_model import RunModel
+from kd_app.run.task_choice import Purpose
 from kd_app.run.workspace import Workspace
 from tests.builders import DIGITS, accept_changes, image_folder, results, teacher_folder
 from tests.commands.conftest import _cwd

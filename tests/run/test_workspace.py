@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from kd_app.config import Decoding, RequestError, RunError
+from kd_app.data.chained import Chained
 from kd_app.run.run_model import RunModel
-from kd_app.run.workspace import Chained, Workspace
+from kd_app.run.workspace import Workspace
 from kd_app.stages import Stage
 from tests.builders import DIGITS, build_workspace, teacher_folder
 

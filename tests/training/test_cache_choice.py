@@ -5,6 +5,7 @@ import pytest
 from kd_app.config import RequestError
 from kd_app.config.compose import compose_config
 from kd_app.run.spec import build_spec
+from kd_app.tasks.classification import CLASSIFICATION
 from kd_app.training.cache_choice import CacheSetting, choose_format, list_needs
 from kd_app.training.cache_format import TermNeed
 from kd_app.training.loss import DistillationLoss
@@ -16,7 +17,7 @@ def losses(*words: str) -> dict[str, DistillationLoss]:
 
 
 def needs(*words: str) -> list[TermNeed]:
-    return list_needs(losses(*words))
+    return list_needs(losses(*words), CLASSIFICATION)
 
 
 SOFT = "loss=[cross_entropy,soft_target]"

@@ -20,8 +20,10 @@ from kd_app.deployment.formats.base import Format, Opset, UInt8Model
 from kd_app.deployment.formats.onnx import write_onnx
 from kd_app.deployment.hardware import read_cpu_flags
 from kd_app.files import PARTIAL
+from kd_app.models.normalized import NormalizedEmbedding
 
 _NORMALIZATION = frozenset({"Cast", "Mul", "Add"})
+_LAYERS = frozenset({"Conv", "Gemm", "MatMul"})
 _VNNI = frozenset({"avx512_vnni", "avx_vnni"})
 
 
@@ -65,7 +67,8 @@ class OnnxInt8(Format):
         ):
             plain, prepared = Path(folder) / "plain.onnx", Path(folder) / "prepared.onnx"
             write_onnx(model, input_spec, plain, opset=self.opset)
-            self._quantize(plain, prepared, calibration, path)
+            is_embedding = isinstance(model.model, NormalizedEmbedding)
+            self._quantize(plain, prepared, calibration, path, keep_tail=is_embedding)
         return {
             "opset": self.opset,
             "reduce_range": self.reduce_range,
@@ -73,7 +76,13 @@ class OnnxInt8(Format):
         }
 
     def _quantize(
-        self, plain: Path, prepared: Path, calibration: Sequence[NDArray[np.uint8]], path: Path
+        self,
+        plain: Path,
+        prepared: Path,
+        calibration: Sequence[NDArray[np.uint8]],
+        path: Path,
+        *,
+        keep_tail: bool,
     ) -> None:
         import onnx
         from onnxruntime.quantization import (
@@ -88,6 +97,8 @@ class OnnxInt8(Format):
         batches = ({"images": batch} for batch in calibration)
         reader = SimpleNamespace(get_next=lambda: next(batches, None))
         quant_pre_process(str(plain), str(prepared), auto_merge=True)
+        graph = onnx.load(prepared).graph
+        tail = _find_tail_nodes(graph) if keep_tail else []
         quantize_static(
             str(prepared),
             str(path),
@@ -98,7 +109,7 @@ class OnnxInt8(Format):
             per_channel=True,
             reduce_range=self.reduce_range,
             calibrate_method=CalibrationMethod[self.calibration],
-            nodes_to_exclude=_find_normalization_nodes(onnx.load(prepared).graph),
+            nodes_to_exclude=[*_find_normalization_nodes(graph), *tail],
         )
         quantized = onnx.load(path)
         used = {node.domain for node in quantized.graph.node}
@@ -130,6 +141,15 @@ def _find_normalization_nodes(graph: Any) -> list[str]:
             return names
         names.append(readers[0].name)
         value = readers[0].output[0]
+
+
+def _find_tail_nodes(graph: Any) -> list[str]:
+    """Find the nodes after the last layer, which normalize the length of an embedding.
+
+    The square of the length needs more digits than int8 has.
+    """
+    last = max(place for place, node in enumerate(graph.node) if node.op_type in _LAYERS)
+    return [node.name for node in graph.node[last + 1 :]]
 
 
 @contextmanager

@@ -35,7 +35,8 @@ class RuntimeFile(ABC):
         return prepare_image(image, self.pixels, decoding or self.decoding)
 
     def infer_logits(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
-        """``images[B, C, H, W] -> [B, K]``.
+        """``images[B, C, H, W] -> [B, K]``; of a file without classes, an embedding of
+        length 1.
 
         Raises `RequestError`, which names the file: images of another shape or type, a
         runtime that fails, logits of another shape, and NaN or infinite logits.
@@ -55,13 +56,18 @@ class RuntimeFile(ABC):
                 f"{name!r} can't be run on {len(images)} images: {take_first_line(error)}. The"
                 " file is damaged, or was not written by kd-export. Export the run again."
             ) from error
-        if logits.shape != (len(images), len(self.classes)):
+        if logits.shape != (len(images), self.entry.width):
             raise RequestError(
                 f"{name!r} returned an array of shape {logits.shape} for {len(images)} images, but"
-                f" its manifest lists {len(self.classes)} classes. Export the run again."
+                f" its manifest lists {self._describe_output()}. Export the run again."
             )
         check_finite(logits, repr(name))
         return logits
+
+    def _describe_output(self) -> str:
+        if self.classes:
+            return f"{len(self.classes)} classes"
+        return f"an embedding of {self.entry.width} numbers"
 
     @abstractmethod
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:

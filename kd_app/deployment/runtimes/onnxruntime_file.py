@@ -33,11 +33,11 @@ class OnnxFile(RuntimeFile):
             types = ", ".join(each.type for each in inputs) or "nothing"
             raise _build_error(entry, f"it takes {types}; expected uint8 images")
         sizes: Sequence[object] = (outputs[0].shape if outputs else None) or ()
-        if len(sizes) != 2 or (isinstance(sizes[1], int) and sizes[1] != len(entry.classes)):
+        if len(sizes) != 2 or (isinstance(sizes[1], int) and sizes[1] != entry.width):
             raise _build_error(
                 entry,
                 f"it returns an array of shape {tuple(sizes)}; expected a row of"
-                f" {len(entry.classes)} logits for each image, one for each class of its manifest",
+                f" {entry.width} numbers for each image, as its manifest says",
             )
         self._input, self._output = inputs[0].name, outputs[0].name
 

@@ -116,9 +116,10 @@ def _describe_data(results: Results, split: Measurement | None) -> Iterator[str]
     if results.data is not None:
         yield (
             "Other images: everything was measured on images like those of this data set"
-            f" ({len(results.data.classes):,} classes). The results do not carry over to another"
+            f"{_count_classes(results.data.classes)}. The results do not carry over to another"
             " camera, place or time. To measure on other images, run kd-evaluate run=... data=..."
         )
+    if results.data is not None and results.embedding is None:
         yield (
             "Unknown classes: an image of none of these classes is still assigned to one of them,"
             " often with a high probability."
@@ -143,6 +144,10 @@ def _describe_data(results: Results, split: Measurement | None) -> Iterator[str]
             f"Partial data: the run used only a part of the images ({', '.join(limited)}), so the"
             " metrics support no conclusions."
         )
+
+
+def _count_classes(classes: list[str]) -> str:
+    return f" ({len(classes):,} classes)" if classes else ""
 
 
 def _describe_classes(classes: list[ClassPart]) -> Iterator[str]:

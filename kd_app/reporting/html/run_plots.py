@@ -27,6 +27,8 @@ _MAX_CLASSES = 20
 _CURVES = (
     ("validation/top1", "Validation accuracy", "top-1"),
     ("validation/nll", "Validation loss", "negative log-likelihood, nats"),
+    ("validation/overlap", "Neighbors in common with the teacher on validation", "share"),
+    ("validation/distance", "Distance to the teacher on validation", "1 - cosine"),
 )
 _LOSS_STYLES = (1, 3, 4, 5, 0, 2)
 """Styles of the total loss and of its terms."""

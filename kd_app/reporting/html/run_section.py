@@ -1,6 +1,7 @@
 """All details of one run, read from its folder."""
 
 import math
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -11,6 +12,11 @@ from kd_app.metrics.pair_metrics import PAIR_METRICS
 from kd_app.reporting.cascade import write_answer as write_cascade_answer
 from kd_app.reporting.cascade import write_details
 from kd_app.reporting.distillation_gain import describe_gains
+from kd_app.reporting.embedding_table import (
+    build_embedding_table,
+    list_embedding_sentences,
+    write_embedding_verdict,
+)
 from kd_app.reporting.exports import read_exports
 from kd_app.reporting.html.examples import build_examples, select_flips
 from kd_app.reporting.html.from_predictions import (
@@ -21,7 +27,15 @@ from kd_app.reporting.html.from_predictions import (
     read_model_predictions,
 )
 from kd_app.reporting.html.provenance import build_provenance, list_limits
-from kd_app.reporting.html.schema import Curve, ModelPart, PairPart, RunPart
+from kd_app.reporting.html.schema import (
+    Curve,
+    ModelPart,
+    NeighborPart,
+    PairPart,
+    QueryPart,
+    RunPart,
+)
+from kd_app.reporting.neighbor_examples import read_neighbors
 from kd_app.reporting.results import Estimate, Measurement, Results, Split
 from kd_app.reporting.runs import Run
 from kd_app.reporting.sentences import (
@@ -30,7 +44,7 @@ from kd_app.reporting.sentences import (
     write_basis,
     write_verdict,
 )
-from kd_app.run_files import EXAMPLES
+from kd_app.run_files import EXAMPLES, NEIGHBORS
 
 T = TypeVar("T")
 LABELS = {
@@ -94,17 +108,22 @@ def build_run_part(run: Run, name: str) -> RunPart:
         robustness=split.robustness if split else [],
         steps=results.steps,
         cascade=results.cascade,
+        embedding=results.embedding,
+        embedding_table=build_embedding_table(results),
+        embedding_sentences=list_embedding_sentences(results)[1:],
         cascade_details=write_details(results, results.cascade) if results.cascade else [],
         license=describe_license(results.license),
         knowledge=results.knowledge,
         provenance=build_provenance(results),
         limits=[],
     )
-    _read(
-        lambda: _add_predictions(part, run, split, names),
-        "Confusions, flips and calibration",
-        missing,
-    )
+    if results.embedding is None:
+        _read(
+            lambda: _add_predictions(part, run, split, names),
+            "Confusions, flips and calibration",
+            missing,
+        )
+    part.neighbors = _read(lambda: _read_queries(run), "Nearest images", missing) or []
     _read(lambda: read_exports(run.path), "Exported files", missing)
     part.limits = list_limits(results, split, part.classes)
     part.missing = [reason.replace(str(run.path), name) for reason in missing]
@@ -146,6 +165,8 @@ def write_title(results: Results) -> str:
 
 def write_question(results: Results) -> str:
     """Write the question that the run answers."""
+    if results.embedding is not None:
+        return "Does the student see the images as the teacher does?"
     if results.cascade is not None:
         return "Does it pay to route hard images to a more expensive model?"
     has_teacher = "teacher" in results.models or (
@@ -158,6 +179,8 @@ def write_answer(results: Results) -> str:
     """Write the verdict in a sentence, or the reason why there is no verdict."""
     if results.cascade is not None:
         return write_cascade_answer(results.cascade)
+    if verdict := write_embedding_verdict(results):
+        return " ".join([*results.cautions, verdict])
     split = select_split(results)
     if split is None:
         return f"Nothing has been measured yet. {_describe_status(results)}"
@@ -310,6 +333,23 @@ def _read_examples(run: Run, names: Sequence[str]) -> list[Any]:
     import pandas as pd
 
     return build_examples(pd.read_parquet(run.find_file(EXAMPLES)), names)
+
+
+def _read_queries(run: Run) -> list[QueryPart]:
+    """The queries of the file of nearest images, in its order."""
+    if not (run.path / NEIGHBORS).is_file():
+        return []
+    queries: dict[int, QueryPart] = {}
+    for row in read_neighbors(run.find_file(NEIGHBORS)):
+        images = [_encode(png) for png in row.neighbor_png]
+        part = QueryPart(file=row.file, overlap=row.overlap, png=_encode(row.png), models=[])
+        model = NeighborPart(role=row.role, files=row.neighbor_file, png=images)
+        queries.setdefault(row.query, part).models.append(model)
+    return list(queries.values())
+
+
+def _encode(png: bytes | None) -> str | None:
+    return None if png is None else b64encode(png).decode()
 
 
 def iterate_accuracies(results: Results) -> Iterator[tuple[ModelPart, Estimate]]:

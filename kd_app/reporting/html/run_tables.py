@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from kd_app.metrics.model_metrics import MODEL_METRICS
+from kd_app.reporting.embedding_table import EmbeddingTable
 from kd_app.reporting.html.run_section import label_models
 from kd_app.reporting.html.schema import ClassPart, ExamplePart, RunPart
 from kd_app.reporting.html.tables import (
@@ -22,6 +23,19 @@ STEPS_NOTE = (
     " images. A negative number is a gain. Latency: median of one image on one thread. All steps"
     " are timed in turns, so that ratios of latencies hold on a busy machine."
 )
+
+
+def build_embedding_table(content: EmbeddingTable) -> Table:
+    """Build the table of the models' embeddings; intervals are in small print."""
+    rows = [
+        [Cell(name), *(_split_interval(text) for text in cells)] for name, cells in content.rows
+    ]
+    return Table("Models", ["", *content.heads], rows, frozenset({0}), frozenset())
+
+
+def _split_interval(text: str) -> Cell:
+    value, _, interval = text.partition(" (")
+    return Cell(value, interval.removesuffix(")"))
 
 
 def build_models_table(run: RunPart) -> Table:

@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from kd_app.metrics.model_pair import CASCADE, DISTILLATION, ModelPair
 from kd_app.metrics.spec import Format
 from kd_app.reporting.constraints import Number
+from kd_app.reporting.embedding_results import EmbeddingRecord
+from kd_app.reporting.embedding_table import EmbeddingTable
 from kd_app.reporting.results import (
     CascadeRecord,
     CompressionStep,
@@ -182,6 +184,25 @@ class Provenance(_Part):
     config: dict[str, str]
 
 
+class NeighborPart(_Part):
+    """The nearest images of a query by one model. png: base64."""
+
+    role: str
+    files: list[str]
+    png: list[str | None]
+
+
+class QueryPart(_Part):
+    """A held-out image with its nearest images by each model. overlap: share of the
+    teacher's neighbors that the student finds.
+    """
+
+    file: str
+    overlap: float
+    png: str | None
+    models: list[NeighborPart]
+
+
 class RunPart(_Part):
     """All details of one run.
 
@@ -215,6 +236,10 @@ class RunPart(_Part):
     steps: list[CompressionStep] = []
     cascade: CascadeRecord | None = None
     cascade_details: list[str] = Field([], serialization_alias="cascade_says")
+    embedding: EmbeddingRecord | None = None
+    embedding_table: EmbeddingTable | None = None
+    embedding_sentences: list[str] = []
+    neighbors: list[QueryPart] = Field([], exclude=True)
     provenance: Provenance
     limits: list[str]
     missing: list[str] = []

@@ -16,7 +16,7 @@ from kd_app.reporting.html import (
     run_tables,
 )
 from kd_app.reporting.html.charts import Chart
-from kd_app.reporting.html.schema import ExamplePart, FamilyPart, Report, RunPart
+from kd_app.reporting.html.schema import ExamplePart, FamilyPart, QueryPart, Report, RunPart
 from kd_app.reporting.html.tables import Table, build_text_table
 
 _EXAMPLE_TITLES = {
@@ -26,6 +26,10 @@ _EXAMPLE_TITLES = {
     "similar_pair": "Classes that are similar according to the teacher",
     "typical": "Typical images",
 }
+_NEIGHBORS = (
+    "Held-out images, and the nearest training images by each model. The first half are the images"
+    " on which student and teacher disagree most, the others are spread over all."
+)
 _MAX_OPEN = 8
 """Number of images of a kind that are visible without a click."""
 
@@ -59,12 +63,13 @@ class Section:
     charts: list[Chart] = field(default_factory=list)
     cards: list[Cards] = field(default_factory=list)
     folded: list[Table] = field(default_factory=list)
+    queries: list[QueryPart] = field(default_factory=list)
 
     @property
     def has_content(self) -> bool:
         """Whether the section contains anything."""
         content = (self.paragraphs, self.items, self.tables, self.charts, self.cards, self.folded)
-        return any(content)
+        return any(content) or bool(self.queries)
 
 
 def build_overview(report: Report) -> list[Section]:
@@ -147,7 +152,10 @@ def _iterate_sections(report: Report, run: RunPart) -> Iterator[Section]:
             tables=cascade.build_tables(run.cascade),
             charts=list(cascade.build_charts(run.cascade)),
         )
-    if run.models:
+    if run.embedding_table is not None:
+        table = run_tables.build_embedding_table(run.embedding_table)
+        yield Section("evidence", "The evidence", items=run.embedding_sentences, tables=[table])
+    elif run.models:
         evidence = [run_tables.build_models_table(run)]
         if run.pair:
             evidence.append(run_tables.build_pair_table(run))
@@ -155,6 +163,8 @@ def _iterate_sections(report: Report, run: RunPart) -> Iterator[Section]:
     if run.steps:
         steps = run_tables.build_steps_table(run)
         yield Section("steps", "Step by step", [run_tables.STEPS_NOTE], tables=[steps])
+    if run.neighbors:
+        yield Section("neighbors", "Nearest images", [_NEIGHBORS], queries=run.neighbors)
     yield Section("needed", "Was distillation needed?", items=run.gains)
     yield Section("curves", "Curves", charts=list(run_plots.plot_curves(run)))
     if len(report.rows) == 1:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from kd_app.config import RequestError
 from kd_app.config.csv_cells import write_rows
+from kd_app.reporting.embedding_results import Bounded
 from kd_app.reporting.html.collect import build_report
 from kd_app.reporting.html.run_section import label_models
 from kd_app.reporting.html.schema import FilePart, Report, RunPart
@@ -168,6 +169,7 @@ def _iterate_metrics(run: RunPart) -> Iterator[list[object]]:
             yield [model.role, name, *_list_bounds(estimate)]
         for name in ("params", "macs", "size_bytes", "images_per_second"):
             yield [model.role, name, getattr(model, name), None, None]
+    yield from _iterate_embedding_metrics(run)
     for part in run.pair:
         yield ["pair", part.key, *_list_bounds(part.estimate)]
     verdict = run.verdict
@@ -185,6 +187,16 @@ def _iterate_metrics(run: RunPart) -> Iterator[list[object]]:
         name = f"accuracy under {corrupted.corruption} {corrupted.severity}"
         for role, accuracy in corrupted.accuracy.items():
             yield [role, name, accuracy, None, None]
+
+
+def _iterate_embedding_metrics(run: RunPart) -> Iterator[list[object]]:
+    last = run.embedding.last if run.embedding else None
+    for role, metrics in last[1].models.items() if last else ():
+        for name, value in metrics:
+            if isinstance(value, Bounded):
+                yield [role, name, value.value, value.low, value.high]
+            elif value is not None:
+                yield [role, name, value, None, None]
 
 
 def _iterate_routing_metrics(run: RunPart) -> Iterator[list[object]]:

@@ -1,0 +1,106 @@
+"""The part of ``results.json`` about embeddings."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from kd_app.reporting.constraints import Count, Finite, Number, Probability
+
+Outcome = Literal["kept", "lost", "not shown"]
+
+
+class _Part(BaseModel):
+    """Rejects unknown keys: no code would read a metric that is not declared."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Bounded(_Part):
+    """A value and the ends of its interval over the queries."""
+
+    value: Number
+    low: Number = None
+    high: Number = None
+
+
+class EmbeddingMetrics(_Part):
+    """Metrics of one model's embedding.
+
+    overlap: mean share of a query's nearest gallery images that are also nearest for
+    the teacher · knn_top1: accuracy of the most frequent label of the nearest images ·
+    purity: mean share of the nearest images with the query's label · probe_top1:
+    accuracy of a linear classifier on the embeddings of the gallery; these three are
+    null without labels · cka: debiased linear CKA with the teacher · uniformity: lower
+    is more even · effective_rank: between 1 and the width · width: of the embedding.
+    """
+
+    width: Count
+    overlap: Bounded
+    knn_top1: Bounded | None = None
+    purity: Bounded | None = None
+    probe_top1: Bounded | None = None
+    cka: Number = None
+    uniformity: Number = None
+    effective_rank: Number = None
+
+
+class EmbeddingSplit(_Part):
+    """Metrics of all models on the queries of one split; the gallery are the training
+    images.
+
+    num_labeled: queries with a label · k: nearest images of a query · gap_closed: by
+    metric, (student - untouched) / (teacher - untouched); null if the interval of the
+    denominator holds 0.
+    """
+
+    num_queries: Count
+    num_gallery: Count
+    num_labeled: Count
+    k: Annotated[int, Field(ge=1)]
+    confidence: Probability
+    models: dict[str, EmbeddingMetrics]
+    gap_closed: dict[str, Bounded] = {}
+
+
+class EmbeddingVerdict(_Part):
+    """Whether the student has the teacher's neighbors.
+
+    outcome: kept, if the interval of the student's overlap lies at ``1 - margin`` or
+    above; lost, if it lies below; else not shown.
+    """
+
+    outcome: Outcome
+    metric: Literal["overlap"] = "overlap"
+    margin: Probability
+    confidence: Probability
+    overlap: Finite
+    low: Finite
+    high: Finite
+    num_images: Count
+    split: str
+
+
+class EmbeddingRecord(_Part):
+    """The evaluation of an embedding.
+
+    teacher_embedding: which output of the teacher · ships: what the student outputs:
+    the projector's output, or the backbone's · candidates: overlap of both on
+    validation, by name · untouched: how the untouched student started.
+    """
+
+    teacher_embedding: Literal["pooled", "class_token", "both"]
+    ships: Literal["projector", "backbone"]
+    candidates: dict[str, Number] = {}
+    untouched: str
+    validation: EmbeddingSplit | None = None
+    test: EmbeddingSplit | None = None
+    verdict: EmbeddingVerdict | None = None
+
+    @property
+    def last(self) -> tuple[str, EmbeddingSplit] | None:
+        """Name and metrics of the split that is reported: test, if it was measured."""
+        for name in ("test", "validation"):
+            split: Any = getattr(self, name)
+            if split is not None:
+                return name, split
+        return None

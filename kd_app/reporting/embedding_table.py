@@ -1,0 +1,192 @@
+"""Tables and sentences about embeddings, for the console and the page."""
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from kd_app.reporting.embedding_results import Bounded, EmbeddingMetrics, EmbeddingSplit
+from kd_app.reporting.results import ModelRecord, Results
+from kd_app.reporting.sentences import format_count, format_percent
+
+TITLES: Final = {
+    "teacher": "teacher",
+    "pca": "teacher, cut",
+    "random": "random weights",
+    "untouched": "untouched",
+    "student": "distilled",
+}
+"""Role -> head of its column."""
+_BOUNDED: Final = {
+    "overlap": "teacher's neighbors",
+    "knn_top1": "k-NN top-1",
+    "purity": "purity",
+    "probe_top1": "linear probe",
+}
+_PLAIN: Final = {
+    "cka": "CKA with the teacher",
+    "uniformity": "uniformity",
+    "effective_rank": "effective rank",
+}
+
+
+class EmbeddingTable(NamedTuple):
+    """heads: of the columns after the first · rows: name, and a cell a column."""
+
+    heads: list[str]
+    rows: list[tuple[str, list[str]]]
+
+
+def build_embedding_table(results: Results) -> EmbeddingTable | None:
+    """Return the table of all models on the reported split; None if nothing is
+    measured.
+    """
+    last = results.embedding.last if results.embedding else None
+    if last is None:
+        return None
+    split = last[1]
+    roles = [role for role in TITLES if role in split.models]
+    metrics = [split.models[role] for role in roles]
+    rows = [("model", [_name_model(results, role) for role in roles])]
+    rows.append(("width", [str(each.width) for each in metrics]))
+    for name, title in _BOUNDED.items():
+        cells = [_format_bounded(getattr(each, name)) for each in metrics]
+        if any(cells):
+            rows.append((_add_k(title, name, split), cells))
+    rows += [
+        (title, [_format_plain(each, name) for each in metrics]) for name, title in _PLAIN.items()
+    ]
+    records = [results.models.get(role) for role in roles]
+    rows += [
+        ("parameters", [format_count(each.params) if each else "" for each in records]),
+        ("multiply-adds", [format_count(each.macs) if each else "" for each in records]),
+        ("size on disk", [_format_size(each) for each in records]),
+        ("images per second", [_format_speed(results, role) for role in roles]),
+    ]
+    return EmbeddingTable([TITLES[role] for role in roles], rows)
+
+
+_STUDENTS: Final = ("untouched", "random")
+
+
+def _name_model(results: Results, role: str) -> str:
+    record = results.models.get(
+        "student" if role in _STUDENTS else "teacher" if role == "pca" else role
+    )
+    return record.name if record else ""
+
+
+def _add_k(title: str, name: str, split: EmbeddingSplit) -> str:
+    return title if name == "probe_top1" else f"{title} (k={split.k})"
+
+
+def _format_bounded(value: Bounded | None) -> str:
+    if value is None or value.value is None:
+        return ""
+    text = format_percent(value.value)
+    if value.low is None or value.high is None or value.low == value.high:
+        return text
+    return f"{text} ({100 * value.low:.1f} to {100 * value.high:.1f})"
+
+
+def _format_plain(metrics: EmbeddingMetrics, name: str) -> str:
+    value = getattr(metrics, name)
+    digits = 1 if name == "effective_rank" else 3
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _format_size(record: ModelRecord | None) -> str:
+    return f"{record.size_bytes / 1e6:,.2f} MB" if record else ""
+
+
+def _format_speed(results: Results, role: str) -> str:
+    speed = results.speed.student if role in (*_STUDENTS, "student") else None
+    speed = results.speed.teacher if role == "teacher" else speed
+    rate = speed.images_per_second if speed else None
+    return f"{rate:,.0f}" if rate else ""
+
+
+def write_embedding_verdict(results: Results) -> str:
+    """Return the sentence that answers whether the teacher's neighbors were kept."""
+    record = results.embedding
+    verdict = record.verdict if record else None
+    last = record.last if record else None
+    if verdict is None or last is None:
+        return ""
+    split = last[1]
+    share = (
+        f"{format_percent(verdict.overlap)} ({100 * verdict.low:.1f} to {100 * verdict.high:.1f})"
+    )
+    limit = format_percent(1 - verdict.margin)
+    outcome = {
+        "kept": f"Kept: at least {limit} were asked for",
+        "lost": f"Lost: at least {limit} were asked for",
+        "not shown": f"Not shown: {limit} were asked for, and the interval holds that share",
+    }[verdict.outcome]
+    quality = (
+        " The labels judge quality; none was trained on."
+        if split.num_labeled
+        else " This is agreement with the teacher, not quality: no label judged."
+    )
+    return (
+        f"{outcome}. The student finds {share} of the teacher's {split.k} nearest images for"
+        f" {verdict.num_images:,} held-out images ({verdict.split}), among {split.num_gallery:,}"
+        f" training images.{quality}"
+    )
+
+
+def list_embedding_sentences(results: Results) -> list[str]:
+    """Return the verdict, and what each model beside the student shows."""
+    record = results.embedding
+    last = record.last if record else None
+    if record is None or last is None:
+        return []
+    split = last[1]
+    sentences = [write_embedding_verdict(results)]
+    for name, gap in split.gap_closed.items():
+        title = _BOUNDED[name]
+        if gap.value is None or gap.low is None or gap.high is None:
+            sentences.append(
+                f"Gap closed in {title}: undefined, because teacher and untouched student do not"
+                " differ for certain."
+            )
+            continue
+        sentences.append(
+            f"Gap closed in {title}: {format_percent(gap.value)} ({100 * gap.low:.1f} to"
+            f" {100 * gap.high:.1f}) of the way from the untouched student to the teacher."
+        )
+    return sentences + _describe_others(split) + _describe_output(results)
+
+
+def _describe_others(split: EmbeddingSplit) -> list[str]:
+    sentences, models = [], split.models
+    pca, student = models.get("pca"), models["student"]
+    if pca is not None:
+        sentences.append(
+            f"The width costs: the teacher's embedding, cut to the student's {pca.width} dimensions"
+            f" by PCA, keeps {_format_bounded(pca.overlap)} of its neighbors."
+        )
+    random = models.get("random")
+    if random is not None:
+        sentences.append(
+            f"The same net with random weights finds {_format_bounded(random.overlap)} of the"
+            " teacher's neighbors, the untouched student"
+            f" {_format_bounded(models['untouched'].overlap)},"
+            f" the distilled one {_format_bounded(student.overlap)}."
+        )
+    return sentences
+
+
+def _describe_output(results: Results) -> list[str]:
+    record = results.embedding
+    if record is None:
+        return []
+    values: Sequence[str] = [
+        f"{name} {format_percent(value)}"
+        for name, value in record.candidates.items()
+        if value is not None
+    ]
+    what = (
+        "the projector's output (student/ holds the projector as timm's classifier)"
+        if record.ships == "projector"
+        else "the backbone's pooled output, without the projector"
+    )
+    return [f"The student ships {what}. Overlap on validation: {', '.join(values)}."]

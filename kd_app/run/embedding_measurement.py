@@ -1,0 +1,296 @@
+"""Measurement of a run's embeddings: teacher, student and the models beside them."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+
+from kd_app.config import RequestError, RunError
+from kd_app.metrics.embedding_report import (
+    OF_QUERIES,
+    STUDENT,
+    TEACHER,
+    UNTOUCHED,
+    EmbeddingComparison,
+    JudgeLabels,
+    ModelEmbeddings,
+    cut_width,
+)
+from kd_app.metrics.neighbors import compute_overlap, find_neighbors
+from kd_app.models.create import create, measure_width, resolve_input
+from kd_app.models.save import EMBEDDING, save_model
+from kd_app.models.spec import ModelSpec
+from kd_app.reporting.embedding_results import (
+    Bounded,
+    EmbeddingMetrics,
+    EmbeddingRecord,
+    EmbeddingSplit,
+    EmbeddingVerdict,
+)
+from kd_app.run.measurement import add_data, describe_model, find_license, measure_speed
+from kd_app.run.neighbor_images import write_neighbor_images
+from kd_app.run.results_builder import ResultsBuilder, SplitName
+from kd_app.run.run_model import RunModel
+from kd_app.run.task_choice import EmbeddingSettings, NeighborSettings
+from kd_app.run.workspace import Workspace
+from kd_app.run_files import NEIGHBORS
+from kd_app.tasks.embedding import RANDOM
+from kd_app.training.curve_log import FILE
+from kd_app.training.fit import MODEL, build_trained_spec
+from kd_app.training.record import RECORD, describe_outcome
+
+Ships = Literal["projector", "backbone"]
+PCA: Final = "pca"
+_GALLERY: Final = "train"
+
+
+def check_queries(workspace: Workspace) -> None:
+    """Raise `RequestError` for too few images to have `neighbors.k` neighbors."""
+    k, sizes = NeighborSettings(**workspace.spec.config["neighbors"]).k, workspace.data.sizes
+    if sizes[_GALLERY] <= k:
+        raise RequestError(
+            f"neighbors.k={k} neighbors are compared, and {sizes[_GALLERY]} training image(s) are"
+            f" the gallery. Expected: more than {k} images that differ from each other. Add images,"
+            " or lower neighbors.k."
+        )
+
+
+def measure_embeddings(
+    builder: ResultsBuilder,
+    workspace: Workspace,
+    models: dict[str, RunModel],
+    splits: Mapping[SplitName, str],
+    *,
+    sweep: Path | None = None,
+) -> None:
+    """Measure the embeddings of teacher, student and untrained models on `splits`, and
+    put the model that ships into `models`.
+
+    Raises `RunError` for a student that gives all images nearly the same embedding.
+    """
+    add_data(builder, workspace)
+    settings = EmbeddingSettings.read(workspace.spec.config)
+    neighbors = NeighborSettings(**workspace.spec.config["neighbors"])
+    ships, candidates = choose_output(workspace, models, neighbors.k, settings)
+    if ships == "backbone":
+        models[STUDENT] = build_backbone(workspace, models[STUDENT])
+    for role in (TEACHER, STUDENT):
+        license = find_license(workspace, models[role])
+        builder.models[role] = describe_model(workspace, models[role], license)
+        builder.notes += [f"{role}: {each}" for each in describe_outcome(models[role].record)]
+    others = load_untrained(workspace)
+    record = EmbeddingRecord(
+        teacher_embedding=settings.embedding,
+        ships=ships,
+        candidates=candidates,
+        untouched=others[UNTOUCHED].loaded.weights.source,
+    )
+    builder.embedding = record
+    for part, split in splits.items():
+        comparison = compare(
+            workspace, {**models, **others}, split, neighbors.k, builder.rule.confidence
+        )
+        setattr(record, part, describe_split(comparison))
+        record.verdict = judge(comparison, neighbors.margin, split)
+        _check_collapse(comparison)
+    write_neighbor_images(builder.out / NEIGHBORS, workspace, comparison, split)
+    builder.speed = measure_speed(workspace, models, sweep)
+
+
+def choose_output(
+    workspace: Workspace, models: Mapping[str, RunModel], k: int, settings: EmbeddingSettings
+) -> tuple[Ships, dict[str, float | None]]:
+    """Choose on validation whether the projector ships; the overlap with the teacher's
+    neighbors of both outputs.
+    """
+    predictions = {
+        (role, split): workspace.load_predictions(models[role], split)
+        for role in (TEACHER, STUDENT)
+        for split in (_GALLERY, "validation")
+    }
+    student = [predictions[STUDENT, split] for split in (_GALLERY, "validation")]
+    outputs: dict[Ships, list[np.ndarray]] = {"projector": [each.logits for each in student]}
+    backbone = [each.embedding for each in student]
+    is_whole = all(
+        each.embedding is not None and len(each.embedding) == len(each.index) for each in student
+    )
+    can_cut = hasattr(models[STUDENT].loaded.model, "reset_classifier")
+    if is_whole and can_cut and settings.keep_projector is not True:
+        outputs["backbone"] = [each for each in backbone if each is not None]
+    gallery, queries = (predictions[TEACHER, split].logits for split in (_GALLERY, "validation"))
+    theirs = find_neighbors(queries, gallery, k).rows
+    overlaps: dict[str, float | None] = {
+        name: float(compute_overlap(find_neighbors(near, far, k).rows, theirs).mean())
+        for name, (far, near) in outputs.items()
+    }
+    if settings.keep_projector is False and "backbone" in outputs:
+        return "backbone", overlaps
+    best = max(outputs, key=lambda name: overlaps[name] or 0.0)
+    return best, overlaps
+
+
+def build_backbone(workspace: Workspace, student: RunModel) -> RunModel:
+    """The student without its projector, saved as a stage."""
+    assert student.folder is not None
+    source, config = student.folder, {"model": student.spec.name}
+
+    def build(folder: Path) -> None:
+        model: Any = student.loaded.model
+        model.reset_classifier(0)
+        save_model(
+            model.cpu().eval(),
+            folder / MODEL,
+            pixels=student.loaded.pixels,
+            classes=(),
+            license=workspace.resolve_license(STUDENT, uses_teacher=True),
+            entries={EMBEDDING: {"width": measure_width(student.loaded)}},
+        )
+        for name in (RECORD, FILE):
+            shutil.copyfile(source / name, folder / name)
+
+    inputs = {"weights": student.loaded.weights.sha256}
+    stage = workspace.find_or_build("backbone", config, inputs, build)
+    spec = build_trained_spec(student.spec, stage.path)
+    loaded = create(spec, student.loaded.pixels, 0, seed=0)
+    return replace(student, spec=spec, loaded=loaded, folder=stage.path)
+
+
+def load_untrained(workspace: Workspace) -> dict[str, RunModel]:
+    """The student before its training, without a projector; and the same net with
+    random weights, if the student starts from others.
+    """
+    student = workspace.spec.student
+    specs = {UNTOUCHED: _copy_spec(student, UNTOUCHED)}
+    if student.origin.has_weights and student.factory is None:
+        random = ModelSpec(
+            role=RANDOM,
+            name=student.origin.name.split(".")[0],
+            pretrained=False,
+            checkpoint=None,
+            kwargs=student.kwargs,
+            image_size=student.image_size,
+            factory=None,
+        )
+        specs[RANDOM] = random
+    pixels = resolve_input(student, workspace.compute_image_stats())
+    seed = workspace.spec.recipe.seed
+    models = {}
+    for role, spec in specs.items():
+        workspace.task.bind_model(spec, workspace.classes)
+        loaded = create(spec, pixels, workspace.count_outputs(spec), seed=seed)
+        models[role] = RunModel(role, spec, loaded)
+    return models
+
+
+def _copy_spec(student: ModelSpec, role: str) -> ModelSpec:
+    return ModelSpec(**{**_list_arguments(student), "role": role})
+
+
+def _list_arguments(spec: ModelSpec) -> dict[str, Any]:
+    """The arguments of a spec."""
+    origin = spec.origin
+    return {
+        "name": None if spec.factory else origin.name,
+        "pretrained": origin.has_weights,
+        "checkpoint": origin.path,
+        "kwargs": spec.kwargs,
+        "image_size": spec.image_size,
+        "factory": spec.factory,
+    }
+
+
+def compare(
+    workspace: Workspace,
+    models: Mapping[str, RunModel],
+    split: str,
+    k: int,
+    confidence: float,
+) -> EmbeddingComparison:
+    """The embeddings of all models, the queries those of a split; and the teacher's cut
+    to the student's width, if that is smaller.
+    """
+    parts = (_GALLERY, "validation", split)
+    embeddings = {
+        role: ModelEmbeddings(
+            *(np.asarray(workspace.load_predictions(model, part).logits) for part in parts)
+        )
+        for role, model in models.items()
+    }
+    teacher, width = embeddings[TEACHER], measure_width(models[UNTOUCHED].loaded)
+    if width < min(teacher.gallery.shape):
+        embeddings[PCA] = cut_width(teacher, width)
+    order = [role for role in (TEACHER, PCA, RANDOM, UNTOUCHED, STUDENT) if role in embeddings]
+    gallery, validation, queries = (
+        workspace.load_predictions(models[TEACHER], part).target for part in parts
+    )
+    labels = JudgeLabels(gallery, validation, queries, num_classes=len(workspace.classes))
+    return EmbeddingComparison({role: embeddings[role] for role in order}, labels, k, confidence)
+
+
+def describe_split(comparison: EmbeddingComparison) -> EmbeddingSplit:
+    """The part of the results about one split."""
+    metrics = {}
+    for role, scores in comparison.scores.items():
+        values = {
+            name: _bound(*comparison.estimate(role, name))
+            for name in OF_QUERIES
+            if name in scores.columns
+        }
+        metrics[role] = EmbeddingMetrics(
+            width=comparison.models[role].queries.shape[1],
+            cka=scores.cka,
+            uniformity=scores.uniformity,
+            effective_rank=scores.effective_rank,
+            **values,
+        )
+    measured = comparison.scores[STUDENT].columns
+    first = comparison.models[TEACHER]
+    return EmbeddingSplit(
+        num_queries=len(first.queries),
+        num_gallery=len(first.gallery),
+        num_labeled=comparison.num_labeled,
+        k=comparison.k,
+        confidence=comparison.confidence,
+        models=metrics,
+        gap_closed={name: _bound(*comparison.estimate_gap_closed(name)) for name in measured},
+    )
+
+
+def _bound(value: float, interval: tuple[float, float]) -> Bounded:
+    return Bounded(value=value, low=interval[0], high=interval[1])
+
+
+def judge(comparison: EmbeddingComparison, margin: float, split: str) -> EmbeddingVerdict:
+    """Compare the interval of the student's overlap with ``1 - margin``."""
+    value, (low, high) = comparison.estimate(STUDENT, "overlap")
+    if not (low <= high):
+        # no resample differs, which does not show that the share is exact
+        low, high = 0.0, 1.0
+    limit = 1 - margin
+    outcome: Literal["kept", "lost", "not shown"] = (
+        "kept" if low >= limit else "lost" if high < limit else "not shown"
+    )
+    return EmbeddingVerdict(
+        outcome=outcome,
+        margin=margin,
+        confidence=comparison.confidence,
+        overlap=value,
+        low=low,
+        high=high,
+        num_images=len(comparison.models[STUDENT].queries),
+        split=split,
+    )
+
+
+def _check_collapse(comparison: EmbeddingComparison) -> None:
+    student = comparison.scores[STUDENT]
+    if student.is_collapsed:
+        raise RunError(
+            "The student's embedding has collapsed: it gives all images nearly the same direction"
+            f" (effective rank {student.effective_rank:.1f}, the teacher's is"
+            f" {comparison.scores[TEACHER].effective_rank:.1f}). Lower optimizer.lr, train for more"
+            " epochs, or choose another loss ('loss=[embedding_cosine]')."
+        )

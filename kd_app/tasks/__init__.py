@@ -1,0 +1,1 @@
+"""What is learned and measured: classes, or an embedding."""

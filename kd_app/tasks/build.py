@@ -1,0 +1,19 @@
+"""Tasks by name."""
+
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
+from kd_app.tasks.base import Task
+from kd_app.tasks.classification import Classification
+from kd_app.tasks.embedding import Embedding
+
+TaskName = Literal["classification", "embedding"]
+_TASKS: Final[Mapping[str, type[Classification] | type[Embedding]]] = {
+    each.name: each for each in (Classification, Embedding)
+}
+
+
+def parse_task(record: Mapping[str, Any]) -> Task:
+    """Build the task whose ``to_json()`` is `record`."""
+    arguments = {key: value for key, value in record.items() if key != "name"}
+    return _TASKS[record["name"]](**arguments)

@@ -1,0 +1,31 @@
+"""The class token as an embedding."""
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+from kd_app.config import RequestError
+from kd_app.models.token_embedding import TokenEmbedding, TokenKind
+
+KINDS: tuple[TokenKind, ...] = ("class_token", "both")
+
+
+def test_the_class_token_and_the_mean_of_the_patches_are_those_of_timm() -> None:
+    torch.manual_seed(0)
+    net: Any = timm.create_model(
+        "deit_tiny_patch16_224", img_size=32, depth=1, embed_dim=24, num_heads=2, num_classes=0
+    ).eval()
+    image = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        tokens = net.forward_features(image)
+        token, both = (TokenEmbedding(net, kind)(image) for kind in KINDS)
+    torch.testing.assert_close(token, tokens[:, 0])
+    torch.testing.assert_close(both, torch.cat((tokens[:, 0], tokens[:, 1:].mean(dim=1)), dim=1))
+
+
+def test_a_net_without_a_class_token_is_refused() -> None:
+    net = timm.create_model("test_resnet", num_classes=0)
+    with pytest.raises(RequestError, match=r"ResNet has\s+none.*teacher\.embedding=pooled"):
+        TokenEmbedding(net, "both")
