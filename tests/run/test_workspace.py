@@ -5,10 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from kd_app.config import Decoding, RequestError, RunError
-from kd_app.data.chained import Chained
 from kd_app.run.run_model import RunModel
 from kd_app.run.workspace import Workspace
 from kd_app.stages import Stage
@@ -110,12 +108,6 @@ def test_a_killed_loader_process_is_explained(digits: Workspace) -> None:
 
     with pytest.raises(RunError, match=r"is killed\. That process loaded images"):
         digits.find_or_build("broken", {}, {}, build)
-
-
-def test_chained_loaders_are_read_in_order() -> None:
-    chained = Chained([[torch.tensor(1)], [torch.tensor(2), torch.tensor(3)]])
-    assert len(chained) == 3
-    assert [int(batch) for batch in chained] == [1, 2, 3]  # type: ignore[call-overload]
 
 
 def test_nothing_is_refused_once_a_model_was_trained(tmp_path: Path) -> None:
