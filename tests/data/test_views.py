@@ -42,11 +42,14 @@ class Pictures:
         return np.stack(self.items)
 
     def iterate_images(self) -> Iterator[Image.Image]:
-        for item in self.items:
-            yield Image.fromarray(item if item.shape[2] == 3 else item[:, :, 0])
+        yield from map(_to_image, self.items)
 
     def read_crop(self, position: int, crop: Crop) -> Image.Image:
-        return crop.apply(list(self.iterate_images())[position])
+        return crop.apply(_to_image(self.items[position]))
+
+
+def _to_image(item: Array) -> Image.Image:
+    return Image.fromarray(item if item.shape[2] == 3 else item[:, :, 0])
 
 
 def input_spec(

@@ -36,6 +36,10 @@ are tested against golden values, and one step down the gradient lowers each ter
 """
 LOGARITHM = "simple_recipe"
 """The logarithm of a distance has no finite minimum: a separate test."""
+QUEUE = "seed_queue"
+"""Every call fills the queue, so that values of two calls can't be compared. One step
+down its gradient lowers the term in test_loss_terms.
+"""
 
 
 @pytest.mark.parametrize(
@@ -43,13 +47,14 @@ LOGARITHM = "simple_recipe"
     [
         pytest.param(name, marks=[pytest.mark.slow] if name in DEEP else [])
         for name in TERMS
-        if class_of(name).needs_teacher and name != LOGARITHM
+        if class_of(name).needs_teacher and name not in (LOGARITHM, QUEUE)
     ],
 )
 def test_it_moves_a_student_onto_its_teacher(name: str) -> None:
     """The value comes within 10 % of the value for student = teacher. With adapters,
     the lowest value over the adapters counts.
     """
+    torch.manual_seed(0)  # the adapters' first weights
     teacher = pair(IMAGES, term=name)[1]
     sizes = tuple(
         x.shape[-1] for x in teacher.features
