@@ -8,9 +8,8 @@ that would begin after six minutes is left out, which the page says. Writes
 ``docs/gpu.md``.
 
 Needs the packages of ``pip install kd_app`` and no network: on a machine without one,
-install them from a folder of wheels: ``pip install --no-index --find-links wheels
-kd_app``. Without a GPU, ``--tiny`` runs all parts at tiny sizes on the CPU, as a test
-of this file; its figures mean nothing, so it writes no page.
+unpack their wheels first. Without a GPU, ``--tiny`` runs all parts at tiny sizes on the
+CPU, as a test of this file; its figures mean nothing, so it writes no page.
 """
 
 import argparse

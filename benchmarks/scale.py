@@ -14,9 +14,12 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from kd_app.data.source import Listing
 
 CLASSES, SCORED_CLASSES, GROUPS = 100, 10, 10
 SMALL = 2_000
@@ -31,7 +34,7 @@ class Cost(NamedTuple):
     memory: float
 
 
-def build_listing(rows: int, *, groups: bool = False):  # type: ignore[no-untyped-def]
+def build_listing(rows: int, *, groups: bool = False) -> "Listing":
     """Return a `Listing` with long names and digests; groups: ten images in each."""
     from kd_app.data.source import Listing
 

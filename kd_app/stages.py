@@ -37,8 +37,6 @@ __all__ = [
     "Stages",
     "StoredStage",
     "hash_content",
-    "hash_file",
-    "hash_value",
     "write_atomically",
 ]
 

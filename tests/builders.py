@@ -18,9 +18,9 @@ from PIL import Image
 
 import kd_app.models.small  # noqa: F401
 from kd_app.config import InputSpec
-from kd_app.config.compose import compose_config
+from kd_app.config.compose import choose_all_labels, compose_config
 from kd_app.deployment.predictions import measure_throughput
-from kd_app.digest import seal
+from kd_app.digest import hash_file, seal
 from kd_app.models.save import save_model
 from kd_app.reporting.console import Console
 from kd_app.run.role_jobs import build_student_job
@@ -28,21 +28,12 @@ from kd_app.run.run_model import RunModel
 from kd_app.run.spec import build_spec
 from kd_app.run.train import train
 from kd_app.run.workspace import Workspace
-from kd_app.stages import Stages, hash_file
+from kd_app.stages import Stages
 from kd_app.training.curve_log import read_curves
 from kd_app.training.module import Distillation
 
 DIGITS = tuple("0123456789")
 GRAY = InputSpec(1, 8, 8, (0.3,), (0.4,))
-
-
-def choose_digits(overrides: Sequence[str]) -> tuple[str, ...]:
-    """The overrides, with the digits and all of their labels as the data unless they
-    choose data: the default data has few labels, and so a control that costs time.
-    """
-    chosen = any(each.startswith("data=") for each in overrides)
-    return tuple(overrides) if chosen else ("data=digits", *overrides)
-
 
 quick_speed = partial(measure_throughput, batch=8, seconds=0.02)
 """Replaces the throughput measurement, which takes seconds, in tests that do not check
@@ -123,7 +114,7 @@ def build_workspace(folder: Path, *overrides: str) -> Workspace:
         "trainer.precision=32-true",
         "trainer.limit_test_batches=1",
     )
-    config = compose_config("distill", choose_digits([*fixed, *overrides]))
+    config = compose_config("distill", choose_all_labels([*fixed, *overrides]))
     stages = Stages(Path(config["stages"]))
     workspace = Workspace(build_spec(config), stages, Console(silent=True), tracker=None)
     workspace.prepare_data()
@@ -162,7 +153,7 @@ def trained(teacher: Path | Literal["ema"] | None, folder: Path, *overrides: str
         "trainer=cpu",
         "trainer.precision=32-true",
     ]
-    config = compose_config("distill", choose_digits([*fixed, *overrides]))
+    config = compose_config("distill", choose_all_labels([*fixed, *overrides]))
     spec, listener = build_spec(config), RecordingListener()
     stages = Stages(Path(config["stages"]))
     workspace = Workspace(spec, stages, Console(silent=True), tracker=None)

@@ -17,14 +17,13 @@ from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kd_app.digest import hash_file, hash_value
 from kd_app.files import remove
 from kd_app.stages import (
     RECORD,
     Stage,
     Stages,
     hash_content,
-    hash_file,
-    hash_value,
     sweep_leftovers,
     write_atomically,
 )

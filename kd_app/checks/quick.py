@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from kd_app.checks.context import CheckContext, Limits
 from kd_app.checks.finding import Finding, combine_refusals
 from kd_app.checks.images import (
@@ -21,7 +19,7 @@ from kd_app.checks.teacher import check_chance_level
 from kd_app.checks.teacher_input import check_teacher_input
 from kd_app.checks.training_length import check_few_steps
 from kd_app.config import RequestError
-from kd_app.config.paths import CONF
+from kd_app.config.paths import read_settings
 from kd_app.metrics.verdict import VerdictRule
 from kd_app.run.forecast import Forecast
 from kd_app.run.run_model import RunModel
@@ -144,5 +142,4 @@ class QuickChecks:
 
 def read_limits(**changes: Any) -> Limits:
     """The limits of ``conf/check.yaml``, with some `changes`."""
-    text = (CONF / "check.yaml").read_text(encoding="utf-8")
-    return Limits(**{**yaml.safe_load(text)["check"], **changes})
+    return Limits(**{**read_settings("check")["check"], **changes})

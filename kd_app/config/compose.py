@@ -27,7 +27,13 @@ from kd_app.config.path_settings import quote_path, resolve_paths
 from kd_app.config.paths import CONF, list_choices
 from kd_app.config.values import check_values
 
-COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError, RecursionError)
+COMPOSE_ERRORS = (
+    HydraException,
+    OmegaConfBaseException,
+    YAMLError,
+    ValueError,
+    RecursionError,
+)
 """The exceptions of Hydra for wrong overrides and wrong configuration files."""
 _PRESETS = "data.presets"
 """Defaults for other groups, which users do not set."""
@@ -47,11 +53,17 @@ def normalize_overrides(overrides: Iterable[str], *, is_sweep: bool = False) -> 
     Normalized overrides do not change again.
     """
     overrides = list(overrides)
-    keys = {override.lstrip("+").partition("=")[0] for override in overrides}
-    if "data._target_" in keys and "data" not in keys:
-        # the default data has settings for few labels, which such a module can't follow
-        overrides.insert(0, "data=digits")
+    if any(override.lstrip("+").startswith("data._target_=") for override in overrides):
+        overrides = choose_all_labels(overrides)
     return [_normalize_override(quote_path(override, is_sweep=is_sweep)) for override in overrides]
+
+
+def choose_all_labels(overrides: Sequence[str]) -> list[str]:
+    """Prepend ``data=digits`` unless data are chosen: the default data has settings for
+    few labels, which a data module of the user's own can't follow.
+    """
+    is_chosen = any(override.startswith("data=") for override in overrides)
+    return list(overrides) if is_chosen else ["data=digits", *overrides]
 
 
 def _normalize_override(override: str) -> str:
@@ -96,12 +108,16 @@ def compose_config(primary: str, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def check_choices(overrides: Iterable[str]) -> None:
-    """Raise `RequestError` if a list of choices holds something else than names, which
-    Hydra does not check.
+    """Raise `RequestError` for a word without a setting, and if a list of choices holds
+    something else than names, which Hydra does not check.
     """
     parser = OverridesParser.create()
     for text in overrides:
         group = text.partition("=")[0].lstrip("+")
+        if not group:
+            raise RequestError(
+                f"{text!r} names no setting. Expected <setting>=<value>, for example seed=1."
+            )
         if not list_choices(group):
             continue
         (override,) = parser.parse_overrides([text])

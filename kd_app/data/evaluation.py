@@ -9,7 +9,7 @@ from kd_app.config import RequestError
 from kd_app.config.errors import quote_some
 from kd_app.data.source import Listing
 from kd_app.data.splits import shorten_digest
-from kd_app.stages import hash_value
+from kd_app.digest import hash_value
 
 ALL = "all"
 _SHOWN = 5

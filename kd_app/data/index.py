@@ -32,7 +32,7 @@ from kd_app.data.scan import Progress, choose_typical_size, note_aspect_ratio, r
 from kd_app.data.source import SPLITS, Source
 from kd_app.data.thumbnail import encode_thumbnail
 from kd_app.data.unlabeled import count_main
-from kd_app.stages import hash_value
+from kd_app.digest import hash_value
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Decoder = Literal["fast", "exact"]

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
-from kd_app.stages import hash_file
+from kd_app.digest import hash_file
 
 Labels = Int64[np.ndarray, " images"]
 

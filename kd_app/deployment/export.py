@@ -16,9 +16,9 @@ from kd_app.deployment.artifact import Artifact, open_artifact
 from kd_app.deployment.formats.base import Format, UInt8Model, make_blank_images
 from kd_app.deployment.manifest import VERSION, describe_decoding, describe_input
 from kd_app.deployment.own_files import mark_written
-from kd_app.digest import seal
+from kd_app.digest import hash_file, seal
 from kd_app.run_files import MANIFEST
-from kd_app.stages import hash_file, write_atomically
+from kd_app.stages import write_atomically
 
 
 def export(

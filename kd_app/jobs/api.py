@@ -8,7 +8,7 @@ from lightning.pytorch import LightningDataModule
 from torch import nn
 
 from kd_app.config import RequestError
-from kd_app.config.compose import compose_config
+from kd_app.config.compose import choose_all_labels, compose_config
 from kd_app.config.memory import explain_memory_error
 from kd_app.data.loader_module import wrap_loaders
 from kd_app.jobs import distill as job
@@ -38,9 +38,8 @@ def distill(
                 f"{name}= is of type {type(module).__name__}. Expected: a torch.nn.Module that"
                 f' returns logits. A timm model is chosen by name: distill("{name}.name=resnet18").'
             )
-    if data is not None and not any(each.startswith("data=") for each in overrides):
-        overrides = ("data=digits", *overrides)  # the default data has settings for few labels
-    config = compose_config("distill", overrides)
+    words = overrides if data is None else choose_all_labels(overrides)
+    config = compose_config("distill", words)
     parts = ExternalParts(teacher, student, None if data is None else wrap_loaders(data))
     # The run seeds torch; the caller's random state must not change.
     with torch.random.fork_rng(devices=[]), explain_memory_error("this run", config):

@@ -18,6 +18,7 @@ from kd_app.deployment.cascade_choice import (
 )
 from kd_app.deployment.logits import name_images
 from kd_app.deployment.predictions import predict_with_artifact
+from kd_app.digest import hash_file
 from kd_app.metrics.model_pair import CASCADE
 from kd_app.metrics.record import Predictions
 from kd_app.metrics.report_metrics import measure_split
@@ -46,7 +47,6 @@ from kd_app.run.schema import EvaluationSettings
 from kd_app.run.spec import Config
 from kd_app.run.workspace import Workspace
 from kd_app.run_files import CASCADE as FILE
-from kd_app.stages import hash_file
 
 
 def evaluate_cascade(

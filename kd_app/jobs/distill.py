@@ -9,6 +9,7 @@ from kd_app.config import RequestError
 from kd_app.config.make import make
 from kd_app.config.memory import explain_memory_error
 from kd_app.config.redact import redact
+from kd_app.digest import hash_file
 from kd_app.metrics.verdict import VerdictRule
 from kd_app.reporting.accuracy_plot import draw_accuracies
 from kd_app.reporting.console import Console
@@ -43,7 +44,7 @@ from kd_app.run.train import Listeners, train
 from kd_app.run.workspace import Workspace
 from kd_app.run_files import CONFIG, CURVES, RESULTS, SPLIT
 from kd_app.search.pruning import MedianPruner, TrialPruned
-from kd_app.stages import Stages, hash_file
+from kd_app.stages import Stages
 from kd_app.tracking import Backend, Tracker
 from kd_app.tracking.report import name_run
 from kd_app.training.distributed.launch import check_places

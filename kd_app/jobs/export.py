@@ -22,6 +22,7 @@ from kd_app.deployment.logits import NonFiniteLogitsError, name_images
 from kd_app.deployment.predictions import predict_with_artifact
 from kd_app.deployment.price import Price
 from kd_app.deployment.timing import Benchmark
+from kd_app.digest import hash_file
 from kd_app.files import replace_file
 from kd_app.metrics.record import Predictions
 from kd_app.metrics.verdict import VerdictRule
@@ -43,7 +44,6 @@ from kd_app.run.schema import Group, Place
 from kd_app.run.spec import Config
 from kd_app.run.task_choice import NeighborSettings
 from kd_app.run.workspace import Workspace
-from kd_app.stages import hash_file
 
 ROLES: dict[str, tuple[str, ...]] = {
     "student": ("student",),

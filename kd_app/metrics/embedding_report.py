@@ -3,7 +3,7 @@ fixed gallery, with intervals over the queries.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
@@ -26,8 +26,11 @@ from kd_app.metrics.neighbors import (
     normalize_rows,
 )
 from kd_app.metrics.probe import measure_probe
+from kd_app.metrics.record import Predictions
 
 TEACHER, STUDENT, UNTOUCHED = "teacher", "student", "untouched"
+GALLERY: Final = "train"
+"""The split whose images are the neighbors."""
 OF_QUERIES: Final = ("overlap", "knn_top1", "purity", "probe_top1")
 """Metrics that are means over queries; the last three need labels."""
 COLLAPSED_RANK, COLLAPSED_SPREAD = 2.0, 1e-6
@@ -63,6 +66,29 @@ class JudgeLabels:
     def can_judge(self) -> bool:
         """Whether gallery and queries have labels of at least two classes."""
         return all(len(np.unique(each[each >= 0])) > 1 for each in (self.gallery, self.queries))
+
+
+Load = Callable[[str], Predictions]
+"""Returns the outputs of a model on a split."""
+
+
+def load_embeddings(
+    loads: Mapping[str, Load], split: str, num_classes: int
+) -> tuple[dict[str, ModelEmbeddings], JudgeLabels]:
+    """Return the embeddings by role, with a split as the queries, and the labels, which
+    are those beside the teacher's outputs.
+    """
+    outputs = {
+        role: {part: load(part) for part in {GALLERY, "validation", split}}
+        for role, load in loads.items()
+    }
+    parts = (GALLERY, "validation", split)
+    models = {
+        role: ModelEmbeddings(*(np.asarray(each[part].logits) for part in parts))
+        for role, each in outputs.items()
+    }
+    gallery, validation, queries = (outputs[TEACHER][part].target for part in parts)
+    return models, JudgeLabels(gallery, validation, queries, num_classes)
 
 
 @dataclass(frozen=True)

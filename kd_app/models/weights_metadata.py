@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from kd_app.config.records import parse_values
-from kd_app.stages import hash_file
+from kd_app.digest import hash_file
 
 _METADATA = "__metadata__"
 _LABELED_BY, _KD_APP = "made_with", "kd_app"

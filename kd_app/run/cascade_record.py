@@ -18,12 +18,12 @@ from kd_app.deployment.timing import (
     select_nearest_rank,
     time_interleaved,
 )
+from kd_app.digest import hash_file
 from kd_app.metrics.record import Predictions
 from kd_app.metrics.verdict import VerdictRule
 from kd_app.run.measurement import estimate_top1
 from kd_app.run.open_model import OpenModel
 from kd_app.run.workspace import Workspace
-from kd_app.stages import hash_file
 
 CASCADE = "cascade"
 """Name of the whole cascade among the timed calls."""

@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final
 
-import yaml
-
-from kd_app.config.paths import CONF
+from kd_app.config.paths import read_settings
 from kd_app.run.loss_choice import AUTO, has_few_labels
 
 Config = dict[str, Any]
@@ -38,12 +36,11 @@ def _is_changed(node: Any) -> bool:
     labels_only and follows the student's.
     """
     return isinstance(node, Mapping) and any(
-        node.get(key) != value for key, value in _read_settings().items()
+        node.get(key) != value for key, value in _read_control().items()
     )
 
 
 @lru_cache
-def _read_settings() -> Mapping[str, Any]:
-    text = (CONF / "controls" / f"{FOR_FEW_LABELS}.yaml").read_text(encoding="utf-8")
-    settings: Config = yaml.safe_load(text)[FOR_FEW_LABELS]
+def _read_control() -> Mapping[str, Any]:
+    settings: Config = read_settings(f"controls/{FOR_FEW_LABELS}")[FOR_FEW_LABELS]
     return settings

@@ -2,7 +2,9 @@
 
 import shutil
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -10,14 +12,14 @@ import numpy as np
 
 from kd_app.config import RequestError, RunError
 from kd_app.metrics.embedding_report import (
+    GALLERY,
     OF_QUERIES,
     STUDENT,
     TEACHER,
     UNTOUCHED,
     EmbeddingComparison,
-    JudgeLabels,
-    ModelEmbeddings,
     cut_width,
+    load_embeddings,
 )
 from kd_app.metrics.neighbors import compute_overlap, find_neighbors
 from kd_app.models.create import create, measure_width, resolve_input
@@ -44,15 +46,14 @@ from kd_app.training.record import RECORD, describe_outcome
 
 Ships = Literal["projector", "backbone"]
 PCA: Final = "pca"
-_GALLERY: Final = "train"
 
 
 def check_queries(workspace: Workspace) -> None:
     """Raise `RequestError` for too few images to have `neighbors.k` neighbors."""
     k, sizes = NeighborSettings(**workspace.spec.config["neighbors"]).k, workspace.data.sizes
-    if sizes[_GALLERY] <= k:
+    if sizes[GALLERY] <= k:
         raise RequestError(
-            f"neighbors.k={k} neighbors are compared, and {sizes[_GALLERY]} training image(s) are"
+            f"neighbors.k={k} neighbors are compared, and {sizes[GALLERY]} training image(s) are"
             f" the gallery. Expected: more than {k} images that differ from each other. Add images,"
             " or lower neighbors.k."
         )
@@ -65,9 +66,11 @@ def measure_embeddings(
     splits: Mapping[SplitName, str],
     *,
     sweep: Path | None = None,
+    selected: Mapping[str, RunModel] | None = None,
 ) -> None:
     """Measure the embeddings of teacher, student and untrained models on `splits`, and
-    put the model that ships into `models`.
+    put the model that ships into `models`. selected: not read, because no student is
+    trained again.
 
     Raises `RunError` for a student that gives all images nearly the same embedding.
     """
@@ -109,9 +112,9 @@ def choose_output(
     predictions = {
         (role, split): workspace.load_predictions(models[role], split)
         for role in (TEACHER, STUDENT)
-        for split in (_GALLERY, "validation")
+        for split in (GALLERY, "validation")
     }
-    student = [predictions[STUDENT, split] for split in (_GALLERY, "validation")]
+    student = [predictions[STUDENT, split] for split in (GALLERY, "validation")]
     outputs: dict[Ships, list[np.ndarray]] = {"projector": [each.logits for each in student]}
     backbone = [each.embedding for each in student]
     is_whole = all(
@@ -120,7 +123,7 @@ def choose_output(
     can_cut = hasattr(models[STUDENT].loaded.model, "reset_classifier")
     if is_whole and can_cut and settings.keep_projector is not True:
         outputs["backbone"] = [each for each in backbone if each is not None]
-    gallery, queries = (predictions[TEACHER, split].logits for split in (_GALLERY, "validation"))
+    gallery, queries = (predictions[TEACHER, split].logits for split in (GALLERY, "validation"))
     theirs = find_neighbors(queries, gallery, k).rows
     overlaps: dict[str, float | None] = {
         name: float(compute_overlap(find_neighbors(near, far, k).rows, theirs).mean())
@@ -163,7 +166,9 @@ def load_untrained(workspace: Workspace) -> dict[str, RunModel]:
     random weights, if the student starts from others.
     """
     student = workspace.spec.student
-    specs = {UNTOUCHED: _copy_spec(student, UNTOUCHED)}
+    untouched = copy(student)
+    untouched.role = UNTOUCHED
+    specs = {UNTOUCHED: untouched}
     if student.origin.has_weights and student.factory is None:
         random = ModelSpec(
             role=RANDOM,
@@ -185,23 +190,6 @@ def load_untrained(workspace: Workspace) -> dict[str, RunModel]:
     return models
 
 
-def _copy_spec(student: ModelSpec, role: str) -> ModelSpec:
-    return ModelSpec(**{**_list_arguments(student), "role": role})
-
-
-def _list_arguments(spec: ModelSpec) -> dict[str, Any]:
-    """The arguments of a spec."""
-    origin = spec.origin
-    return {
-        "name": None if spec.factory else origin.name,
-        "pretrained": origin.has_weights,
-        "checkpoint": origin.path,
-        "kwargs": spec.kwargs,
-        "image_size": spec.image_size,
-        "factory": spec.factory,
-    }
-
-
 def compare(
     workspace: Workspace,
     models: Mapping[str, RunModel],
@@ -212,21 +200,12 @@ def compare(
     """The embeddings of all models, the queries those of a split; and the teacher's cut
     to the student's width, if that is smaller.
     """
-    parts = (_GALLERY, "validation", split)
-    embeddings = {
-        role: ModelEmbeddings(
-            *(np.asarray(workspace.load_predictions(model, part).logits) for part in parts)
-        )
-        for role, model in models.items()
-    }
+    loads = {role: partial(workspace.load_predictions, model) for role, model in models.items()}
+    embeddings, labels = load_embeddings(loads, split, len(workspace.classes))
     teacher, width = embeddings[TEACHER], measure_width(models[UNTOUCHED].loaded)
     if width < min(teacher.gallery.shape):
         embeddings[PCA] = cut_width(teacher, width)
     order = [role for role in (TEACHER, PCA, RANDOM, UNTOUCHED, STUDENT) if role in embeddings]
-    gallery, validation, queries = (
-        workspace.load_predictions(models[TEACHER], part).target for part in parts
-    )
-    labels = JudgeLabels(gallery, validation, queries, num_classes=len(workspace.classes))
     return EmbeddingComparison({role: embeddings[role] for role in order}, labels, k, confidence)
 
 

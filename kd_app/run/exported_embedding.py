@@ -1,29 +1,23 @@
 """Measurement of exported files that output an embedding."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
-
-import numpy as np
 
 from kd_app.metrics.embedding_report import (
     OF_QUERIES,
     STUDENT,
     TEACHER,
     EmbeddingComparison,
-    JudgeLabels,
-    ModelEmbeddings,
+    Load,
+    load_embeddings,
 )
-from kd_app.metrics.record import Predictions
 from kd_app.reporting.exports import Exports
 from kd_app.reporting.sentences import format_percent
 from kd_app.run.workspace import Workspace
 
 KEPT: Final = 0.98
 """Share of the float model's overlap with the teacher that a recommended file has."""
-_GALLERY: Final = "train"
-Load = Callable[[str], Predictions]
-"""Returns the outputs of a model on a split."""
 
 
 class EmbeddingFiles(NamedTuple):
@@ -47,15 +41,15 @@ def measure_embedding_file(
     """
     metrics = {}
     for split in splits:
-        parts = (_GALLERY, "validation", split)
-        models = {
-            role: ModelEmbeddings(*(np.asarray(load(part).logits) for part in parts))
-            for role, load in ((TEACHER, teacher), (STUDENT, own))
-        }
-        gallery, validation, queries = (teacher(part).target for part in parts)
-        labels = JudgeLabels(gallery, validation, queries, num_classes=len(workspace.classes))
+        models, labels = load_embeddings(
+            {TEACHER: teacher, STUDENT: own}, split, len(workspace.classes)
+        )
         comparison = EmbeddingComparison(models, labels, k, confidence)
-        values: dict[str, Any] = {"num_images": len(queries), "confidence": confidence, "k": k}
+        values: dict[str, Any] = {
+            "num_images": len(labels.queries),
+            "confidence": confidence,
+            "k": k,
+        }
         for name in OF_QUERIES:
             if name in comparison.scores[STUDENT].columns:
                 value, interval = comparison.estimate(STUDENT, name)

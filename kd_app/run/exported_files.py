@@ -19,11 +19,12 @@ from kd_app.deployment.formats.base import Format
 from kd_app.deployment.formats.executorch import ExecuTorchInt8, Quantized
 from kd_app.deployment.manifest import read_manifest
 from kd_app.deployment.predictions import to_uint8_input
+from kd_app.digest import hash_file
 from kd_app.models.save import INT8_OF_BYTES
 from kd_app.reporting.results import Results
 from kd_app.run.run_model import RunModel
 from kd_app.run.workspace import Workspace
-from kd_app.stages import RECORD, hash_file
+from kd_app.stages import RECORD
 
 STEMS = {"student": "model", "teacher": "teacher"}
 """The file name of a role, without the format's ending."""

@@ -22,12 +22,12 @@ from kd_app.data.splits import (
     read_split,
     shorten_digest,
 )
-from kd_app.digest import SELF, is_sealed, seal
+from kd_app.digest import SELF, hash_value, is_sealed, seal
 from kd_app.reporting.console import Console
 from kd_app.reporting.results import Results
 from kd_app.run.input_files import find_paths, hash_inputs
 from kd_app.run_files import INPUTS, SPLIT
-from kd_app.stages import hash_value, write_atomically
+from kd_app.stages import write_atomically
 
 _BOOK: Final = ".digests"
 _SHOWN: Final = 3

@@ -12,11 +12,10 @@ from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple
 
 import timm
-import yaml
 from torch import Tensor, nn
 
 from kd_app.config import RequestError
-from kd_app.config.paths import CONF, list_choices
+from kd_app.config.paths import list_choices, read_settings
 from kd_app.config.targets import FACTORY
 from kd_app.models.attention_layers import has_attention
 from kd_app.models.weights_source import list_entries
@@ -216,15 +215,14 @@ def list_candidates() -> Terms:
     """The terms among which the rule chooses, with their settings in
     ``conf/loss/auto.yaml``.
     """
-    content = yaml.safe_load((CONF / "loss" / f"{AUTO}.yaml").read_text(encoding="utf-8"))
+    content = read_settings(f"loss/{AUTO}")
     return {name: node for name, node in content.items() if name not in ("defaults", AUTO)}
 
 
 @lru_cache
 def read_defaults(term: str) -> Mapping[str, Any]:
     """The settings of a term in ``conf/loss/<term>.yaml``."""
-    content = yaml.safe_load((CONF / "loss" / f"{term}.yaml").read_text(encoding="utf-8"))
-    settings: Config = content[term]
+    settings: Config = read_settings(f"loss/{term}")[term]
     return settings
 
 

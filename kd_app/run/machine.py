@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import torch
-import yaml
 
-from kd_app.config.paths import CONF
+from kd_app.config.paths import read_settings
 from kd_app.run.spec import Config
 from kd_app.training.trainer import TrainerSettings
 
@@ -89,8 +88,7 @@ def describe_unused(command: Config) -> tuple[str, ...]:
 
 def load_defaults() -> Config:
     """The settings of ``trainer=auto``."""
-    defaults: Config = yaml.safe_load((CONF / "trainer" / "auto.yaml").read_text(encoding="utf-8"))
-    return defaults
+    return read_settings("trainer/auto")
 
 
 def _find_preset(command: Config) -> Any:

@@ -16,9 +16,9 @@ from kd_app.data.pseudo_labels import (
     write_pseudo_labels,
 )
 from kd_app.data.unlabeled import UNLABELED
+from kd_app.digest import hash_value
 from kd_app.run.train import train
 from kd_app.run.workspace import Workspace
-from kd_app.stages import hash_value
 from kd_app.training.job import TrainingJob
 
 LABELER: Final = "labels_only"

@@ -17,12 +17,13 @@ from kd_app.config.keys import NESTED_NON_IDENTITY_KEYS, NON_IDENTITY_KEYS
 from kd_app.config.plain_yaml import dump_yaml
 from kd_app.config.recorded_files import check_recorded
 from kd_app.config.records import parse_with, read_record
+from kd_app.digest import hash_value
 from kd_app.files import is_outside, list_regular_files, remove
 from kd_app.reporting.runs import flatten
 from kd_app.run.run_content import is_run, list_left
 from kd_app.run.saved_config import fill_defaults
 from kd_app.run_files import CONFIG, READ, RESULTS
-from kd_app.stages import RECORD, hash_value, sweep_leftovers, write_atomically
+from kd_app.stages import RECORD, sweep_leftovers, write_atomically
 
 _LOCK, _BACKUP = ".lock", ".before"
 _FREE_KEYS = (*NON_IDENTITY_KEYS, *NESTED_NON_IDENTITY_KEYS, "test", "robustness")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from kd_app.deployment.manifest import describe_decoding
+from kd_app.digest import hash_file
 from kd_app.files import make_folder, replace_folder
 from kd_app.metrics.record import Predictions
 from kd_app.models.save import INT8, WEIGHTS, copy_labeled
@@ -29,7 +30,7 @@ from kd_app.run_files import (
     STUDENT,
     TEACHER,
 )
-from kd_app.stages import hash_file, write_atomically
+from kd_app.stages import write_atomically
 from kd_app.training.curve_log import FILE, read_curves
 from kd_app.training.fit import MODEL
 

@@ -1,6 +1,7 @@
 """What a run measures, by its task."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -14,20 +15,12 @@ from kd_app.tasks.classification import Classification
 from kd_app.tasks.embedding import Embedding
 
 
-class TaskMeasurement(Protocol):
-    """How the models of a run are measured."""
+class SplitMeasurement(Protocol):
+    """Measures all models on `splits`; replaces the student in `models` if another one
+    ships. See `measure_models`.
+    """
 
-    def check_run(self, workspace: Workspace) -> None:
-        """Raise `RequestError` for a run whose result could not be measured."""
-
-    def measure_teacher(
-        self, workspace: Workspace, builder: ResultsBuilder, teacher: RunModel
-    ) -> bool:
-        """Measure the teacher before the student is trained. False for a teacher that
-        can't be measured.
-        """
-
-    def measure(
+    def __call__(
         self,
         builder: ResultsBuilder,
         workspace: Workspace,
@@ -36,78 +29,54 @@ class TaskMeasurement(Protocol):
         *,
         sweep: Path | None,
         selected: Mapping[str, RunModel],
-    ) -> None:
-        """Measure all models on `splits`; replace the student in `models` if another
-        one ships. See `measure_models`.
-        """
+    ) -> None: ...
 
 
-class ClassificationMeasurement:
-    """Metrics of logits against labels and the teacher's logits."""
+@dataclass(frozen=True)
+class TaskMeasurement:
+    """How the models of a run are measured.
 
-    def check_run(self, workspace: Workspace) -> None:
-        """The division of the images has checked their classes."""
+    measure_teacher: measures the teacher before the student is trained; False for a
+    teacher that can't be measured. check_run: raises `RequestError` for a run whose
+    result could not be measured.
+    """
 
-    def measure_teacher(
-        self, workspace: Workspace, builder: ResultsBuilder, teacher: RunModel
-    ) -> bool:
-        """Measure the teacher's dark knowledge on validation."""
-        name = teacher.spec.name
-        if teacher.no_metrics_reason:
-            note = (
-                f"The teacher, {name}, {teacher.no_metrics_reason}, so the student is not compared"
-                " with the teacher. The controls show how much the teacher helped."
-            )
-            builder.notes.append(note)
-            workspace.console.print(f"Note: {note}")
-            return False
-        predictions = workspace.load_predictions(teacher, "validation")
-        workspace.console.print(f"Teacher {name}: {format_top1(predictions)} on validation")
-        builder.knowledge = measure_teacher_knowledge(workspace, predictions, "validation")
-        workspace.tracker.log_knowledge(builder.knowledge.model_dump())
-        return True
-
-    def measure(
-        self,
-        builder: ResultsBuilder,
-        workspace: Workspace,
-        models: dict[str, RunModel],
-        splits: Mapping[SplitName, str],
-        *,
-        sweep: Path | None,
-        selected: Mapping[str, RunModel],
-    ) -> None:
-        measure_models(builder, workspace, models, splits, sweep=sweep, selected=selected)
+    measure: SplitMeasurement
+    measure_teacher: Callable[[Workspace, ResultsBuilder, RunModel], bool]
+    check_run: Callable[[Workspace], None]
 
 
-class EmbeddingMeasurement:
-    """Metrics of neighbors."""
-
-    def check_run(self, workspace: Workspace) -> None:
-        check_queries(workspace)
-
-    def measure_teacher(
-        self, workspace: Workspace, builder: ResultsBuilder, teacher: RunModel
-    ) -> bool:
-        """The teacher is measured with the student, by whose neighbors."""
-        return True
-
-    def measure(
-        self,
-        builder: ResultsBuilder,
-        workspace: Workspace,
-        models: dict[str, RunModel],
-        splits: Mapping[SplitName, str],
-        *,
-        sweep: Path | None,
-        selected: Mapping[str, RunModel],
-    ) -> None:
-        measure_embeddings(builder, workspace, models, splits, sweep=sweep)
+def measure_teacher_on_labels(
+    workspace: Workspace, builder: ResultsBuilder, teacher: RunModel
+) -> bool:
+    """Measure the teacher's dark knowledge on validation. False for a teacher that
+    can't be measured.
+    """
+    name = teacher.spec.name
+    if teacher.no_metrics_reason:
+        note = (
+            f"The teacher, {name}, {teacher.no_metrics_reason}, so the student is not compared with"
+            " the teacher. The controls show how much the teacher helped."
+        )
+        builder.notes.append(note)
+        workspace.console.print(f"Note: {note}")
+        return False
+    predictions = workspace.load_predictions(teacher, "validation")
+    workspace.console.print(f"Teacher {name}: {format_top1(predictions)} on validation")
+    builder.knowledge = measure_teacher_knowledge(workspace, predictions, "validation")
+    workspace.tracker.log_knowledge(builder.knowledge.model_dump())
+    return True
 
 
 _MEASUREMENTS: Final[Mapping[str, TaskMeasurement]] = {
-    Classification.name: ClassificationMeasurement(),
-    Embedding.name: EmbeddingMeasurement(),
+    # the division of the images has checked their classes
+    Classification.name: TaskMeasurement(
+        measure_models, measure_teacher_on_labels, lambda workspace: None
+    ),
+    # the teacher is measured with the student, by whose neighbors
+    Embedding.name: TaskMeasurement(
+        measure_embeddings, lambda workspace, builder, teacher: True, check_queries
+    ),
 }
 
 

@@ -16,6 +16,7 @@ from kd_app.data.corruptions import Corruption
 from kd_app.data.worker_loader import explain_lost_worker
 from kd_app.deployment.logits import NonFiniteLogitsError, check_finite, name_images
 from kd_app.deployment.predictions import predict
+from kd_app.digest import hash_file
 from kd_app.metrics.record import Predictions
 from kd_app.models.cost import count_params
 from kd_app.models.create import create, measure_width, resolve_input
@@ -28,7 +29,7 @@ from kd_app.run.run_model import RunModel, mark_unmeasured
 from kd_app.run.spec import RunSpec
 from kd_app.run.validation import check_scopes, check_teacher_logits
 from kd_app.signals import check_stop
-from kd_app.stages import Stage, StagePart, Stages, hash_file, write_atomically
+from kd_app.stages import Stage, StagePart, Stages, write_atomically
 from kd_app.tasks.base import Task
 from kd_app.training.record import RECORD
 

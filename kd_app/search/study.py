@@ -25,11 +25,11 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from kd_app.config import RequestError, Typed
 from kd_app.config.records import parse_with
-from kd_app.digest import seal
+from kd_app.digest import hash_value, seal
 from kd_app.reporting.results import Results
 from kd_app.reporting.runs import flatten
 from kd_app.search.trials import EXPECTED, FILE, read_curve, read_proposals, read_trial_results
-from kd_app.stages import hash_value, write_atomically
+from kd_app.stages import write_atomically
 
 DONE = ("finished", "pruned")
 _EDGE = 0.1

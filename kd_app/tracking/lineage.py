@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_app.config.redact import redact
-from kd_app.stages import hash_file
+from kd_app.digest import hash_file
 from kd_app.tracking.base import STUDENT, TrackedArtifact
 
 

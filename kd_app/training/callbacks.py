@@ -19,9 +19,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from kd_app.config import RunError
+from kd_app.digest import hash_file
 from kd_app.files import replace_file
 from kd_app.signals import STOP_SIGNALS, StopRequest
-from kd_app.stages import hash_file
 from kd_app.tasks.base import Selection
 from kd_app.tasks.classification import CLASSIFICATION
 from kd_app.training.averaging import EMA

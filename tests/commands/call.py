@@ -16,7 +16,8 @@ from importlib import import_module
 from pathlib import Path
 from unittest.mock import patch
 
-from tests.builders import choose_digits, quick_latency, quick_speed
+from kd_app.config.compose import choose_all_labels
+from tests.builders import quick_latency, quick_speed
 
 TINY = ("debug=fdr", "logger=[csv]", "teacher.name=resnet8", "examples=12")
 """A whole run in about a second."""
@@ -33,11 +34,11 @@ class Ended:
 
 def call(*words: str, command: str = "kd-distill") -> Ended:
     """The command in this process: its own main, with these words. Speed is measured
-    for a moment only, and a step is timed once for the forecast. `choose_digits` adds
-    the data.
+    for a moment only, and a step is timed once for the forecast. The data are the
+    digits with all labels unless words choose others.
     """
     if command in ("kd-distill", "kd-check") and words and not words[0].startswith("-"):
-        words = choose_digits(words)
+        words = tuple(choose_all_labels(words))
     main = import_module(f"kd_app.commands.{command.removeprefix('kd-')}").main
     out, err, code = io.StringIO(), io.StringIO(), 0
     with (

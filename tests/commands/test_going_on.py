@@ -10,11 +10,11 @@ import pytest
 from filelock import FileLock
 
 from kd_app.config import RequestError
-from kd_app.config.compose import compose_config
+from kd_app.config.compose import choose_all_labels, compose_config
 from kd_app.reporting.results import read
 from kd_app.run.run_folder import build_run_name, claim_folder
 from kd_app.run.spec import build_spec
-from tests.builders import choose_digits, results, student_sha256
+from tests.builders import results, student_sha256
 from tests.commands.call import TINY, call, done, list_epochs, paragraph, refused, snapshot
 
 
@@ -107,7 +107,8 @@ def test_the_same_words_without_a_folder_find_the_same_folder(made: Path) -> Non
     stages = f"stages={made / 'stages'}"
     done(*TINY, stages)
     assert "holds this run, finished" in done(*TINY, stages)
-    configs = [compose_config("distill", choose_digits([*TINY, f"seed={seed}"])) for seed in (0, 1)]
+    words = choose_all_labels(TINY)
+    configs = [compose_config("distill", [*words, f"seed={seed}"]) for seed in (0, 1)]
     names = [build_run_name(build_spec(config).config) for config in configs]
     assert [path.name for path in Path("runs").iterdir()] == names[:1]
     assert names[0] != names[1]

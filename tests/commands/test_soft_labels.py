@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 
 import kd_app
 from kd_app.config import RequestError
-from kd_app.stages import hash_file
+from kd_app.digest import hash_file
 from tests.builders import accept_changes, results, stage
 from tests.commands.call import TINY, done, refused, snapshot
 

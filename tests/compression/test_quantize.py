@@ -14,8 +14,8 @@ from kd_app.compression.graph import QuantizationProbe, trace
 from kd_app.compression.quantize import Quantize
 from kd_app.config import RequestError
 from kd_app.config.compose import compose_config
+from kd_app.digest import hash_file
 from kd_app.run.spec import build_spec
-from kd_app.stages import hash_file
 from tests.builders import results
 from tests.commands.call import done, refused
 from tests.compression.tiny import (

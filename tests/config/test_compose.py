@@ -321,3 +321,9 @@ def test_an_unknown_error_is_reported_in_one_line_with_the_places_to_look_at() -
 
 def test_conf_is_found() -> None:
     assert Path(CONF, "distill.yaml").is_file()
+
+
+@pytest.mark.parametrize("word", ["=", "+=", "++=1"])
+def test_a_word_without_a_setting_is_answered_with_what_one_looks_like(word: str) -> None:
+    with pytest.raises(RequestError, match=r"names no setting\. Expected <setting>=<value>"):
+        compose_config("distill", [word])

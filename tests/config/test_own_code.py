@@ -11,7 +11,7 @@ import pytest
 
 from kd_app.config import RequestError, RunError
 from kd_app.config.own_code import describe_own_error, explain_own_error
-from kd_app.stages import hash_value
+from kd_app.digest import hash_value
 
 
 class Mine:

@@ -11,8 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from kd_app.config import Decoding, InputSpec
 from kd_app.deployment.manifest import VERSION, describe_decoding, describe_input
+from kd_app.digest import hash_file
 from kd_app.run_files import MANIFEST
-from kd_app.stages import hash_file
 
 OPSET = 18
 

@@ -26,9 +26,8 @@ from kd_app.data.views import CenterCropView, compute_image_keys
 from kd_app.deployment.artifact import open_artifact
 from kd_app.deployment.export import export, measure_difference
 from kd_app.deployment.formats.onnx import Onnx
-from kd_app.digest import seal
+from kd_app.digest import hash_file, seal
 from kd_app.run_files import MANIFEST
-from kd_app.stages import hash_file
 from tests.deployment.conftest import CLASSES, DECODING, PIXELS
 
 ALONE = """

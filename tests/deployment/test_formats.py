@@ -18,8 +18,8 @@ from kd_app.deployment.export import export
 from kd_app.deployment.formats.executorch import ExecuTorch, ExecuTorchInt8
 from kd_app.deployment.formats.onnx_int8 import OnnxInt8, is_without_vnni
 from kd_app.deployment.formats.program import Program
+from kd_app.digest import hash_file
 from kd_app.run_files import MANIFEST
-from kd_app.stages import hash_file
 from tests.deployment.conftest import CLASSES, DECODING, PIXELS
 
 ABOUT: Any = {

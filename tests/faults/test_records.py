@@ -21,6 +21,7 @@ from kd_app.config.records import load_record
 from kd_app.data.scan import HASHES, SHAPES, SIMILAR, SIZES, read_scan
 from kd_app.deployment.cascade import ModelCascade
 from kd_app.deployment.manifest import read_entry
+from kd_app.digest import hash_value
 from kd_app.models.create import create, resolve_input
 from kd_app.models.license import POLICY, Policy
 from kd_app.models.spec import ImageStats, ModelSpec
@@ -42,7 +43,7 @@ from kd_app.run.inputs import InputRecord
 from kd_app.run.measurement import describe_training
 from kd_app.run.open_run import build_saved_spec, read_run
 from kd_app.search.study import suggest_next
-from kd_app.stages import Stages, hash_value
+from kd_app.stages import Stages
 from kd_app.training.curve_log import read_points
 from kd_app.training.record import describe_outcome, read_training
 from tests.builders import teacher_folder

@@ -13,9 +13,9 @@ from kd_app.deployment import own_files
 from kd_app.deployment.artifact import open_artifact
 from kd_app.deployment.formats.onnx import Onnx
 from kd_app.deployment.formats.onnx_int8 import OnnxInt8
+from kd_app.digest import hash_file
 from kd_app.metrics.record import Predictions
 from kd_app.reporting.exports import read_exports
-from kd_app.stages import hash_file
 from tests.builders import results
 from tests.commands.call import TINY, call, done, paragraph, refused
 from tests.jobs.conftest import QUICK, exported

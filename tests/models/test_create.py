@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kd_app.config import InputSpec, RequestError
+from kd_app.digest import hash_file
 from kd_app.models.create import create, resolve_input
 from kd_app.models.save import save_model
 from kd_app.models.spec import ImageStats, LoadedModel
 from kd_app.models.weights import hash_state
-from kd_app.stages import hash_file
 from tests.builders import DIGITS, GRAY, teacher_folder
 from tests.models.test_spec import request
 

@@ -7,8 +7,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from kd_app.digest import hash_file
 from kd_app.models.weights_metadata import hash_weights, read_metadata, write_with_metadata
-from kd_app.stages import hash_file
 
 STATE = {
     "conv.weight": torch.arange(24.0).reshape(2, 3, 4),

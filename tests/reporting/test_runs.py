@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from scipy.special import softmax
 
 from kd_app.config import InputSpec, RequestError
+from kd_app.digest import hash_file
 from kd_app.models.save import save_model
 from kd_app.reporting.results import FileRecord, read, write
 from kd_app.reporting.runs import load_run, load_runs, write_curves, write_predictions
-from kd_app.stages import hash_file
 from tests.reporting.run_folders import THREE, build_results, draw_logits
 
 

@@ -16,7 +16,7 @@ from scipy.stats import entropy
 
 import kd_app
 from kd_app.config import RequestError
-from kd_app.config.compose import compose_config
+from kd_app.config.compose import choose_all_labels, compose_config
 from kd_app.config.paths import list_choices
 from kd_app.models.spec import ImageStats, ModelSpec
 from kd_app.run.controls import (
@@ -28,7 +28,7 @@ from kd_app.run.controls import (
 )
 from kd_app.run.spec import build_spec
 from kd_app.training.curve_log import read_curves
-from tests.builders import choose_digits, results, stage, teacher_folder
+from tests.builders import results, stage, teacher_folder
 from tests.commands.call import TINY, done
 from tests.training.oracle import true_labels
 from tests.training.processes import distilled
@@ -176,7 +176,7 @@ def test_a_certain_teacher_gives_no_smoothing_and_a_uniform_one_gives_full_smoot
 def test_labels_are_as_soft_as_the_teacher_at_the_temperature_of_the_students_term(
     overrides: list[str], temperature: float
 ) -> None:
-    words = choose_digits(["controls=[smoothed_labels]", *overrides])
+    words = choose_all_labels(["controls=[smoothed_labels]", *overrides])
     spec = build_spec(compose_config("distill", words))
     assert spec.controls["smoothed_labels"].label_entropy_temperature == temperature
 
@@ -304,7 +304,7 @@ WRONG = {
 @pytest.mark.parametrize(("overrides", "message"), WRONG.items())
 def test_an_invalid_control_is_refused_before_data_are_read(overrides: str, message: str) -> None:
     with pytest.raises(RequestError, match=message.replace("?", r"\?")):
-        build_spec(compose_config("distill", choose_digits(overrides.split())))
+        build_spec(compose_config("distill", choose_all_labels(overrides.split())))
 
 
 def test_batches_without_image_indices_have_no_partners(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from kd_app.config import RequestError
-from kd_app.config.compose import compose_config
+from kd_app.config.compose import choose_all_labels, compose_config
 from kd_app.models.weights_source import list_entries
 from kd_app.run.loss_choice import (
     AUTO,
@@ -26,7 +26,6 @@ from kd_app.run.loss_choice import (
     resolve_loss,
 )
 from kd_app.run.spec import build_spec
-from tests.builders import choose_digits
 from tests.training.small_parts import Net
 
 README = Path(__file__).parents[2] / "README.md"
@@ -34,7 +33,7 @@ VIT = "student.name=vit_tiny_patch16_224"
 
 
 def resolve(*overrides: str) -> Any:
-    return resolve_loss(compose_config("distill", choose_digits(overrides)))
+    return resolve_loss(compose_config("distill", choose_all_labels(overrides)))
 
 
 @pytest.mark.parametrize(
@@ -124,7 +123,7 @@ def test_attention_in_the_head_does_not_make_a_vit() -> None:
 def test_the_situation_follows_from_the_configuration(
     overrides: list[str], situation: Situation
 ) -> None:
-    assert describe_situation(compose_config("distill", choose_digits(overrides))) == situation
+    assert describe_situation(compose_config("distill", choose_all_labels(overrides))) == situation
 
 
 def test_modules_from_python_are_classified_by_their_layers() -> None:
@@ -140,7 +139,7 @@ def test_modules_from_python_are_classified_by_their_layers() -> None:
     ["student._target_=this_module.is_not_imported", "student.name='hf-hub:owner/net'"],
 )
 def test_code_and_hubs_are_not_read(override: str) -> None:
-    config = compose_config("distill", choose_digits([override]))
+    config = compose_config("distill", choose_all_labels([override]))
     assert describe_situation(config) == Situation("cnn", "other")
 
 
@@ -161,7 +160,7 @@ def test_values_of_the_wrong_kind_are_left_to_the_validation(value: Any) -> None
 
 
 def test_the_default_is_the_list_of_its_terms() -> None:
-    listed = compose_config("distill", choose_digits(["loss=[cross_entropy,soft_target]"]))
+    listed = compose_config("distill", choose_all_labels(["loss=[cross_entropy,soft_target]"]))
     config, sentence = resolve()
     assert config == listed
     assert [list(node) for node in config["loss"].values()] == [

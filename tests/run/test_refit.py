@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kd_app.config import RequestError
-from kd_app.config.compose import compose_config
+from kd_app.config.compose import choose_all_labels, compose_config
 from kd_app.jobs.check import inspect_setup
 from kd_app.reporting.console import Console
 from kd_app.run.plan import describe_models
@@ -17,7 +17,7 @@ from kd_app.run.role_jobs import build_student_job
 from kd_app.run.run_model import RunModel
 from kd_app.run.spec import ExternalParts, build_spec
 from kd_app.run.workspace import Workspace
-from tests.builders import build_workspace, choose_digits, results
+from tests.builders import build_workspace, results
 from tests.commands.call import done
 
 BEST = {"best": {"epoch": 11.0, "top1": 0.9, "nll": 0.3}}
@@ -34,7 +34,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 
 def config(*overrides: str) -> dict[str, Any]:
-    return compose_config("distill", choose_digits(["data.refit=true", *overrides]))
+    return compose_config("distill", choose_all_labels(["data.refit=true", *overrides]))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from kd_app.digest import hash_file
 from kd_app.metrics.record import Predictions
 from kd_app.run.run_model import RunModel
 from kd_app.run.run_output import (
@@ -17,7 +18,6 @@ from kd_app.run.run_output import (
     write_student,
 )
 from kd_app.run.workspace import Workspace
-from kd_app.stages import hash_file
 
 
 def test_files_are_listed_with_their_hashes(out: Path) -> None:

@@ -3,15 +3,14 @@
 import pytest
 
 from kd_app.config import RequestError
-from kd_app.config.compose import compose_config
+from kd_app.config.compose import choose_all_labels, compose_config
 from kd_app.models.composite import EmaTeacher
 from kd_app.run.spec import ExternalParts, RunSpec, build_spec
-from tests.builders import choose_digits
 from tests.training.small_parts import Net
 
 
 def spec(*overrides: str, external: ExternalParts | None = None) -> RunSpec:
-    return build_spec(compose_config("distill", choose_digits(overrides)), external)
+    return build_spec(compose_config("distill", choose_all_labels(overrides)), external)
 
 
 def test_a_run_has_the_configured_models_recipes_and_controls() -> None:

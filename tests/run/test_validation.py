@@ -3,7 +3,7 @@
 import pytest
 
 from kd_app.config import RequestError
-from kd_app.config.compose import compose_config
+from kd_app.config.compose import choose_all_labels, compose_config
 from kd_app.data.external import ExternalDataModule
 from kd_app.models.class_names import ModelClasses
 from kd_app.models.weights_source import WeightsRecord
@@ -16,7 +16,6 @@ from kd_app.run.validation import (
     check_teacher_logits,
 )
 from kd_app.training.loss import DistillationLoss
-from tests.builders import choose_digits
 from tests.training.small_parts import OwnData
 
 LIVE = TeacherOutputs.read({"outputs": "live"})
@@ -24,7 +23,7 @@ CACHED = TeacherOutputs.read({"outputs": "cached"})
 
 
 def spec(*overrides: str) -> RunSpec:
-    return build_spec(compose_config("distill", choose_digits(["controls=[]", *overrides])))
+    return build_spec(compose_config("distill", choose_all_labels(["controls=[]", *overrides])))
 
 
 def loss(*terms: str) -> DistillationLoss:

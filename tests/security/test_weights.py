@@ -16,8 +16,9 @@ import torch
 
 import kd_app
 from kd_app.config import RequestError
+from kd_app.digest import hash_file, hash_value
 from kd_app.models.checkpoint import read_checkpoint
-from kd_app.stages import hash_content, hash_file, hash_value
+from kd_app.stages import hash_content
 from tests.builders import accept_changes, image_folder, stage, teacher_folder
 from tests.commands.call import TINY, call, done, refused
 from tests.security.payloads import PICKLES, Pickled, Touch, changed, zipped

@@ -79,9 +79,9 @@ def distilled(
 def _distill(
     overrides: Sequence[str], log: str, moments: Sequence[Moment], sign: int, listens: bool
 ) -> None:
-    from kd_app.config.compose import compose_config
+    from kd_app.config.compose import choose_all_labels, compose_config
     from kd_app.jobs.distill import distill
-    from tests.builders import choose_digits, quick_speed
+    from tests.builders import quick_speed
 
     _alone(log)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
@@ -91,7 +91,7 @@ def _distill(
     for name, count in moments:
         _strike(name, count, sign)
     with patch("kd_app.run.measurement.measure_throughput", quick_speed):
-        config = compose_config("distill", choose_digits(overrides))
+        config = compose_config("distill", choose_all_labels(overrides))
         sys.exit(run_to_exit_code(lambda: distill(config)))
 
 

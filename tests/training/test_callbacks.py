@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from kd_app.stages import hash_file
+from kd_app.digest import hash_file
 from kd_app.training.callbacks import (
     BEST,
     LAST,

@@ -14,8 +14,8 @@ from torch import Tensor
 from kd_app.config import InputSpec, RequestError, RunError
 from kd_app.data.loaders import ImageLoaders
 from kd_app.deployment.predictions import predict
+from kd_app.digest import hash_file
 from kd_app.models.create import create
-from kd_app.stages import hash_file
 from kd_app.training.averaging import EMA
 from kd_app.training.callbacks import ResumableCheckpoint
 from kd_app.training.curve_log import read_curves

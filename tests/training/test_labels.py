@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kd_app.config import InputSpec
-from kd_app.config.compose import compose_config
+from kd_app.config.compose import choose_all_labels, compose_config
 from kd_app.data.batch import Batch
 from kd_app.data.module import ImageData
 from kd_app.reporting.console import Console
@@ -18,7 +18,7 @@ from kd_app.run.train import train
 from kd_app.run.workspace import Workspace
 from kd_app.stages import Stages
 from kd_app.training.module import Distillation
-from tests.builders import choose_digits, image_folder, results, stage, teacher_folder
+from tests.builders import image_folder, results, stage, teacher_folder
 from tests.commands.call import call
 
 FEW = (
@@ -38,7 +38,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def build_workspace(folder: Path, *words: str) -> Workspace:
     fixed = [f"stages={folder}", "logger=[]", *FEW]
-    config = compose_config("distill", choose_digits([*fixed, *words]))
+    config = compose_config("distill", choose_all_labels([*fixed, *words]))
     workspace = Workspace(build_spec(config), Stages(folder), Console(silent=True), tracker=None)
     workspace.prepare_data()
     return workspace

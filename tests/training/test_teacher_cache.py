@@ -13,6 +13,7 @@ import torch
 from kd_app.config import RequestError, RunError
 from kd_app.config.compose import compose_config
 from kd_app.data.batch import Batch
+from kd_app.digest import hash_file
 from kd_app.metrics.record import Predictions
 from kd_app.models.outputs import Outputs
 from kd_app.models.teacher import FrozenTeacher
@@ -20,7 +21,7 @@ from kd_app.reporting.console import Console
 from kd_app.run.role_jobs import draft_role_job
 from kd_app.run.spec import build_spec
 from kd_app.run.workspace import Workspace
-from kd_app.stages import Stages, hash_file
+from kd_app.stages import Stages
 from kd_app.training import cache_fill, teacher_cache
 from kd_app.training.cache_format import Int8Format
 from kd_app.training.teacher_cache import (

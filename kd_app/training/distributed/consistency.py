@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 
 from kd_app.config import RunError
 from kd_app.data.batch import Batch
-from kd_app.stages import hash_value
+from kd_app.digest import hash_value
 
 
 class RankConsistency(Callback):

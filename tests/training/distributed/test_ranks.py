@@ -18,12 +18,12 @@ import torch
 
 from kd_app.commands.exit_codes import run_to_exit_code
 from kd_app.config import RequestError, RunError
-from kd_app.config.compose import compose_config
+from kd_app.config.compose import choose_all_labels, compose_config
 from kd_app.jobs.distill import distill
 from kd_app.run import worker
 from kd_app.training.distributed import launch
 from kd_app.training.distributed.launch import fit_distributed
-from tests.builders import choose_digits, stage, student_sha256, teacher_folder, trained
+from tests.builders import stage, student_sha256, teacher_folder, trained
 from tests.training.processes import begun, ended, wait_for
 
 VIT = [
@@ -46,7 +46,7 @@ def words(teacher: Path, folder: Path, *more: str) -> list[str]:
         "checks=off",
         "logger=[]",
     ]
-    return [*choose_digits([*fixed, "trainer.precision=32-true", *more])]
+    return [*choose_all_labels([*fixed, "trainer.precision=32-true", *more])]
 
 
 class ForkedRank:
