@@ -5,6 +5,7 @@ differs from test to test, the values, is still set by Hydra.
 Composing costs a third of a second of processor time otherwise, 1,600 times.
 """
 
+import pickle
 from collections.abc import Callable
 from copy import copy, deepcopy
 from typing import Any
@@ -26,7 +27,8 @@ _list_defaults = defaults_list._create_defaults_list
 _merge_defaults = ConfigLoaderImpl._compose_config_from_defaults_list
 _parsed: dict[tuple[object, ...], ConfigResult] = {}
 _listed: dict[tuple[object, ...], tuple[list[ResultDefault], dict[str, Any]]] = {}
-_merged: dict[tuple[object, ...], DictConfig] = {}
+_merged: dict[tuple[object, ...], bytes] = {}
+"""Pickled: a third of the time of a deep copy."""
 _GROUPS = ("override_choices", "append_group_defaults", "deletions")
 _NOTES = (
     "override_choices",
@@ -96,8 +98,9 @@ def _merge_once(
         return _merge_defaults(loader, defaults, repo)
     key = (*sources, repr(defaults))
     if key not in _merged:
-        _merged[key] = _merge_defaults(loader, defaults, repo)
-    return deepcopy(_merged[key])
+        _merged[key] = pickle.dumps(_merge_defaults(loader, defaults, repo))
+    merged: DictConfig = pickle.loads(_merged[key])
+    return merged
 
 
 REPLACED: dict[Callable[..., Any], tuple[object, str]] = {

@@ -9,7 +9,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import gc
 import signal
+from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -42,11 +44,16 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure() -> None:
-    """Compose from kept parts in each test process."""
+    """Compose from kept parts in each test process, and list what is installed once:
+    Lightning looks for callbacks of other packages for each trainer.
+    """
     # not above: jaxtyping has to see kd_app imported after this file
+    from lightning.fabric.utilities import registry
+
     from tests.composition_cache import keep_compositions
 
     keep_compositions()
+    patch.object(registry, "entry_points", cache(registry.entry_points)).start()
 
 
 def pytest_collection_finish() -> None:

@@ -1,14 +1,14 @@
 """Compose overrides from a command line or notebook into one plain configuration."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -78,17 +78,27 @@ def to_plain_dict(config: DictConfig) -> dict[str, Any]:
     paths, without Hydra's settings. Raises `RequestError`.
     """
     try:
-        missing = [key for key in OmegaConf.missing_keys(config) if not key.startswith("hydra.")]
         resolved = OmegaConf.to_container(config, resolve=True)
     except (OmegaConfBaseException, RecursionError) as error:
         raise RequestError(explain_interpolation(error)) from None
-    if missing:
-        raise RequestError(explain_missing(sorted(missing)))
     assert isinstance(resolved, dict)
     plain = {str(key): value for key, value in resolved.items() if key != "hydra"}
+    if missing := sorted(_list_missing(plain)):
+        raise RequestError(explain_missing(missing))
     check_values(plain)
     with_paths: dict[str, Any] = resolve_paths(plain)
     return with_paths
+
+
+def _list_missing(node: Any, key: str = "") -> Iterator[str]:
+    """The keys of values that nobody set. ``OmegaConf.missing_keys`` resolves the
+    configuration once more, which takes longer than all else here.
+    """
+    if node == MISSING:
+        yield key
+    elif isinstance(node, dict | list):
+        for name, value in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from _list_missing(value, f"{key}.{name}" if key else str(name))
 
 
 def compose_config(primary: str, overrides: Sequence[str]) -> dict[str, Any]:

@@ -26,6 +26,10 @@ ones again at the fine size.
 _MARGIN = 3
 """Factor on `NEAR` for coarse thumbnails, which only preselect."""
 _BLOCK = 512
+_PICTURES = 64
+"""Pictures of which thumbnails are made at a time."""
+_FEW_PAIRS = 8192
+"""Number of candidates up to which pairs are compared one by one at the fine size."""
 _FEWEST = 3
 
 Groups = Int64[np.ndarray, " images"]
@@ -43,9 +47,14 @@ def hash_picture(picture: UInt8[np.ndarray, "height width channels"]) -> int:
 
 def make_thumbnail(picture: np.ndarray) -> Float[Tensor, "1 32 32"]:
     """Return the mean over the channels in each cell of a grid over ``[H, W, C]``."""
-    channels = picture.shape[2]
-    gray = picture.astype(np.float32) @ np.full(channels, 1 / channels, dtype=np.float32)
-    return adaptive_avg_pool2d(torch.from_numpy(gray)[None], FINE)
+    return make_thumbnails(picture[None])[0]
+
+
+def make_thumbnails(pictures: np.ndarray) -> Float[Tensor, "images 1 32 32"]:
+    """Return the thumbnails of pictures of one size, ``[N, H, W, C]``."""
+    channels = pictures.shape[3]
+    gray = pictures.astype(np.float32) @ np.full(channels, 1 / channels, dtype=np.float32)
+    return adaptive_avg_pool2d(torch.from_numpy(gray)[:, None], FINE)
 
 
 def correlate(first: Tensor, second: Tensor) -> Float[Tensor, "first second"]:
@@ -125,6 +134,12 @@ class _ThumbnailFeatures(NamedTuple):
     def match(self, others: "_ThumbnailFeatures") -> tuple[np.ndarray, np.ndarray]:
         """Return the rows of nearly identical images here and in `others`."""
         near = is_candidate(self.coarse @ others.coarse.T)
+        rows, columns = near.nonzero(as_tuple=True)
+        if len(rows) <= _FEW_PAIRS:
+            fine = torch.einsum("pc,pc->p", self.fine[rows], others.fine[columns])
+            is_near = 1 - fine < NEAR
+            return rows[is_near].numpy(), columns[is_near].numpy()
+        # one product for many pairs
         rows, columns = (near.any(dim=dim).nonzero()[:, 0] for dim in (1, 0))
         is_near = 1 - self.fine[rows] @ others.fine[columns].T < NEAR
         i, j = (near[rows][:, columns] & is_near).nonzero(as_tuple=True)
@@ -173,7 +188,9 @@ class PictureContents(NamedTuple):
         hashes = np.array([hash_picture(picture) for picture in pictures], dtype=np.uint64)
         if len(pictures) > MAX_COMPARED:
             return cls(hashes, group_identical(hashes))
-        return cls.compare(hashes, torch.stack([make_thumbnail(each) for each in pictures]))
+        starts = range(0, len(pictures), _PICTURES)
+        thumbnails = [make_thumbnails(pictures[start : start + _PICTURES]) for start in starts]
+        return cls.compare(hashes, torch.cat([torch.zeros(0, 1, FINE, FINE), *thumbnails]))
 
     @classmethod
     def compare(

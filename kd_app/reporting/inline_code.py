@@ -20,12 +20,14 @@ class InlineCode:
     parts: dict[str, str] = field(default_factory=dict)
 
 
+@cache
 def collect_source(function: Callable[..., object]) -> InlineCode:
     """Collect the source of `function`, and of all functions and constants of kd_app
     that it uses.
 
     Docstrings are left out, and checks that only raise an error. Annotations stay, but
-    not their imports: the code needs ``from __future__ import annotations``.
+    not their imports: the code needs ``from __future__ import annotations``. The code
+    is collected once, and nobody changes it.
     """
     code = InlineCode()
     _add(function.__module__, function.__name__, code)

@@ -13,6 +13,7 @@ from kd_app.config.compose import compose_config
 from kd_app.config.paths import CONF, list_choices
 from kd_app.data.module import ImageData
 from kd_app.reporting.console import Console
+from kd_app.run.loss_choice import resolve_loss
 from kd_app.run.role_jobs import check_pair
 from kd_app.run.spec import build_spec
 from kd_app.run.workspace import Workspace
@@ -52,10 +53,8 @@ def test_every_experiment_runs_for_two_batches(name: str) -> None:
     done(f"experiment={name}", "debug=fdr", "logger=[csv]", "out=run", "stages=stages")
     record = results(Path("run"))
     assert record["status"] == "finished"
-    assert (
-        record["config"]["loss"].keys()
-        == compose_config("distill", [f"experiment={name}"])["loss"].keys()
-    )
+    chosen = resolve_loss(compose_config("distill", [f"experiment={name}"]))
+    assert record["config"]["loss"].keys() == chosen.config["loss"].keys()
     points = list(read_curves(stage(Path("run"), "student") / "curves.jsonl"))
     for term in record["config"]["loss"]:
         values = [point[f"train/{term}"] for point in points if f"train/{term}" in point]

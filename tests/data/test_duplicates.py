@@ -63,6 +63,15 @@ def test_similarity_is_passed_on_along_a_chain_and_over_blocks() -> None:
     assert groups[1:601] == list(range(1, 601))
 
 
+def test_many_candidates_are_grouped_as_few_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.default_rng(0).integers(0, 3, (60, 64, 64, 3), dtype=np.uint8)
+    pictures = [np.asarray(smooth(n % 9)) // 2 + each * (1 + n % 4) for n, each in enumerate(noise)]
+    few = group(pictures)
+    assert 9 <= len(set(few)) < 60
+    monkeypatch.setattr("kd_app.data.duplicates._FEW_PAIRS", 0)
+    assert group(pictures) == few
+
+
 def test_images_of_one_color_are_not_similar() -> None:
     assert group([np.full((8, 8, 3), level, np.uint8) for level in (10, 20, 30)]) == [0, 1, 2]
 

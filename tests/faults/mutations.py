@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -62,7 +63,7 @@ def mutate(record: Any, seed: int, *, is_yaml: bool = False) -> bytes:
     kind = draw.random()
     if kind < 0.02:
         return draw.choice(TEXTS).encode("utf-8", "surrogatepass")
-    changed = copy.deepcopy(record)
+    changed = pickle.loads(pickle.dumps(record))  # faster than a deep copy
     places = list(list_places(changed))
     for _ in range(1 if draw.random() < 0.8 else 2):
         _change(changed, draw.choice(places), draw)

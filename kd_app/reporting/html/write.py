@@ -6,7 +6,9 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kd_app.config import RequestError
 from kd_app.config.csv_cells import write_rows
@@ -18,6 +20,9 @@ from kd_app.reporting.html.sections import Section, build_overview, build_sectio
 from kd_app.reporting.html.tables import Table
 from kd_app.reporting.results import Estimate
 from kd_app.stages import write_atomically
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 PAGE = "report.html"
 FILES = (PAGE, "report.json", "report.csv", "report.md")
@@ -115,10 +120,10 @@ def _build_run_views(report: Report) -> list[_RunView]:
     ]
 
 
-def render_html(report: Report, runs: Sequence[_RunView], overview: Sequence[Section]) -> str:
-    """Render one page without scripts and external resources."""
+@cache
+def _load_template() -> "Template":
+    """The page's template, compiled once in a process."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
 
     environment = Environment(
         loader=FileSystemLoader(_FOLDER),
@@ -128,8 +133,15 @@ def render_html(report: Report, runs: Sequence[_RunView], overview: Sequence[Sec
         lstrip_blocks=True,
     )
     environment.filters["label"] = lambda role: label_models([role])[role]
+    return environment.get_template("page.html.jinja")
+
+
+def render_html(report: Report, runs: Sequence[_RunView], overview: Sequence[Section]) -> str:
+    """Render one page without scripts and external resources."""
+    from markupsafe import Markup
+
     outcomes = {row.outcome for row in report.rows}
-    return environment.get_template("page.html.jinja").render(
+    return _load_template().render(
         report=report,
         runs=runs,
         overview=overview,
