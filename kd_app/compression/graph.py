@@ -161,6 +161,10 @@ def prepare(
         .set_global(config)
         .set_filter_function(lambda node: find_unit(node) not in float_units)
     )
+    if not any(node.target is _NORM for node in graph.graph.nodes):
+        # they need a batch norm, and are traced again for each graph
+        patterns = [each for each in quantizer.SUPPORTED_PATTERNS if not each.is_qat]
+        quantizer.SUPPORTED_PATTERNS = patterns
     prepare_graph = pt2e.prepare_qat_pt2e if trainable else pt2e.prepare_pt2e
     with silence_executorch():
         prepared: fx.GraphModule = prepare_graph(copy.deepcopy(graph), quantizer)
