@@ -121,7 +121,7 @@ def test_the_result_is_a_run_whose_student_is_measured_as_an_int8_program(
     assert row["details"]["epochs"] == 1
     assert row["params"] == before["models"]["student"]["params"]
     assert (int8_run[0] / "student" / "quantized.pt2").is_file()
-    assert "the figures are those of `quantized.pte`" in (
+    assert "the metrics below are those of `quantized.pte`" in (
         int8_run[0] / "student" / "README.md"
     ).read_text(encoding="utf-8")
     assert (int8_run[0] / "student" / "model.safetensors").is_file()
