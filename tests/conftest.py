@@ -10,6 +10,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import gc
 import signal
 from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from unittest.mock import patch
 
@@ -43,9 +44,15 @@ LONG = (
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than cores: tests also wait for processes, locks and clocks."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_configure() -> None:
-    """Compose from kept parts in each test process, and list what is installed once:
-    Lightning looks for callbacks of other packages for each trainer.
+    """Compose from kept parts in each test process, list what is installed once
+    (Lightning looks for callbacks of other packages for each trainer), and let the
+    system choose when files get to the disk.
     """
     # not above: jaxtyping has to see kd_app imported after this file
     from lightning.fabric.utilities import registry
@@ -53,7 +60,8 @@ def pytest_configure() -> None:
     from tests.composition_cache import keep_compositions
 
     keep_compositions()
-    patch.object(registry, "entry_points", cache(registry.entry_points)).start()
+    patch.object(registry, "entry_points", cache(entry_points)).start()
+    patch.object(os, "fsync", lambda _: None).start()
 
 
 def pytest_collection_finish() -> None:

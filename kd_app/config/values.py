@@ -21,9 +21,15 @@ def check_values(node: Any, key: str = "", depth: int = 0) -> None:
         raise RequestError(
             f"{shorten(key)} is nested too deeply. Expected: at most {MAX_DEPTH} levels."
         )
-    # most values are texts and numbers, and a check for Mapping is slow
-    if isinstance(node, str):
-        _check_text(key, node)
+    if isinstance(node, Mapping):
+        for name, each in node.items():
+            if not isinstance(name, str | int | float | None):
+                raise RequestError(f"{key} has the key {shorten(repr(name))}. Expected: a text.")
+            _check_text("a key", str(name))
+            check_values(each, f"{key}.{name}" if key else str(name), depth + 1)
+    elif isinstance(node, list | tuple):
+        for number, each in enumerate(node):
+            check_values(each, f"{key}.{number}", depth + 1)
     elif isinstance(node, float):
         if not math.isfinite(node):
             raise RequestError(f"{key}={node} is not a finite number. Expected: a finite number.")
@@ -33,17 +39,8 @@ def check_values(node: Any, key: str = "", depth: int = 0) -> None:
                 f"{key}={shorten(hex(node) if node.bit_length() > _LONGEST_BITS else str(node))}"
                 f" is too large. Expected: at most {_LARGEST}."
             )
-    elif node is None:
-        return
-    elif isinstance(node, list | tuple):
-        for number, each in enumerate(node):
-            check_values(each, f"{key}.{number}", depth + 1)
-    elif isinstance(node, Mapping):
-        for name, each in node.items():
-            if not isinstance(name, str | int | float | None):
-                raise RequestError(f"{key} has the key {shorten(repr(name))}. Expected: a text.")
-            _check_text("a key", str(name))
-            check_values(each, f"{key}.{name}" if key else str(name), depth + 1)
+    elif isinstance(node, str):
+        _check_text(key, node)
     elif isinstance(node, bytes | set) or type(node).__module__ == "datetime":
         raise RequestError(
             f"{key}={shorten(repr(node))} is not plain data. Expected: texts, numbers, lists and"
@@ -61,8 +58,6 @@ def shorten(text: str, length: int = _LONGEST_SHOWN) -> str:
 
 
 def _check_text(key: str, text: str) -> None:
-    if text.isascii():
-        return
     try:
         text.encode()
     except UnicodeEncodeError:
