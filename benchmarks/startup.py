@@ -92,14 +92,14 @@ def measure_starts(rounds: int, folder: Path) -> Mapping[str, Duration]:
 def time_report(folder: Path, runs: int) -> Duration:
     """Return how long `kd-report` takes for copies of one short run of the demo."""
     first = folder / "runs" / "000"
-    settings = (f"out={first}", f"stages={folder / 'stages'}", "debug=fast")
+    settings = (f"out={first}", f"stages={folder / 'stages'}", "debug=fdr")
     time_process("-m", "kd_app.commands.distill", *settings)
     for number in range(1, runs):
         shutil.copytree(first, first.with_name(f"{number:03}"))
     return time_process(
         "-m",
         "kd_app.commands.report",
-        f"runs=[{folder / 'runs'}/*]",
+        f"runs=[{folder / 'runs'}]",
         f"out={folder / 'report'}",
     )
 
