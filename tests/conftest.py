@@ -12,10 +12,12 @@ import signal
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
+from xdist.scheduler import LoadFileScheduling
 
 torch.set_num_threads(1)
 
@@ -39,9 +41,27 @@ LONG = (
 )
 """Files with slow tests, which start first so that the processes end together."""
 
+EXPORTING = ("tests/jobs/", "tests/compression/", "tests/deployment/")
+"""Folders whose tests share a process: importing what writes programs takes ten seconds
+of each.
+"""
+
 
 # a shell starts background jobs with Ctrl-C ignored
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class FolderScheduling(LoadFileScheduling):  # type: ignore[misc]
+    """Each file is left to one process, and all files of `EXPORTING` to one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        is_exporting = nodeid.startswith(EXPORTING)
+        return EXPORTING[0] if is_exporting else super()._split_scope(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FolderScheduling:
+    """Distribute the tests."""
+    return FolderScheduling(config, log)
 
 
 def pytest_xdist_auto_num_workers() -> int:
