@@ -17,13 +17,14 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How images measure models of `classes`.
+    """How images measure models of `classes`; None: of no class, so that the labels are
+    those of the images.
 
     split: the split to measure, or 'all'. splits: the split of images that the models
     know, by digest (`shorten_digest`).
     """
 
-    classes: tuple[str, ...]
+    classes: tuple[str, ...] | None
     split: str = ALL
     splits: Mapping[str, str] = field(default_factory=dict)
 
@@ -33,6 +34,8 @@ class Evaluation:
         Classes are matched by name, without regard to case if that is unambiguous.
         Raises `RequestError` for a class that the models don't have.
         """
+        if self.classes is None:
+            return listing, ()
         by_case: dict[str, list[str]] = {}
         for name in self.classes:
             by_case.setdefault(name.casefold(), []).append(name)

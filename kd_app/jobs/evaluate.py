@@ -10,11 +10,12 @@ from kd_app.data.evaluation import Evaluation
 from kd_app.reporting.console import Console
 from kd_app.reporting.tables import build_summary
 from kd_app.run.known_images import KnownImages, leave_out_used
-from kd_app.run.measurement import measure_models, start_results
+from kd_app.run.measurement import start_results
 from kd_app.run.open_run import SavedRun, load_models, open_run, read_run
 from kd_app.run.recorded_pixels import describe_normalization
 from kd_app.run.schema import EvaluationSettings
 from kd_app.run.spec import Config
+from kd_app.run.task_measurement import select_measurement
 
 
 def evaluate(config: Config, *, console: Console | None = None, trial: int | None = None) -> Path:
@@ -47,7 +48,9 @@ def evaluate(config: Config, *, console: Console | None = None, trial: int | Non
         if data.name is None and "student" in models:
             notes += describe_normalization(saved.pixels, models["student"].loaded.pixels)
         builder.notes += notes
-        measure_models(builder, run.workspace, models, {"test": split}, before=run.results)
+        select_measurement(run.workspace).measure_again(
+            builder, run.workspace, models, split, before=run.results, is_own=is_own
+        )
         results = builder.write("finished")
         console.show(build_summary(results))
         name = "the run" if is_own else config["data"]["name"]
@@ -65,7 +68,9 @@ def prepare_images(
     some of them have changed.
     """
     trained = saved.results.data
-    classes = tuple(trained.classes) if trained else ()
+    # the labels that judge an embedding are those of the images
+    names_classes = saved.results.embedding is None
+    classes = (tuple(trained.classes) if trained else ()) if names_classes else None
     if not is_own:
         data.evaluate_only(Evaluation(classes, split))
         return []

@@ -185,7 +185,8 @@ def _build_spec(config: Config, model: ModelSpec) -> RunSpec:
 
 def _load(workspace: Workspace, model: ModelSpec) -> RunModel:
     if isinstance(model, CompositeTeacher):
-        model.bind_data(workspace.classes, workspace.compute_image_stats())
+        model.bind_images(workspace.compute_image_stats())
+        model.bind_classes(workspace.classes)
     loaded = workspace.load_model(model, seed=0)
     if loaded.loaded.weights.new_head and model.match is not None and model.match.fits:
         raise RequestError(

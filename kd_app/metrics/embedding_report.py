@@ -73,16 +73,13 @@ Load = Callable[[str], Predictions]
 
 
 def load_embeddings(
-    loads: Mapping[str, Load], split: str, num_classes: int
+    loads: Mapping[str, Load], split: str, num_classes: int, *, is_same: bool = False
 ) -> tuple[dict[str, ModelEmbeddings], JudgeLabels]:
     """Return the embeddings by role, with a split as the queries, and the labels, which
-    are those beside the teacher's outputs.
+    are those beside the teacher's outputs. is_same: the split is the gallery, too.
     """
-    outputs = {
-        role: {part: load(part) for part in {GALLERY, "validation", split}}
-        for role, load in loads.items()
-    }
-    parts = (GALLERY, "validation", split)
+    parts = (split,) * 3 if is_same else (GALLERY, "validation", split)
+    outputs = {role: {part: load(part) for part in {*parts}} for role, load in loads.items()}
     models = {
         role: ModelEmbeddings(*(np.asarray(each[part].logits) for part in parts))
         for role, each in outputs.items()
@@ -112,7 +109,9 @@ class EmbeddingScores:
 @dataclass(frozen=True)
 class EmbeddingComparison:
     """The embeddings of a run's models on one split, `TEACHER` and `STUDENT` among
-    them, and what is computed from them. k: neighbors of a query.
+    them, and what is computed from them. k: neighbors of a query. is_same: the queries
+    are the gallery, so that none is its own neighbor; there is then no linear probe,
+    which would need other images to learn from.
     """
 
     models: Mapping[str, ModelEmbeddings]
@@ -120,13 +119,16 @@ class EmbeddingComparison:
     k: int
     confidence: float
     seed: int = 0
+    is_same: bool = False
     _neighbors: dict[str, Neighbors] = field(default_factory=dict, init=False, repr=False)
 
     def find_neighbors(self, role: str) -> Neighbors:
         """Return the nearest gallery images of each query for one model."""
         if role not in self._neighbors:
             model = self.models[role]
-            self._neighbors[role] = find_neighbors(model.queries, model.gallery, self.k)
+            self._neighbors[role] = find_neighbors(
+                model.queries, model.gallery, self.k, is_same=self.is_same
+            )
         return self._neighbors[role]
 
     @cached_property
@@ -162,18 +164,21 @@ class EmbeddingComparison:
             for known in (target >= 0,)
         }
         gallery, queries = parts["gallery"], parts["queries"]
-        k = min(self.k, len(gallery[0]))
+        k = min(self.k, len(gallery[0]) - self.is_same)
         rows = (
             self.find_neighbors(role).rows[labels.queries >= 0]
             if (labels.gallery >= 0).all() and k == self.k
-            else find_neighbors(queries[0], gallery[0], k).rows
+            else find_neighbors(queries[0], gallery[0], k, is_same=self.is_same).rows
         )
         near = gallery[1][rows]
         values = {
             "knn_top1": classify_by_neighbors(near, labels.num_classes) == queries[1],
             "purity": compute_purity(near, queries[1]),
-            "probe_top1": measure_probe(gallery, parts["validation"], queries, labels.num_classes),
         }
+        if not self.is_same:
+            values["probe_top1"] = measure_probe(
+                gallery, parts["validation"], queries, labels.num_classes
+            )
         return {name: _spread(value, labels.queries >= 0) for name, value in values.items()}
 
     @cached_property

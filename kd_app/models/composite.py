@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kd_app.config import Decoding, InputSpec, RequestError
 from kd_app.models.class_map import ClassMap, ClassMappedModel
-from kd_app.models.class_names import ModelClasses
+from kd_app.models.class_names import ClassMatch, ModelClasses
 from kd_app.models.create import create, resolve_input
 from kd_app.models.license import Policy
 from kd_app.models.outputs import LogitsOnly
@@ -40,12 +40,13 @@ class ClassMappedTeacher(CompositeTeacher):
         self.inner, self.class_map = inner, class_map
         self._rows: list[list[int]] = []
 
-    def bind_data(self, classes: tuple[str, ...], image_stats: ImageStats) -> None:
+    def bind_classes(self, classes: tuple[str, ...]) -> ClassMatch:
         """Raises `RequestError` for a row with an unknown class, and for a class of the
         data without a row.
         """
-        super().bind_data(classes, image_stats)
+        match = super().bind_classes(classes)
         self._rows = self.class_map.map_rows(classes, find_model_classes(self.inner))
+        return match
 
     def to_json(self) -> dict[str, Any]:
         return {"inner": self.inner.to_json(), "class_map": str(self.class_map.path)}
@@ -137,14 +138,18 @@ class TeacherEnsemble(CompositeTeacher):
         super().__init__("teacher", WeightsSource("own", " + ".join(members), license=license), {})
         self.members, self.weights, self.by = dict(members), dict(weights), by
 
-    def bind_data(self, classes: tuple[str, ...], image_stats: ImageStats) -> None:
-        """Raises `RequestError` for a member that does not predict these classes."""
-        super().bind_data(classes, image_stats)
-        for name, member in self.members.items():
+    def bind_images(self, image_stats: ImageStats) -> None:
+        super().bind_images(image_stats)
+        for member in self.members.values():
             if isinstance(member, CompositeTeacher):
-                member.bind_data(classes, image_stats)
-            elif not member.bind_classes(classes).fits:
+                member.bind_images(image_stats)
+
+    def bind_classes(self, classes: tuple[str, ...]) -> ClassMatch:
+        """Raises `RequestError` for a member that does not predict these classes."""
+        for name, member in self.members.items():
+            if not member.bind_classes(classes).fits:
                 raise _build_not_ready_error(name, member)
+        return super().bind_classes(classes)
 
     def to_json(self) -> dict[str, Any]:
         members = {name: member.to_json() for name, member in self.members.items()}
@@ -256,7 +261,8 @@ class EnsembleModel(LogitsOnly):
 @runtime_checkable
 class SupportsLogits(Protocol):
     """A model run by another runtime: uint8 images ``[B, C, H, W]`` of size `pixels`
-    in, logits ``[B, K]`` out. decoding: of the image files.
+    in, logits ``[B, K]`` out, or an embedding if it has no classes. decoding: of the
+    image files.
     """
 
     classes: tuple[str, ...]
@@ -278,6 +284,31 @@ class ArtifactTeacher(CompositeTeacher):
             {},
         )
         self.artifact, self.sha256 = artifact, sha256
+
+    def bind_classes(self, classes: tuple[str, ...]) -> ClassMatch:
+        """Raises `RequestError` for a file that outputs an embedding."""
+        if not self.artifact.classes:
+            raise RequestError(
+                f"The teacher {self.name} is a file that outputs an embedding, and classes are"
+                " learned from logits. Name a file that outputs logits (an export of a run that"
+                " learned classes), or set task=embedding."
+            )
+        return super().bind_classes(classes)
+
+    def bind_embedding(self) -> None:
+        """Raises `RequestError` for a file that outputs logits."""
+        if self.artifact.classes:
+            raise RequestError(
+                f"The teacher {self.name} is a file that outputs logits of"
+                f" {len(self.artifact.classes)} classes, and its embedding can't be read from"
+                " outside. Expected for task=embedding: a file that outputs an embedding"
+                " (kd-export of a run with task=embedding), or the weights themselves"
+                " (teacher.checkpoint=<file or folder>)."
+            )
+        super().bind_embedding()
+
+    def describe_embedding(self) -> str:
+        return "output of the file"
 
     def to_json(self) -> dict[str, Any]:
         return {"file": str(self.origin.path)}

@@ -93,7 +93,7 @@ def create(spec: ModelSpec, input_spec: InputSpec, num_classes: int, *, seed: in
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            loaded = _build(spec, input_spec, num_classes, seed)
+            loaded = _select_tokens(spec, _build(spec, input_spec, num_classes, seed))
         except Exception as error:
             # an architecture may fail at a size, or with arguments, in any way
             is_system = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
@@ -158,12 +158,17 @@ def _create_timm(spec: ModelSpec, input_spec: InputSpec, num_classes: int) -> Lo
         renew_head=not match.fits,
         role=spec.role,
     )
-    report = _add_classes(report, match)
-    if spec.embedding != "pooled":
-        # other outputs than those of the same weights
-        sha256 = hashlib.sha256(f"{report.sha256}:{spec.embedding}".encode()).hexdigest()
-        model, report = TokenEmbedding(model, spec.embedding), replace(report, sha256=sha256)
-    return LoadedModel(model, input_spec, report, widths)
+    return LoadedModel(model, input_spec, _add_classes(report, match), widths)
+
+
+def _select_tokens(spec: ModelSpec, loaded: LoadedModel) -> LoadedModel:
+    """The model with the embedding that its spec names as the output."""
+    if isinstance(spec, CompositeTeacher) or spec.embedding == "pooled":
+        return loaded
+    # other outputs than those of the same weights
+    identity = f"{loaded.weights.sha256}:{spec.embedding}"
+    weights = replace(loaded.weights, sha256=hashlib.sha256(identity.encode()).hexdigest())
+    return replace(loaded, model=TokenEmbedding(loaded.model, spec.embedding), weights=weights)
 
 
 def _add_classes(report: WeightsReport, match: ClassMatch) -> WeightsReport:

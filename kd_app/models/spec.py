@@ -141,6 +141,17 @@ class ModelSpec(Typed):
             self.match = match_classes(classes, self.record.classes)
         return self.match
 
+    def bind_embedding(self) -> None:
+        """Use the output of the model without a head. Raises `RequestError` for a model
+        that has none.
+        """
+        self.match = ClassMatch(fits=True, reason="learns an embedding")
+
+    def describe_embedding(self) -> str:
+        """Which embedding the model outputs without a head."""
+        is_own = self.factory is not None and self.embedding == "pooled"
+        return "output of the module" if is_own else self.embedding
+
     def to_json(self) -> dict[str, Any]:
         """Return the arguments as plain data; a factory is recorded by the attribute
         `target`, its import path.
@@ -174,7 +185,8 @@ class LoadedModel:
 
 class CompositeTeacher(ModelSpec):
     """A teacher built from something else than one set of weights. It is not trained.
-    `bind_data` must be called before the other methods.
+    `bind_images`, then `bind_classes` or `bind_embedding`, must be called before the
+    other methods.
     """
 
     image_stats: ImageStats
@@ -190,12 +202,13 @@ class CompositeTeacher(ModelSpec):
         origin = self.origin
         return WeightsRecord(ModelClasses(origin.num_classes, origin.label_names or ()))
 
-    def bind_data(self, classes: tuple[str, ...], image_stats: ImageStats) -> None:
-        """Set the data's classes and image statistics. Raises `RequestError` if the
-        teacher can't predict these classes.
-        """
+    def bind_images(self, image_stats: ImageStats) -> None:
+        """Set the statistics of the data's images."""
         self.image_stats = image_stats
-        match = self.bind_classes(classes)
+
+    def bind_classes(self, classes: tuple[str, ...]) -> ClassMatch:
+        """Raises `RequestError` if the teacher can't predict these classes."""
+        match = super().bind_classes(classes)
         if not match.fits:
             raise RequestError(
                 f"The {self.role} {self.name} {match.reason} that are not the data's"
@@ -203,6 +216,7 @@ class CompositeTeacher(ModelSpec):
                 f" {self.role}.classes=<a CSV file with the columns teacher,class>."
                 f" {match.detail}".rstrip()
             )
+        return match
 
     @abstractmethod
     def expect_input(self, image_stats: ImageStats) -> InputSpec:

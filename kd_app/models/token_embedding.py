@@ -14,7 +14,10 @@ TokenKind = Literal["class_token", "both"]
 class TokenEmbedding(nn.Module):
     """``backbone.forward_features`` reduced to one vector for each image: the class
     token, or (both) the class token and the mean of the patch tokens, one after the
-    other. Tokens are those after the last norm of the backbone.
+    other.
+
+    Both are those after the last norm: a backbone that norms only what it has pooled
+    (``fc_norm``) norms each of them.
 
     Raises `RequestError` for a model without a class token.
     """
@@ -38,7 +41,8 @@ class TokenEmbedding(nn.Module):
     ) -> Float[Tensor, "batch embedding"]:
         backbone: Any = self.backbone
         tokens: Tensor = backbone.forward_features(image)
-        token = tokens[:, 0]
-        if self.kind == "class_token":
-            return token
-        return torch.cat((token, tokens[:, self._num_prefix :].mean(dim=1)), dim=1)
+        parts = [tokens[:, 0]]
+        if self.kind == "both":
+            parts.append(tokens[:, self._num_prefix :].mean(dim=1))
+        norm = getattr(backbone, "fc_norm", nn.Identity())
+        return torch.cat([norm(part) for part in parts], dim=1)

@@ -45,16 +45,17 @@ class EmbeddingMetrics(_Part):
 
 
 class EmbeddingSplit(_Part):
-    """Metrics of all models on the queries of one split; the gallery are the training
-    images.
+    """Metrics of all models on the queries of one split.
 
-    num_labeled: queries with a label · k: nearest images of a query · gap_closed: by
+    gallery: the images among which neighbors are searched: train, or others (the other
+    images of the split) · num_labeled: queries with a label · k: nearest images of a query · gap_closed: by
     metric, (student - untouched) / (teacher - untouched); null if the interval of the
     denominator holds 0.
     """
 
     num_queries: Count
     num_gallery: Count
+    gallery: Literal["train", "others"] = "train"
     num_labeled: Count
     k: Annotated[int, Field(ge=1)]
     confidence: Probability
@@ -88,7 +89,7 @@ class EmbeddingRecord(_Part):
     validation, by name · untouched: how the untouched student started.
     """
 
-    teacher_embedding: Literal["pooled", "class_token", "both"]
+    teacher_embedding: str
     ships: Literal["projector", "backbone"]
     candidates: dict[str, Number] = {}
     untouched: str

@@ -129,7 +129,7 @@ def write_embedding_verdict(results: Results) -> str:
     return (
         f"{outcome}. The student finds {share} of the teacher's {split.k} nearest images for"
         f" {verdict.num_images:,} held-out images ({verdict.split}), among {split.num_gallery:,}"
-        f" training images.{quality}"
+        f" {'training' if split.gallery == 'train' else 'other'} images.{quality}"
     )
 
 

@@ -86,7 +86,7 @@ def measure_embeddings(
         builder.notes += [f"{role}: {each}" for each in describe_outcome(models[role].record)]
     others = load_untrained(workspace)
     record = EmbeddingRecord(
-        teacher_embedding=settings.embedding,
+        teacher_embedding=models[TEACHER].spec.describe_embedding(),
         ships=ships,
         candidates=candidates,
         untouched=others[UNTOUCHED].loaded.weights.source,
@@ -99,7 +99,7 @@ def measure_embeddings(
         setattr(record, part, describe_split(comparison))
         record.verdict = judge(comparison, neighbors.margin, split)
         _check_collapse(comparison)
-    write_neighbor_images(builder.out / NEIGHBORS, workspace, comparison, split)
+    write_neighbor_images(builder.out / NEIGHBORS, workspace, comparison, GALLERY, split)
     builder.speed = measure_speed(workspace, models, sweep)
 
 
@@ -192,21 +192,24 @@ def load_untrained(workspace: Workspace) -> dict[str, RunModel]:
 
 def compare(
     workspace: Workspace,
-    models: Mapping[str, RunModel],
+    loaded: Mapping[str, RunModel],
     split: str,
     k: int,
     confidence: float,
+    *,
+    is_same: bool = False,
 ) -> EmbeddingComparison:
     """The embeddings of all models, the queries those of a split; and the teacher's cut
-    to the student's width, if that is smaller.
+    to the student's width, if that is smaller. is_same: the split is the gallery, too.
     """
-    loads = {role: partial(workspace.load_predictions, model) for role, model in models.items()}
-    embeddings, labels = load_embeddings(loads, split, len(workspace.classes))
-    teacher, width = embeddings[TEACHER], measure_width(models[UNTOUCHED].loaded)
+    loads = {role: partial(workspace.load_predictions, model) for role, model in loaded.items()}
+    embeddings, labels = load_embeddings(loads, split, len(workspace.classes), is_same=is_same)
+    teacher, width = embeddings[TEACHER], measure_width(loaded[UNTOUCHED].loaded)
     if width < min(teacher.gallery.shape):
         embeddings[PCA] = cut_width(teacher, width)
     order = [role for role in (TEACHER, PCA, RANDOM, UNTOUCHED, STUDENT) if role in embeddings]
-    return EmbeddingComparison({role: embeddings[role] for role in order}, labels, k, confidence)
+    models = {role: embeddings[role] for role in order}
+    return EmbeddingComparison(models, labels, k, confidence, is_same=is_same)
 
 
 def describe_split(comparison: EmbeddingComparison) -> EmbeddingSplit:
@@ -229,7 +232,8 @@ def describe_split(comparison: EmbeddingComparison) -> EmbeddingSplit:
     first = comparison.models[TEACHER]
     return EmbeddingSplit(
         num_queries=len(first.queries),
-        num_gallery=len(first.gallery),
+        num_gallery=len(first.gallery) - comparison.is_same,
+        gallery="others" if comparison.is_same else "train",
         num_labeled=comparison.num_labeled,
         k=comparison.k,
         confidence=comparison.confidence,

@@ -2,6 +2,7 @@
 teachers, a teacher of other classes, the assistants of a chain.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from kd_app.deployment.artifact import open_foreign
 from kd_app.deployment.manifest import read_entry
 from kd_app.models.class_map import ClassMap
 from kd_app.models.composite import ArtifactTeacher, ClassMappedTeacher, EmaTeacher, TeacherEnsemble
+from kd_app.models.embedding_ensemble import EmbeddingEnsemble
 from kd_app.models.spec import CompositeTeacher, ModelSpec
 from kd_app.models.weights_source import WeightsSource
 from kd_app.run.schema import EnsembleSettings, TeacherFiles, check_assistant
+from kd_app.tasks.base import Output
 
 Config = dict[str, Any]
 
@@ -31,9 +34,9 @@ class AssistantSpec:
     seed: int
 
 
-def build_composite(node: Config) -> CompositeTeacher | None:
+def build_composite(node: Config, output: Output = "logits") -> CompositeTeacher | None:
     """A teacher that is an ensemble, has other classes, or is an exported file; None
-    for a single model of the data's classes.
+    for a single model of the data's classes. output: what the students learn.
     """
     if node.get("members") is None:
         return _build_single(node)
@@ -43,7 +46,29 @@ def build_composite(node: Config) -> CompositeTeacher | None:
         name: _build_single(each) or build_model_spec("teacher", each, None)
         for name, each in ensemble.members.items()
     }
-    return TeacherEnsemble(teachers, ensemble.weights, ensemble.by)
+    return _combine(teachers, ensemble, output)
+
+
+def _combine(
+    members: Mapping[str, ModelSpec], settings: EnsembleSettings, output: Output
+) -> TeacherEnsemble:
+    """Several teachers as one. Raises `RequestError` for a combination of other
+    outputs.
+    """
+    known: Mapping[str, tuple[str, ...]] = {
+        "logits": ("mean", "confidence"),
+        "embedding": ("concatenate", "mean"),
+    }
+    by: Any = known[output][0] if settings.by == "auto" else settings.by
+    if by not in known[output]:
+        what = {"logits": "probabilities", "embedding": "embeddings"}[output]
+        raise RequestError(
+            f"teacher.by={by} does not combine {what}, which these teachers give. Expected:"
+            f" {' or '.join(known[output])}, or auto."
+        )
+    if output == "embedding":
+        return EmbeddingEnsemble(members, settings.weights, by)
+    return TeacherEnsemble(members, settings.weights, by)
 
 
 def _build_single(node: Config) -> CompositeTeacher | None:
@@ -123,6 +148,9 @@ def parse_model(node: Config) -> ModelSpec:
     """The spec whose ``to_json()`` is `node`."""
     if "members" in node:
         members = {name: parse_model(each) for name, each in node["members"].items()}
+        if "moments" in node:
+            moments = Path(node["moments"]) if node["moments"] else None
+            return EmbeddingEnsemble(members, node["weights"], node["by"], moments)
         return TeacherEnsemble(members, node["weights"], node["by"])
     if "class_map" in node:
         return ClassMappedTeacher(parse_model(node["inner"]), ClassMap(Path(node["class_map"])))

@@ -8,6 +8,7 @@ import numpy as np
 
 from kd_app.metrics.embedding_report import STUDENT, TEACHER, UNTOUCHED, EmbeddingComparison
 from kd_app.reporting.neighbor_examples import NeighborRow, write_neighbors
+from kd_app.run.known_images import list_measured
 from kd_app.run.workspace import Workspace
 
 SHOWN: Final = 5
@@ -18,13 +19,19 @@ _ROLES: Final = (TEACHER, UNTOUCHED, STUDENT)
 
 
 def write_neighbor_images(
-    path: Path, workspace: Workspace, comparison: EmbeddingComparison, split: str
+    path: Path,
+    workspace: Workspace,
+    comparison: EmbeddingComparison,
+    gallery_split: str,
+    split: str,
 ) -> None:
     """Write the nearest images of some queries; none with ``examples=0``."""
     number = int(workspace.spec.config["examples"]) // _IMAGES_PER_QUERY
-    rows = {name: workspace.data.list_rows(name) for name in ("train", split)}
-    gallery, queries = rows["train"], rows[split]
-    if number == 0 or gallery is None or queries is None or workspace.limit is not None:
+    gallery, queries = (
+        np.array(list_measured(workspace.data, name), dtype=np.int64)
+        for name in (gallery_split, split)
+    )
+    if number == 0 or not len(gallery) or not len(queries) or workspace.limit is not None:
         return
     files = workspace.data.files
     thumbnail = cache(workspace.data.make_thumbnail)

@@ -48,7 +48,7 @@ from kd_app.run.run_model import RunModel
 from kd_app.run.saved_config import fill_defaults
 from kd_app.run.schema import DistillSettings
 from kd_app.run.spec import Config, ExternalParts, RunSpec, assemble_spec, check_recipes
-from kd_app.run.task_choice import Purpose, check_purpose, fill_task
+from kd_app.run.task_choice import Purpose, fill_task, require_classes
 from kd_app.run.workspace import Workspace
 from kd_app.run_files import CONFIG, RESULTS, STUDENT, TEACHER
 from kd_app.stages import RECORD, Stages
@@ -63,6 +63,10 @@ STAGES = "runs/.stages"
 ``conf/distill.yaml``.
 """
 _SHA256_DIGITS = 64
+_NO_STEP = (
+    "each step of a compression is chosen, distilled and judged by predicted classes; an int8 file"
+    " of it comes from kd-export 'formats=[onnx_int8,executorch_int8]'"
+)
 _BUILT = ("data", "teacher", "student", "trainer", "robustness", "verdict")
 _BUILT_TO_TRAIN = ("loss", "optimizer", "scheduler")
 _REFITTED = (
@@ -136,7 +140,8 @@ def read_run(folder: Path, command: Config, purpose: Purpose) -> SavedRun:
             f"The run {str(folder)!r} is {results.status}, not finished. Expected a finished run."
             " Run its kd-distill command again to finish it."
         )
-    check_purpose(folder, results, purpose)
+    if purpose == "train":
+        require_classes(folder, results, why=_NO_STEP)
     config = _read_config(folder, results)
     stages = Path(config["stages"])
     names = (Path(stage.path).name for stage in results.stages)
@@ -307,7 +312,8 @@ def open_run(
         workspace.prepare_data()
         if saved.purpose == "train":
             workspace.check_losses()
-        _check_classes(workspace.classes, saved.results)
+        if workspace.task.reads_labels:
+            _check_classes(workspace.classes, saved.results)
         with workspace.keep_work():
             yield OpenRun(
                 saved.folder, saved.results, saved.config, verdict, workspace, saved.has_own_data

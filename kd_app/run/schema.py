@@ -28,6 +28,7 @@ _CONTROL_KEYS = tuple(signature(ControlSettings).parameters)
 _MODEL_KEYS = ("_target_", "name", "pretrained", "checkpoint", "kwargs", "image_size", "license")
 _OUTPUT_KEYS = ("outputs", "cache", "cache_gb")
 _TRAINING_KEYS = ("loss", "optimizer", "scheduler", "max_epochs", "seed", *_OUTPUT_KEYS)
+_MEMBER_KEYS = (*_MODEL_KEYS, "embedding", "classes", "weight")
 _COMPOSITE_KEYS = ("embedding", "classes", "chain", "members", "by", "decay")
 
 
@@ -196,7 +197,11 @@ class EnsembleSettings(Typed, called="teacher"):
     """
 
     def __init__(
-        self, *, members: dict[str, Group], by: Literal["mean", "confidence"], classes: None
+        self,
+        *,
+        members: dict[str, Group],
+        by: Literal["auto", "mean", "confidence", "concatenate"],
+        classes: None,
     ) -> None:
         if len(members) < 2:
             raise RequestError(
@@ -205,7 +210,7 @@ class EnsembleSettings(Typed, called="teacher"):
                 " single teacher use teacher=timm."
             )
         for name, member in members.items():
-            _check_known(f"teacher.members.{name}", member, (*_MODEL_KEYS, "classes", "weight"))
+            _check_known(f"teacher.members.{name}", member, _MEMBER_KEYS)
         self.members = {
             name: {key: value for key, value in member.items() if key != "weight"}
             for name, member in members.items()

@@ -132,7 +132,7 @@ def assemble_spec(config: Config, external: ExternalParts) -> RunSpec:
         freeze=FreezeSetting(freeze=config["student"].get("freeze")).freeze,
         **common,
     )
-    teacher, teacher_recipe = _build_teacher(config, external)
+    teacher, teacher_recipe = _build_teacher(config, external, task)
     if not task.reads_labels:
         # the teacher is used as it is
         teacher_recipe = None
@@ -310,7 +310,7 @@ def _build_control(name: str, node: Config, student: Recipe) -> Control:
 
 
 def _build_teacher(
-    config: Config, external: ExternalParts
+    config: Config, external: ExternalParts, task: Task
 ) -> tuple[ModelSpec | None, Recipe | None]:
     """The teacher, and the recipe of its training if it can be trained."""
     node = config["teacher"]
@@ -322,7 +322,7 @@ def _build_teacher(
     if node.get("decay") is not None:
         student = build_model_spec("student", config["student"], external.student)
         return EmaTeacher(student, EmaSettings(decay=node["decay"]).decay), None
-    composite = build_composite(node)
+    composite = build_composite(node, task.output)
     if composite is not None:
         return composite, None
     training = TeacherTraining(max_epochs=node["max_epochs"], seed=node["seed"])

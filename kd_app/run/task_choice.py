@@ -27,14 +27,12 @@ _DEFAULTS: Final = {
     ("neighbors", "margin"): 0.5,
 }
 """Defaults of the settings that classification does not read, as in ``conf/``."""
-_ONE_TEACHER: Final = "one timm model or checkpoint is the teacher, by its embedding"
 _REASONS: Final = {
     "verdict.metric": "the verdict is about the teacher's neighbors (neighbors.margin)",
     "teacher.classes": "an embedding has no classes",
-    "teacher.chain": _ONE_TEACHER,
-    "teacher.members": _ONE_TEACHER,
-    "teacher.decay": _ONE_TEACHER,
-    "teacher.checkpoint": f"an .onnx file gives logits, and {_ONE_TEACHER}",
+    "teacher.chain": "an assistant would pass on its own neighbors, not the teacher's",
+    "teacher.members": "an embedding has no classes, so a member needs no map of them",
+    "teacher.decay": "the moving average of an untrained student has no neighbors to teach",
     "data.label_fraction": "no label is used in training",
     "data.refit": "the teacher's neighbors on validation choose the epoch and the output",
     "trial_pruning": "it follows the top-1 accuracy",
@@ -135,16 +133,20 @@ def strip_task(config: Mapping[str, Any]) -> Config:
 
 def _check_unused(config: Mapping[str, Any]) -> None:
     """Raise `RequestError` for a setting that classification does not read."""
-    values = {
-        f"{group}.{key}": _to_group(config.get(group)).get(key, default)
+    settings = [
+        (f"{group}.{key}", _to_group(config.get(group)).get(key, default), default)
         for (group, key), default in _DEFAULTS.items()
-    }
-    for (group, key), default in _DEFAULTS.items():
-        value = values[f"{group}.{key}"]
+    ]
+    members = _to_group(_to_group(config.get("teacher")).get("members"))
+    settings += [
+        (f"teacher.members.{name}.embedding", _to_group(each).get("embedding"), None)
+        for name, each in members.items()
+    ]
+    for key, value, default in settings:
         if value != default:
             raise RequestError(
-                f"{group}.{key}={value} has no effect on a run that learns classes. Expected:"
-                f" task=embedding, or data=images. Remove {group}.{key}, or set task=embedding."
+                f"{key}={value} has no effect on a run that learns classes. Expected:"
+                f" task=embedding, or data=images. Remove {key}, or set task=embedding."
             )
     if _to_group(_to_group(config.get("data")).get("presets")).get("task") is not None:
         raise RequestError(
@@ -159,13 +161,13 @@ def _check_without_labels(config: Mapping[str, Any]) -> None:
     teacher that has no embedding of its own.
     """
     teacher, data = _to_group(config.get("teacher")), _to_group(config.get("data"))
+    members = _to_group(teacher.get("members"))
     conflicts = {
         "verdict.metric": _to_group(config.get("verdict")).get("metric", "top1") != "top1",
         "teacher.classes": bool(teacher.get("classes")),
         "teacher.chain": bool(teacher.get("chain")),
-        "teacher.members": teacher.get("members") is not None,
+        "teacher.members": any(_to_group(each).get("classes") for each in members.values()),
         "teacher.decay": teacher.get("decay") is not None,
-        "teacher.checkpoint": str(teacher.get("checkpoint") or "").endswith(".onnx"),
         "data.label_fraction": data.get("label_fraction") is not None,
         "data.refit": bool(data.get("refit")),
         "trial_pruning": config.get("trial_pruning") is not None,
@@ -191,16 +193,15 @@ def _resolve_controls(controls: Any) -> Any:
     return {} if is_auto else controls
 
 
-def check_purpose(folder: Path, results: Results, purpose: Purpose) -> None:
-    """Raise `RequestError` for a run whose student is no classifier, unless it is
-    exported.
+def require_classes(folder: Path, results: Results, *, why: str) -> None:
+    """Raise `RequestError` for a run whose student is no classifier.
+
+    why: what the command does with classes, as a clause.
     """
-    if results.embedding is None or purpose == "export":
+    if results.embedding is None:
         return
-    what = {"measure": "measures", "train": "compresses"}[purpose]
     raise RequestError(
-        f"The student of {str(folder)!r} outputs an embedding (task=embedding), and this command"
-        f" {what} classifiers by their labels. Expected: a run that learned classes. To measure an"
-        " embedding on other images, repeat the kd-distill command with data.root= and another"
-        " out=; kd-export and kd-predict accept the run as it is."
+        f"The student of {str(folder)!r} outputs an embedding (task=embedding), and {why}."
+        " Expected: a run that learned classes. kd-evaluate run=, kd-export and kd-predict accept"
+        " the run as it is."
     )

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
+from kd_app.reporting.results import Results
 from kd_app.run.dark_knowledge import measure_teacher_knowledge
+from kd_app.run.embedding_evaluation import measure_embeddings_again
 from kd_app.run.embedding_measurement import check_queries, measure_embeddings
 from kd_app.run.measurement import format_top1, measure_models
 from kd_app.run.results_builder import ResultsBuilder, SplitName
@@ -32,6 +34,24 @@ class SplitMeasurement(Protocol):
     ) -> None: ...
 
 
+class RepeatedMeasurement(Protocol):
+    """Measures the models of a finished run once more, on one split.
+
+    before: the results of the run. is_own: the images are those of the run.
+    """
+
+    def __call__(
+        self,
+        builder: ResultsBuilder,
+        workspace: Workspace,
+        models: Mapping[str, RunModel],
+        split: str,
+        *,
+        before: Results,
+        is_own: bool,
+    ) -> None: ...
+
+
 @dataclass(frozen=True)
 class TaskMeasurement:
     """How the models of a run are measured.
@@ -42,8 +62,22 @@ class TaskMeasurement:
     """
 
     measure: SplitMeasurement
+    measure_again: RepeatedMeasurement
     measure_teacher: Callable[[Workspace, ResultsBuilder, RunModel], bool]
     check_run: Callable[[Workspace], None]
+
+
+def measure_classifiers_again(
+    builder: ResultsBuilder,
+    workspace: Workspace,
+    models: Mapping[str, RunModel],
+    split: str,
+    *,
+    before: Results,
+    is_own: bool,
+) -> None:
+    """Measure a finished run's models against the labels of a split."""
+    measure_models(builder, workspace, models, {"test": split}, before=before)
 
 
 def measure_teacher_on_labels(
@@ -71,11 +105,14 @@ def measure_teacher_on_labels(
 _MEASUREMENTS: Final[Mapping[str, TaskMeasurement]] = {
     # the division of the images has checked their classes
     Classification.name: TaskMeasurement(
-        measure_models, measure_teacher_on_labels, lambda workspace: None
+        measure_models, measure_classifiers_again, measure_teacher_on_labels, lambda workspace: None
     ),
     # the teacher is measured with the student, by whose neighbors
     Embedding.name: TaskMeasurement(
-        measure_embeddings, lambda workspace, builder, teacher: True, check_queries
+        measure_embeddings,
+        measure_embeddings_again,
+        lambda workspace, builder, teacher: True,
+        check_queries,
     ),
 }
 

@@ -133,12 +133,10 @@ def _load_teacher(record: dict[str, Any], data: "RunData", task: "Task") -> "Job
 
     model, classes = parse_model(record["model"]), tuple(data.classes)
     if isinstance(model, CompositeTeacher):
-        model.bind_data(
-            classes,
-            ImageStats(data.channels, data.size, *data.compute_pixel_statistics(), data.width),
+        model.bind_images(
+            ImageStats(data.channels, data.size, *data.compute_pixel_statistics(), data.width)
         )
-    else:
-        task.bind_model(model, classes)
+    task.bind_model(model, classes)
     cached = record["cached"]
     return JobTeacher(
         model,

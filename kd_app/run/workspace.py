@@ -20,10 +20,12 @@ from kd_app.digest import hash_file
 from kd_app.metrics.record import Predictions
 from kd_app.models.cost import count_params
 from kd_app.models.create import create, measure_width, resolve_input
+from kd_app.models.embedding_ensemble import EmbeddingEnsemble
 from kd_app.models.spec import CompositeTeacher, ImageStats, ModelSpec
 from kd_app.reporting.console import Console
 from kd_app.run.cache_plan import CachePlan, choose_max_views, plan_cache
 from kd_app.run.controls import Control, select_nearest
+from kd_app.run.member_moments import measure_moments
 from kd_app.run.recorded_pixels import RecordedPixels
 from kd_app.run.run_model import RunModel, mark_unmeasured
 from kd_app.run.spec import RunSpec
@@ -106,12 +108,13 @@ class Workspace:
         spec = self.spec
         students = [model for control in spec.controls.values() for model in control.students]
         assistants = [assistant.spec for assistant in spec.assistants]
-        for model in (spec.student, *students, *assistants):
-            self.task.bind_model(model, self.classes)
         if isinstance(spec.teacher, CompositeTeacher):
-            spec.teacher.bind_data(self.classes, self.compute_image_stats())
-        elif spec.teacher is not None:
-            self.task.bind_model(spec.teacher, self.classes)
+            spec.teacher.bind_images(self.compute_image_stats())
+        teachers = [] if spec.teacher is None else [spec.teacher]
+        for model in (spec.student, *students, *assistants, *teachers):
+            self.task.bind_model(model, self.classes)
+        if isinstance(spec.teacher, EmbeddingEnsemble):
+            measure_moments(spec.teacher, self.cache_predictions, self.find_or_build)
 
     def check_losses(self) -> list[str]:
         """Return warnings of loss terms with a part that is void for the classes or the

@@ -13,7 +13,7 @@ from kd_app.data.batch import Batch
 from kd_app.metrics.embedding_training import EmbeddingAgreement
 from kd_app.models.class_names import ClassMatch
 from kd_app.models.normalized import NormalizedEmbedding
-from kd_app.models.outputs import Outputs
+from kd_app.models.outputs import EnsembleOutputs, Outputs
 from kd_app.models.save import EMBEDDING
 from kd_app.models.spec import ModelSpec
 from kd_app.tasks.base import Metrics, Output, ReadsOutputs, Reference, Selection
@@ -74,7 +74,10 @@ class Embedding:
                 " a model with a tag (teacher.name=resnet50.a1_in1k), or weights of your own"
                 " (teacher.checkpoint=<file or folder>)."
             )
-        model.match = ClassMatch(fits=is_teacher, reason="learns an embedding")
+        if is_teacher:
+            model.bind_embedding()
+        else:
+            model.match = ClassMatch(fits=False, reason="learns an embedding")
 
     def bind_teacher(self, width: int) -> "Embedding":
         return replace(self, width=width)
@@ -84,6 +87,9 @@ class Embedding:
         return (reads - {"embedding"}) | {"logits"}
 
     def map_outputs(self, outputs: Outputs) -> Outputs:
+        if isinstance(outputs, EnsembleOutputs):
+            members = {name: self.map_outputs(each) for name, each in outputs.members.items()}
+            outputs = replace(outputs, members=members)
         return replace(outputs, embedding=outputs.logits)
 
     def check_loss(self, terms: Mapping[str, ReadsOutputs], owner: str) -> None:

@@ -208,7 +208,8 @@ def test_composite_teachers_are_restored(tmp_path: Path) -> None:
     hashes = []
     for composite in (several, parse_model(json.loads(json.dumps(several.to_json())))):
         assert isinstance(composite, CompositeTeacher)
-        composite.bind_data(DIGITS, ImageStats(1, 8, (0.3,), (0.4,)))
+        composite.bind_images(ImageStats(1, 8, (0.3,), (0.4,)))
+        composite.bind_classes(DIGITS)
         hashes.append(create(composite, GRAY, 10, seed=0).weights.sha256)
     assert hashes[0] == hashes[1]
 

@@ -14,6 +14,7 @@ from torch import nn
 from kd_app.config import InputSpec
 from kd_app.deployment.formats.base import Format, MaxBatch, UInt8Model
 from kd_app.deployment.xnnpack import lower, trace_model
+from kd_app.models.normalized import NormalizedEmbedding
 
 
 class ExecuTorch(Format):
@@ -108,8 +109,11 @@ class Quantized(ExecuTorchInt8):
 
 
 def _is_model_op(node: Any) -> bool:
-    """Whether an operation belongs to the model, not to the normalization before it.
-
-    The normalization stays in float, so that pixels are rounded only once.
+    """Whether an operation belongs to the model: neither to the normalization of the
+    pixels before it, which are rounded only once, nor to that of an embedding after it,
+    as the square of a length needs more digits than int8 has.
     """
-    return node.op != "call_function" or len(node.meta.get("nn_module_stack") or {}) > 1
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    if node.op != "call_function":
+        return True
+    return len(stack) > 1 and not str(stack[-1][1]).endswith(NormalizedEmbedding.__name__)
