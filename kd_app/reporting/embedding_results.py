@@ -48,9 +48,9 @@ class EmbeddingSplit(_Part):
     """Metrics of all models on the queries of one split.
 
     gallery: the images among which neighbors are searched: train, or others (the other
-    images of the split) · num_labeled: queries with a label · k: nearest images of a query · gap_closed: by
-    metric, (student - untouched) / (teacher - untouched); null if the interval of the
-    denominator holds 0.
+    images of the split) · num_labeled: queries with a label · k: nearest images of a
+    query · gap_closed: by metric, (student - untouched) / (teacher - untouched); null
+    if the interval of the denominator holds 0.
     """
 
     num_queries: Count
