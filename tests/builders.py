@@ -21,6 +21,7 @@ from kd_app.config import InputSpec
 from kd_app.config.compose import choose_all_labels, compose_config
 from kd_app.deployment.predictions import measure_throughput
 from kd_app.digest import hash_file, seal
+from kd_app.models.create import measure_width
 from kd_app.models.save import save_model
 from kd_app.reporting.console import Console
 from kd_app.run.role_jobs import build_student_job
@@ -159,6 +160,8 @@ def trained(teacher: Path | Literal["ema"] | None, folder: Path, *overrides: str
     workspace = Workspace(spec, stages, Console(silent=True), tracker=None)
     workspace.prepare_data()
     loaded = workspace.load_model(spec.teacher, seed=0) if spec.teacher else None
+    if loaded is not None:
+        workspace.task = workspace.task.bind_teacher(measure_width(loaded.loaded))
     student = train(workspace, build_student_job(workspace, loaded), listener=listener)
     assert student.folder is not None
     return Trained(

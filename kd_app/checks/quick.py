@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kd_app.checks.context import CheckContext, Limits
+from kd_app.checks.embedding import check_teacher_embedding
 from kd_app.checks.finding import Finding, combine_refusals
 from kd_app.checks.images import (
     check_dominant_class,
@@ -81,7 +82,9 @@ class QuickChecks:
         reads_labels = self.workspace.task.reads_labels
         checks = DATA_CHECKS if reads_labels else CHECKS_WITHOUT_LABELS
         findings = [finding for run_check in checks for finding in run_check(context)]
-        if teacher is not None and reads_labels and not context.is_unmeasured:
+        if teacher is not None and not reads_labels:
+            findings += check_teacher_embedding(context)
+        elif teacher is not None and not context.is_unmeasured:
             findings += self._check_ready_teacher(context, teacher)
         return self._report(findings)
 

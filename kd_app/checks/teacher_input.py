@@ -5,6 +5,7 @@ those of its training.
 import shlex
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from timm.data import constants
@@ -19,6 +20,7 @@ from kd_app.checks.class_order import (
 from kd_app.checks.context import CheckContext, swap_channels
 from kd_app.checks.finding import Finding, note, refuse
 from kd_app.config import InputSpec
+from kd_app.metrics.record import Predictions
 
 NORMALIZATIONS = {
     "ImageNet's": (constants.IMAGENET_DEFAULT_MEAN, constants.IMAGENET_DEFAULT_STD),
@@ -87,13 +89,33 @@ def _try_inputs(context: CheckContext) -> Iterator[InputAlternative]:
     """Other pixels for the teacher, unless it is right on nearly all images."""
     if 1 - context.hits.mean() < context.limits.min_gain:
         return
-    yield from _try_normalizations(context)
-    yield from _try_channel_order(context)
+    for each in iterate_pixel_changes(context):
+        hits = each.predictions.hits
+        yield InputAlternative(each.name, each.change, each.fix, context.hits, hits)
+
+
+class PixelChange(NamedTuple):
+    """The teacher's outputs for the sample with other pixels. name, change, fix: as of
+    `InputAlternative`.
+    """
+
+    name: str
+    change: str
+    fix: str
+    predictions: Predictions
+
+
+def iterate_pixel_changes(context: CheckContext) -> Iterator[PixelChange]:
+    """Run the teacher on the sample with other normalizations and channel orders, and,
+    unless a training follows, with other crops.
+    """
+    yield from _change_normalization(context)
+    yield from _change_channel_order(context)
     if not context.is_quick:
-        yield from _try_crops(context)
+        yield from _change_crop(context)
 
 
-def _try_normalizations(context: CheckContext) -> Iterator[InputAlternative]:
+def _change_normalization(context: CheckContext) -> Iterator[PixelChange]:
     assert context.teacher is not None
     if "uint8" not in context.workspace.data.capabilities:
         return  # the images come normalized, in an unknown way
@@ -110,10 +132,9 @@ def _try_normalizations(context: CheckContext) -> Iterator[InputAlternative]:
             f"Set mean {_format_values(input_spec.mean)} and std {_format_values(input_spec.std)}"
             " in the config.json of its weights (name=local-dir:<folder>)."
         )
-        hits = context.predict(context.sample, input_spec).hits
-        yield InputAlternative(
-            "teacher-normalization", f"another normalization: {name}", fix, context.hits, hits
-        )
+        predictions = context.predict(context.sample, input_spec)
+        change = f"another normalization: {name}"
+        yield PixelChange("teacher-normalization", change, fix, predictions)
 
 
 def _has_same_normalization(first: InputSpec, second: InputSpec) -> bool:
@@ -130,27 +151,21 @@ def _format_values(values: tuple[float, ...]) -> str:
     return f"[{', '.join(f'{value:.4g}' for value in values)}]"
 
 
-def _try_channel_order(context: CheckContext) -> Iterator[InputAlternative]:
+def _change_channel_order(context: CheckContext) -> Iterator[PixelChange]:
     assert context.teacher is not None
     configured = context.teacher.loaded.pixels
     if configured.channels != 3 or context.workspace.data.channels != 3:
         return
     batches = [swap_channels(batch) for batch in context.sample]
-    hits = context.predict(batches, configured).hits
     fix = (
         "Swap the input channels of its first layer, or wrap it: it expects BGR, but the images"
         " are RGB."
     )
-    yield InputAlternative(
-        "teacher-channel-order",
-        "the channels in reverse order (BGR)",
-        fix,
-        context.hits,
-        hits,
-    )
+    change = "the channels in reverse order (BGR)"
+    yield PixelChange("teacher-channel-order", change, fix, context.predict(batches, configured))
 
 
-def _try_crops(context: CheckContext) -> Iterator[InputAlternative]:
+def _change_crop(context: CheckContext) -> Iterator[PixelChange]:
     assert context.teacher is not None
     if "uint8" not in context.workspace.data.capabilities:
         return
@@ -160,12 +175,6 @@ def _try_crops(context: CheckContext) -> Iterator[InputAlternative]:
             continue
         input_spec = replace(configured, crop=crop)
         batches = context.load_batches(input_spec, context.num_images)
-        hits = context.predict(batches, input_spec).hits
         fix = f"Set crop_pct {crop:g} in the config.json of its weights (name=local-dir:<folder>)."
-        yield InputAlternative(
-            "teacher-crop",
-            f"a crop of {crop:g} instead of {configured.crop:g}",
-            fix,
-            context.hits,
-            hits,
-        )
+        change = f"a crop of {crop:g} instead of {configured.crop:g}"
+        yield PixelChange("teacher-crop", change, fix, context.predict(batches, input_spec))

@@ -10,7 +10,11 @@ from typing import Any
 from kd_app.checks.context import CheckContext, Limits
 from kd_app.checks.cost import Cost, describe_cost, estimate_cost
 from kd_app.checks.dry_run import DryRun, train_briefly
-from kd_app.checks.embedding import check_num_queries, check_teacher_embedding
+from kd_app.checks.embedding import (
+    check_num_queries,
+    check_teacher_embedding,
+    check_teacher_pixels,
+)
 from kd_app.checks.finding import Finding, combine_refusals, note, refuse, warn
 from kd_app.checks.images import check_test_size
 from kd_app.checks.license import check_license
@@ -62,6 +66,7 @@ CHECKS_OF_EMBEDDINGS: tuple[Callable[[CheckContext], Iterator[Finding]], ...] = 
     *CHECKS_WITHOUT_LABELS,
     check_num_queries,
     check_teacher_embedding,
+    check_teacher_pixels,
 )
 """Those of a run whose models read no labels."""
 
@@ -85,7 +90,8 @@ def check(
 ) -> CheckReport:
     """Check the run that `config` describes, and print the findings.
 
-    Only the scan of the images stays on disk, for the run to reuse. Raises
+    Only the scan of the images, and what several teachers are scaled by, stay on disk,
+    for the run to reuse. Raises
     `RequestError` with all refusals.
     """
     console = console or Console()

@@ -223,7 +223,13 @@ def _export_embeddings(job: _Job, out: Path, files: Mapping[str, ExportedFile]) 
     }
     metrics = {
         name: measure_embedding_file(
-            workspace, load["teacher"], own, job.splits, k=k, confidence=job.rule.confidence
+            workspace,
+            load["teacher"],
+            own,
+            job.splits,
+            k=k,
+            confidence=job.rule.confidence,
+            origin=load[files[name].role] if name in files else None,
         )
         for name, own in load.items()
     }
@@ -233,8 +239,7 @@ def _export_embeddings(job: _Job, out: Path, files: Mapping[str, ExportedFile]) 
     }
     models = {role: {**timings.torch[role], **metrics[role]} for role in job.models}
     exports = Exports.model_validate({"schema_version": 1, "files": entries, "torch": models})
-    overlaps = {name: metrics[name][last]["overlap"] for name in files}
-    choice = recommend_embedding_file(exports, overlaps, metrics["student"][last]["overlap"])
+    choice = recommend_embedding_file(exports, last)
     _write_folder(job, out, files, entries=entries, models=models, ship=choice.file)
     exports.ship = choice.file
     console = workspace.console

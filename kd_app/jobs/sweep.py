@@ -15,6 +15,7 @@ from kd_app.reporting.console import Console
 from kd_app.reporting.html import write_report
 from kd_app.reporting.refusals import list_refusals
 from kd_app.reporting.runs import load_run
+from kd_app.reporting.selection import read_selection
 from kd_app.reporting.tables import Trial, build_sweep_table
 from kd_app.run.record_rules import check_record
 from kd_app.run.run_folder import find_differences
@@ -171,15 +172,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def select_winner(trials: Sequence[Trial]) -> int | None:
-    """Number of the finished trial with the best top-1 on validation; the lowest number
-    among equals.
+    """Number of the finished trial that is best on validation, by `read_selection`; the
+    lowest number among equals.
     """
     scores = {
-        trial.number: trial.results.validation.student.top1
+        trial.number: score.value
         for trial in trials
-        if trial.results
-        and trial.results.status == "finished"
-        and trial.results.validation
-        and trial.results.validation.student.top1 is not None
+        if trial.results and trial.results.status == "finished"
+        for score in (read_selection(trial.results),)
+        if score is not None
     }
     return max(scores, key=lambda number: (scores[number], -number)) if scores else None

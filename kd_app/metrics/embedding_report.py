@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int64
 from kd_app.metrics.embedding_shape import (
     compute_debiased_cka,
     compute_effective_rank,
+    compute_spread,
     compute_uniformity,
 )
 from kd_app.metrics.intervals import Interval, bootstrap, compute_percentile_interval
@@ -138,7 +139,6 @@ class EmbeddingComparison:
 
     def _score(self, role: str) -> EmbeddingScores:
         queries = self.models[role].queries[:_COMPARED]
-        rows = normalize_rows(queries)
         neighbors = self.find_neighbors(role)
         columns = {"overlap": compute_overlap(neighbors.rows, self.find_neighbors(TEACHER).rows)}
         if self.labels.can_judge:
@@ -148,7 +148,7 @@ class EmbeddingComparison:
             cka=compute_debiased_cka(queries, self.models[TEACHER].queries[:_COMPARED]),
             uniformity=compute_uniformity(queries),
             effective_rank=compute_effective_rank(queries),
-            spread=float((rows - rows.mean(dim=0)).square().sum(dim=1).mean()),
+            spread=compute_spread(queries),
         )
 
     def _judge(self, role: str) -> dict[str, Column]:

@@ -68,6 +68,14 @@ def compute_effective_rank(embeddings: Images) -> float:
     return float(torch.special.entr(share).sum().exp())
 
 
+def compute_spread(embeddings: Images) -> float:
+    """``mean_i |x_i - mean|^2`` for rows x of length 1: between 0, if all are equal,
+    and 1.
+    """
+    rows = normalize_rows(embeddings)
+    return float((rows - rows.mean(dim=0)).square().sum(dim=1).mean())
+
+
 def compute_uniformity(embeddings: Images) -> float:
     """``log mean_{i<j} exp(-2 |x_i - x_j|^2)`` for rows of length 1; the lower, the
     more evenly they spread. 0 if all are equal, NaN for fewer than two.

@@ -158,7 +158,24 @@ def _create_timm(spec: ModelSpec, input_spec: InputSpec, num_classes: int) -> Lo
         renew_head=not match.fits,
         role=spec.role,
     )
-    return LoadedModel(model, input_spec, _add_classes(report, match), widths)
+    report = _add_classes(report, match)
+    report = replace(report, notes=(*report.notes, *_note_patches(spec, model, input_spec)))
+    return LoadedModel(model, input_spec, report, widths)
+
+
+def _note_patches(spec: ModelSpec, model: nn.Module, input_spec: InputSpec) -> list[str]:
+    """A note, as a predicate, about pixels that do not fill a patch."""
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    if not isinstance(patch, tuple):
+        return []
+    size = (input_spec.height, input_spec.width)
+    read = [side - side % one for side, one in zip(size, patch, strict=True)]
+    if list(size) == read:
+        return []
+    return [
+        f"reads {read[0]}x{read[1]} of {size[0]}x{size[1]} pixels, because its patches have"
+        f" {patch[0]}x{patch[1]}: set {spec.role}.image_size to a multiple, such as {read[0]}"
+    ]
 
 
 def _select_tokens(spec: ModelSpec, loaded: LoadedModel) -> LoadedModel:

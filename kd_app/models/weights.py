@@ -103,8 +103,10 @@ def load_weights(
         if key in own and key in state and own[key].dim() == state[key].dim() == 4:
             state[key] = _convert_channels(state[key], own[key].shape[1])
     mismatches = list_mismatches(state, own, head_keys)
+    resized: list[str] = []
     if mismatches and (converted := _convert_names(state, model)):
         mismatches = list_mismatches(converted, own, head_keys) and mismatches
+        resized = _list_resized(state, converted)
         state = state if mismatches else converted
     if mismatches:
         raise RequestError(
@@ -135,7 +137,12 @@ def load_weights(
     report = WeightsReport(
         source, sha256, len(chosen), tuple(sorted(renewed)), place.list_left_out(checkpoint, own)
     )
-    notes = (*checkpoint.notes, *place.notes, *_describe_report(report, state, head_keys, own))
+    notes = (
+        *checkpoint.notes,
+        *resized,
+        *place.notes,
+        *_describe_report(report, state, head_keys, own),
+    )
     return replace(report, notes=notes)
 
 
@@ -167,6 +174,16 @@ def _convert_names(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, T
         isinstance(value, Tensor) for value in converted.values()
     )
     return converted if is_state else {}
+
+
+def _list_resized(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
+    """Notes about entries that were resampled for another image size."""
+    return [
+        f"has {key} resampled from {tuple(before[key].shape)} to {tuple(tensor.shape)} for images"
+        " of another size than in its training, which costs some accuracy"
+        for key, tensor in after.items()
+        if "pos" in key and key in before and before[key].shape != tensor.shape
+    ]
 
 
 def _select_rows(

@@ -21,7 +21,7 @@ from kd_app.metrics.seeds import (
 )
 from kd_app.reporting.comparison_sentences import join_seeds, write_comparison
 from kd_app.reporting.methods import MethodGroup, group_by_method
-from kd_app.reporting.results import Split
+from kd_app.reporting.results import Results, Split
 from kd_app.reporting.runs import Run
 from kd_app.run_files import PREDICTIONS
 
@@ -151,14 +151,17 @@ def compare(runs: Sequence[Run], *, baseline: str | None = None) -> MethodCompar
 
 
 def _list_excluded(runs: Sequence[Run]) -> list[str]:
-    count = Counter(run.results.status for run in runs if not _is_usable(run))
+    count = Counter(_explain_exclusion(run.results) for run in runs if not _is_usable(run))
     if not count:
         return []
-    listed = ", ".join(
-        f"{number} {'without metrics' if status == 'finished' else status}"
-        for status, number in sorted(count.items())
-    )
+    listed = ", ".join(f"{number} {reason}" for reason, number in sorted(count.items()))
     return [f"{count.total()} of {len(runs)} runs are left out: {listed}."]
+
+
+def _explain_exclusion(results: Results) -> str:
+    if results.status != "finished":
+        return results.status
+    return "without metrics" if results.embedding is None else "without classes"
 
 
 def _is_usable(run: Run) -> bool:

@@ -42,12 +42,13 @@ def build_embedding_table(exports: Exports, split: str) -> Table:
     """
     table = _build_table(
         f"On {split}, each file in its own runtime",
-        ("teacher's neighbors", "k-NN top-1", "purity", "linear probe"),
+        ("teacher's neighbors", "torch's neighbors", "k-NN top-1", "purity", "linear probe"),
     )
     rows = {f"{role} in torch": getattr(model, split) for role, model in exports.torch.items()}
     rows |= {_mark_shipped(exports, name): getattr(f, split) for name, f in exports.files.items()}
     for name, metrics in rows.items():
-        values = (metrics.overlap, metrics.knn_top1, metrics.purity, metrics.probe_top1)
+        names = ("overlap", "own_overlap", "knn_top1", "purity", "probe_top1")
+        values = [getattr(metrics, each) for each in names]
         table.add_row(name, *("" if each is None else format_percent(each) for each in values))
     return table
 

@@ -35,7 +35,8 @@ class FileMetrics(_Open):
     """Metrics of one file on one split, under the keys of ``results.json``.
 
     verdict: of the file against the teacher · overlap, knn_top1, purity, probe_top1: of
-    a file that outputs an embedding, see `EmbeddingMetrics`.
+    a file that outputs an embedding, see `EmbeddingMetrics` · own_overlap: share of the
+    neighbors of the model in torch that the file finds.
     """
 
     top1: Number = None
@@ -48,6 +49,7 @@ class FileMetrics(_Open):
     overlap: Number = None
     overlap_low: Number = None
     overlap_high: Number = None
+    own_overlap: Number = None
     knn_top1: Number = None
     purity: Number = None
     probe_top1: Number = None

@@ -17,6 +17,7 @@ from kd_app.reporting.embedding_table import (
     list_embedding_sentences,
 )
 from kd_app.reporting.results import CompressionStep, ModelMetrics, ModelRecord, Results, Split
+from kd_app.reporting.selection import Score, read_selection
 from kd_app.reporting.sentences import (
     build_pair_rows,
     format_count,
@@ -215,29 +216,30 @@ def build_sweep_table(trials: Sequence[Trial], *, winner: int | None) -> Rendera
     sentences about trials without a result, the winner's test accuracy and the
     licenses.
     """
-    ordered = sorted(trials, key=lambda trial: (-_read_validation_top1(trial), trial.number))
-    confidence = next(
-        (trial.validation.confidence for trial in ordered if trial.validation), _CONFIDENCE
-    )
+    scores = {trial.number: read_selection(trial.results) for trial in trials}
+    ordered = sorted(trials, key=lambda trial: (_rank(scores[trial.number]), trial.number))
+    measured = next((score for score in scores.values() if score is not None), None)
+    title = measured.title if measured else "top-1"
     table = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         collapse_padding=True,
-        title="Validation top-1 of each trial, best first",
+        title=f"Validation {title} of each trial, best first",
         title_justify="left",
         title_style="",
     )
     table.add_column("trial", justify="right")
     table.add_column("overrides", overflow="fold")
     table.add_column("status")
-    table.add_column("top-1", justify="right")
+    table.add_column(title, justify="right")
+    confidence = measured.confidence if measured else _CONFIDENCE
     table.add_column(_name_interval(confidence), justify="right")
     for trial in ordered:
         table.add_row(
             f"* {trial.number}" if trial.number == winner else str(trial.number),
             Text("\n".join(trial.overrides)),  # Text: brackets in overrides are no markup
             trial.status,
-            *_format_top1(trial.validation.student if trial.validation else None),
+            *_format_score(scores[trial.number]),
         )
     sentences = [
         *_describe_reasons(trials),
@@ -274,10 +276,15 @@ def _describe_licenses(trials: Sequence[Trial]) -> list[str]:
     return [f"Licenses of the students: {listed}."]
 
 
-def _read_validation_top1(trial: Trial) -> float:
-    """The accuracy to sort by; -1 without one."""
-    top1 = trial.validation.student.top1 if trial.validation else None
-    return -1.0 if top1 is None else top1
+def _rank(score: Score | None) -> float:
+    """The key to sort by, the best first; a trial without a score comes last."""
+    return 1.0 if score is None else -score.value
+
+
+def _format_score(score: Score | None) -> tuple[str, str]:
+    if score is None:
+        return "", ""
+    return format_percent(score.value), format_interval(score.low, score.high)
 
 
 def _format_top1(metrics: ModelMetrics | None) -> tuple[str, str]:
@@ -289,13 +296,13 @@ def _format_top1(metrics: ModelMetrics | None) -> tuple[str, str]:
 def _describe_winner(trials: Sequence[Trial], winner: int | None) -> str:
     best = next((trial for trial in trials if trial.number == winner), None)
     if best is None or best.results is None:
-        return "No trial won: none has a validation accuracy."
-    test = best.results.test
+        return "No trial won: none is measured on validation."
+    test = read_selection(best.results, "test")
     if test is None:
         return f"* Trial {winner} won on validation; the test set was not read."
-    value, bounds = _format_top1(test.student)
+    value, bounds = _format_score(test)
     return (
-        f"* Trial {winner} won on validation. Its test top-1 is {value} (interval {bounds},"
-        f" {test.num_images:,} images). Quote this number: the best of several validation"
-        " accuracies is too good by chance."
+        f"* Trial {winner} won on validation. On test, its {test.title}: {value} (interval"
+        f" {bounds}, {test.num_images:,} images). Quote this number: the best of several validation"
+        " results is too good by chance."
     )

@@ -87,6 +87,7 @@ def describe_models(workspace: Workspace, *, ready: bool) -> list[str]:
     for number, assistant in enumerate(spec.assistants, start=1):
         lines.append(_describe_model(f"Assistant {number}", assistant.spec, spec.recipe, workspace))
     lines.append(_describe_model("Student", spec.student, spec.recipe, workspace))
+    lines.append(workspace.task.describe_plan(spec.teacher))
     lines += [describe_cache(workspace), spec.loss_choice, describe_refit(workspace)]
     labels = write_teacher_labels(find_teacher_labels(workspace, ready=ready))
     lines.append(f"Labels: {labels}" if labels else "")

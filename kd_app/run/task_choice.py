@@ -35,7 +35,6 @@ _REASONS: Final = {
     "teacher.decay": "the moving average of an untrained student has no neighbors to teach",
     "data.label_fraction": "no label is used in training",
     "data.refit": "the teacher's neighbors on validation choose the epoch and the output",
-    "trial_pruning": "it follows the top-1 accuracy",
     "robustness": "it measures top-1 accuracy",
     "controls": (
         "the untouched student, random weights and the teacher cut to the student's width are"
@@ -170,7 +169,6 @@ def _check_without_labels(config: Mapping[str, Any]) -> None:
         "teacher.decay": teacher.get("decay") is not None,
         "data.label_fraction": data.get("label_fraction") is not None,
         "data.refit": bool(data.get("refit")),
-        "trial_pruning": config.get("trial_pruning") is not None,
         "robustness": bool(_to_group(config.get("robustness")).get("corruptions")),
         "controls": bool(config.get("controls")),
     }

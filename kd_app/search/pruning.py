@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_app.config import RunError
-from kd_app.search.trials import CURVE, read_curve, require_optuna
+from kd_app.search.trials import find_selected, read_curve, require_optuna
 
 
 class TrialPruned(RunError):  # noqa: N818 (the name in Optuna)
@@ -22,8 +22,9 @@ class TrialPruned(RunError):  # noqa: N818 (the name in Optuna)
 
 @dataclass
 class MedianPruner:
-    """End trial `number` of `sweep` with `TrialPruned` if its best validation top1 is
-    below the median of the other trials at the same epoch.
+    """End trial `number` of `sweep` with `TrialPruned` if its best value of what
+    validation chooses the epoch by (top1, or the overlap of embeddings) is below the
+    median of the other trials at the same epoch.
 
     The rule is Optuna's MedianPruner, with at least `STARTUP` other trials and from the
     second epoch on.
@@ -68,13 +69,14 @@ class MedianPruner:
     def __call__(self, row: Mapping[str, float], step: int) -> None:
         """Add a point of the curves; raise `TrialPruned` if the trial is worse."""
         self.rows.append({**row, "step": float(step)})
-        if CURVE not in row:
+        name = find_selected(row)
+        if name is None:
             return
         epoch = int(row["epoch"])
-        self._trial.report(row[CURVE], epoch)
+        self._trial.report(row[name], epoch)
         if self._trial.should_prune():
             raise TrialPruned(
-                f"Ended after epoch {epoch + 1}: validation top1 is {row[CURVE]:.4f}, and the"
-                " median of the other trials was better.",
+                f"Ended after epoch {epoch + 1}: {name} is {row[name]:.4f}, and the median of the"
+                " other trials was better.",
                 "The trained state is kept: set trial_pruning=null to resume the trial.",
             )

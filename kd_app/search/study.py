@@ -28,6 +28,7 @@ from kd_app.config.records import parse_with
 from kd_app.digest import hash_value, seal
 from kd_app.reporting.results import Results
 from kd_app.reporting.runs import flatten
+from kd_app.reporting.selection import SELECTION, read_selection
 from kd_app.search.trials import EXPECTED, FILE, read_curve, read_proposals, read_trial_results
 from kd_app.stages import write_atomically
 
@@ -43,7 +44,8 @@ class SearchSettings(Typed, called="hydra.sweeper"):
     cells of a grid in order.
 
     batch: number of trials proposed at once, for a launcher with parallel jobs.
-    objectives: keys of results.json with the direction of improvement.
+    objectives: keys of results.json with the direction of improvement; `SELECTION` is
+    what the best epoch is chosen by.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class SearchSettings(Typed, called="hydra.sweeper"):
         if not objectives:
             raise RequestError(
                 "hydra.sweeper.objectives={} is empty. Expected at least one objective, for example"
-                " {validation.student.top1: maximize}."
+                f" {{{SELECTION}: maximize}}."
             )
         self.trials = trials
         self.sampler = sampler
@@ -192,6 +194,8 @@ def _read_values(results: Results | None, objectives: Mapping[str, str]) -> list
     if results is None or results.status != "finished":
         return None
     metrics = dict(flatten(results.model_dump(mode="json")))
+    score = read_selection(results)
+    metrics[SELECTION] = None if score is None else score.value
     values = [metrics.get(key) for key in objectives]
     return None if None in values else [float(value) for value in values if value is not None]
 

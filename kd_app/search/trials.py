@@ -3,6 +3,7 @@ the trials.
 """
 
 import csv
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,9 +17,9 @@ from kd_app.config.records import parse_with, read_record
 from kd_app.config.regular_file import open_regular_text
 from kd_app.reporting.results import Results, read
 from kd_app.run_files import CURVES, RESULTS
+from kd_app.tasks.build import TASKS
 
 FILE = "search.json"
-CURVE = "validation/top1"
 EXPECTED = "The trials are not affected: move that file away to start a new search."
 
 
@@ -63,8 +64,18 @@ def read_trial_results(folder: Path) -> Results | None:
         return None
 
 
+def find_selected(row: Mapping[str, Any]) -> str | None:
+    """The column of a point of the curves that chooses the best epoch; None if the
+    point has none.
+    """
+    names = (f"validation/{task.selection.metric}" for task in TASKS)
+    return next((name for name in names if row.get(name) not in (None, "")), None)
+
+
 def read_curve(folder: Path) -> dict[int, float]:
-    """The student's validation accuracy by epoch, in a finished trial."""
+    """The student's metric by epoch, by which its best epoch is chosen, in a finished
+    trial.
+    """
     path = folder / CURVES
     if not path.is_file():
         return {}
@@ -73,10 +84,7 @@ def read_curve(folder: Path) -> dict[int, float]:
     def parse() -> dict[int, float]:
         with open_regular_text(path) as file:
             rows = list(csv.DictReader(file))
-        return {
-            int(float(row["epoch"])): float(row[CURVE])
-            for row in rows
-            if row["stage"] == "student" and row.get(CURVE)
-        }
+        points = ((row, find_selected(row)) for row in rows if row["stage"] == "student")
+        return {int(float(row["epoch"])): float(row[name]) for row, name in points if name}
 
     return parse_with(path, parse, expected="Run the trial's command again to rewrite the file.")

@@ -121,6 +121,9 @@ class Task(Protocol):
     ) -> None:
         """Add the outputs ``[B, K]`` of a validation batch to the metrics."""
 
+    def describe_plan(self, teacher: ModelSpec | None) -> str:
+        """Return a line of the plan about what is learned; empty if it needs none."""
+
     def describe_identity(self) -> dict[str, Any]:
         """Return what else decides the trained weights, for the key of a stage."""
 

@@ -8,12 +8,11 @@ from kd_app.tasks.classification import Classification
 from kd_app.tasks.embedding import Embedding
 
 TaskName = Literal["classification", "embedding"]
-_TASKS: Final[Mapping[str, type[Classification] | type[Embedding]]] = {
-    each.name: each for each in (Classification, Embedding)
-}
+TASKS: Final[tuple[type[Classification] | type[Embedding], ...]] = (Classification, Embedding)
+_BY_NAME: Final = {each.name: each for each in TASKS}
 
 
 def parse_task(record: Mapping[str, Any]) -> Task:
     """Build the task whose ``to_json()`` is `record`."""
     arguments = {key: value for key, value in record.items() if key != "name"}
-    return _TASKS[record["name"]](**arguments)
+    return _BY_NAME[record["name"]](**arguments)

@@ -71,6 +71,9 @@ class Classification:
         if pair_metrics is not None and reference is not None:
             pair_metrics.update(output, reference.select(batch.index), targets)
 
+    def describe_plan(self, teacher: ModelSpec | None) -> str:
+        return ""
+
     def describe_identity(self) -> dict[str, Any]:
         return {}
 

@@ -124,6 +124,16 @@ class Embedding:
         assert reference is not None, "the student is compared with the teacher"
         metrics.update(output, reference.select(batch.index), batch.index)
 
+    def describe_plan(self, teacher: ModelSpec | None) -> str:
+        """Name the teacher's embedding and how the student is measured."""
+        if teacher is None:
+            return ""
+        return (
+            f"Embedding: {teacher.describe_embedding()} ({self.width:,} numbers), learned behind a"
+            f" linear projector; measured by the {self.k} nearest training images of each held-out"
+            " image"
+        )
+
     def describe_identity(self) -> dict[str, Any]:
         """The number of neighbors decides the best epoch."""
         return {"task": self.to_json()}

@@ -8,7 +8,7 @@ import pytest
 from kd_app.config import RequestError
 from kd_app.config.compose import compose_config
 from kd_app.run.run_folder import build_run_name
-from kd_app.run.task_choice import EmbeddingSettings, check_purpose, resolve_task
+from kd_app.run.task_choice import EmbeddingSettings, require_classes, resolve_task
 from kd_app.tasks.classification import CLASSIFICATION
 from kd_app.tasks.embedding import Embedding
 from tests.reporting.run_folders import build_results
@@ -66,7 +66,6 @@ def test_images_without_classes_can_not_be_classified() -> None:
         "data.label_fraction=0.1",
         "data.refit=true",
         "robustness=standard",
-        "trial_pruning=median",
         "controls=[shuffled_teacher]",
     ],
 )
@@ -87,8 +86,22 @@ def test_an_unknown_embedding_is_refused() -> None:
         EmbeddingSettings.read(compose_config("distill", [*IMAGES, "teacher.embedding=all"]))
 
 
-def test_only_an_export_opens_a_student_that_outputs_an_embedding() -> None:
-    results = build_results().model_copy(update={"embedding": {"ships": "projector"}})
-    check_purpose(Path("run"), results, "export")
-    with pytest.raises(RequestError, match="outputs an embedding"):
-        check_purpose(Path("run"), results, "measure")
+@pytest.mark.parametrize(
+    "override",
+    [
+        "+teacher.members={a: {checkpoint: a, embedding: both}, b: {checkpoint: b}}",
+        "+teacher.members={a: {checkpoint: a, embedding: pooled}, b: {checkpoint: b}}",
+    ],
+)
+def test_an_embedding_of_a_member_has_no_effect_on_classes(override: str) -> None:
+    with pytest.raises(RequestError, match=r"teacher\.members\.a\.embedding=.* has no effect"):
+        _resolve(override)
+    assert _resolve(*IMAGES, override)[0] == Embedding(k=10)
+
+
+def test_a_run_that_learned_an_embedding_is_refused_where_classes_are_needed() -> None:
+    results = build_results()
+    require_classes(Path("run"), results, why="this compares classes")
+    results = results.model_copy(update={"embedding": {"ships": "projector"}})
+    with pytest.raises(RequestError, match=r"outputs an embedding.*this compares classes"):
+        require_classes(Path("run"), results, why="this compares classes")

@@ -12,7 +12,9 @@ from kd_app.run.role_jobs import build_student_job
 from kd_app.run.run_model import RunModel
 from kd_app.run.worker import load_job, read_order
 from kd_app.run.workspace import Workspace
+from kd_app.tasks.embedding import Embedding
 from kd_app.training.distributed.launch import FAILED, REFUSED, hash_job
+from tests.builders import build_workspace, teacher_folder
 
 
 def test_a_job_is_the_same_in_another_process(
@@ -24,6 +26,25 @@ def test_a_job_is_the_same_in_another_process(
     assert again.input == job.input
     assert again.teacher is not None
     assert again.teacher.created.weights.sha256 == models["teacher"].loaded.weights.sha256
+
+
+def test_several_teachers_of_an_embedding_are_the_same_in_another_process(tmp_path: Path) -> None:
+    members = [
+        f"teacher.members.{name}.checkpoint={teacher_folder(tmp_path / name, net)}"
+        for name, net in (("a", "resnet8"), ("b", "resnet10t"))
+    ]
+    workspace = build_workspace(
+        tmp_path,
+        *("data=digits", "task=embedding", "teacher=several", *members, "student.name=resnet8"),
+    )
+    teacher = workspace.load_pretrained_teacher()
+    assert teacher is not None
+    job = build_student_job(workspace, teacher)
+    again = load_job(json.loads(json.dumps(job.to_json())), workspace.data)
+    assert again.to_json() == job.to_json()
+    assert again.task == Embedding(k=10, width=64 + 512)
+    assert again.teacher is not None
+    assert again.teacher.created.weights.sha256 == teacher.loaded.weights.sha256
 
 
 def test_a_job_without_a_teacher_has_none(digits: Workspace) -> None:

@@ -127,6 +127,35 @@ def test_one_rank_with_64_images_a_step_and_two_with_32_train_the_same_student(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_ranks_learn_the_embedding_that_one_process_learns(teacher: Path, tmp_path: Path) -> None:
+    # the fast twin is in tests/run/test_worker.py: a rank's job is the same
+    same = [
+        "data=digits",
+        "task=embedding",
+        "student.name=vit_tiny_patch16_224",
+        *VIT,
+        "loss=[embedding_cosine,pkt,seed_queue]",
+        "loss.pkt.weight=100",
+        "loss.seed_queue.size=256",
+        "optimizer=sgd",
+        "optimizer.lr=0.05",
+        "trainer.max_epochs=1",
+        "trainer.limit_train_batches=4",
+    ]
+    one = trained(teacher, tmp_path / "one", *same, "data.batch_size=64")
+    with patch.object(launch, "ChildRank", ForkedRank):
+        two = trained(teacher, tmp_path / "two", *same, "trainer=ddp_sim", "data.batch_size=32")
+    ours, theirs = (each.member.loaded.model.state_dict() for each in (one, two))
+    for name, tensor in ours.items():
+        torch.testing.assert_close(theirs[name], tensor, rtol=1e-4, atol=1e-5)
+    (first,), (second,) = (
+        [row for row in each.curves if "validation/overlap" in row] for each in (one, two)
+    )
+    assert second == pytest.approx(first, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.slow
 def test_a_failed_rank_ends_the_job_with_its_message_and_the_next_attempt_resumes(
     teacher: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
