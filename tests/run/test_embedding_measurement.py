@@ -13,6 +13,7 @@ import torch
 from kd_app.config import InputSpec, RequestError, RunError
 from kd_app.config.compose import compose_config
 from kd_app.jobs.distill import distill
+from kd_app.jobs.evaluate import evaluate
 from kd_app.reporting.console import Console
 from kd_app.reporting.results import Results, read
 from kd_app.run import embedding_measurement
@@ -142,6 +143,28 @@ def test_class_folders_judge_and_the_backbone_ships_without_a_projector(run: Pat
     model = timm.create_model(f"local-dir:{out / 'student'}", pretrained=True)
     assert model.num_classes == 0
     assert np.isfinite(record.test.models["student"].effective_rank or np.nan)
+
+
+def test_other_images_are_each_compared_with_all_others(run: Path, tmp_path: Path) -> None:
+    photos = image_folder(tmp_path / "photos", images=9, seed=5)
+    files = sorted(path.relative_to(photos) for path in photos.rglob("*.png"))
+    rows = "".join(f"{path},{path.parent}\n" for path in files)
+    (tmp_path / "labels.csv").write_text(f"path,label\n{rows}", encoding="utf-8")
+    overrides = [
+        *(f"run={run}", "data=images", f"data.root={photos}", f"out={tmp_path / 'out'}"),
+        *(f"data.judge={tmp_path / 'labels.csv'}", "data.num_workers=0", "trainer=cpu"),
+    ]
+    with patch(SPEED, lambda models, **_: dict.fromkeys(models, 100.0)):
+        out = evaluate(compose_config("evaluate", overrides), console=Console(silent=True))
+    record = read(out / "results.json").embedding
+    assert record is not None
+    assert record.test is not None
+    assert record.validation is None
+    assert (record.test.num_queries, record.test.num_gallery) == (18, 17)
+    assert (record.test.gallery, record.test.num_labeled) == ("others", 18)
+    assert record.test.models["teacher"].overlap.value == 1
+    assert record.test.models["student"].purity is not None
+    assert record.test.models["student"].probe_top1 is None
 
 
 def test_the_margin_decides_the_verdict() -> None:
