@@ -15,6 +15,8 @@ STUDENT: Final = "student"
 TEACHER: Final = "teacher"
 REFERENCE: Final = "reference.json"
 """In the folder `TEACHER`: the location of the run's teacher."""
+MOMENTS: Final = "moments.json"
+"""In the folder `TEACHER`: what the embeddings of several teachers are scaled by."""
 FILES: Final = (CONFIG, RESULTS, PREDICTIONS, INPUTS, SPLIT, CURVES, EXAMPLES, NEIGHBORS)
 """The files in a run's folder."""
 READ: Final = (*FILES, STUDENT, TEACHER, EXPORT)

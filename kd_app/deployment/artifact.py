@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kd_app.config.pixels import Decoding, InputSpec
+from kd_app.deployment.golden import check_golden
 from kd_app.deployment.manifest import ManifestEntry, read_entry
 from kd_app.deployment.own_files import is_written
 
@@ -57,8 +58,8 @@ def open_artifact(path: Path, *, threads: int | None = None) -> Artifact:
     Raises:
         ValueError: the file or its manifest is missing, the manifest does not list the
             file, the content differs from the manifest, the format is unknown, the
-            file needs an unsupported operator set or foreign operators, or the runtime
-            is not installed.
+            file needs an unsupported operator set or foreign operators, the runtime is
+            not installed, or an embedding is not what it was where it was written.
     """
     return _open_entry(read_entry(Path(path)), threads)
 
@@ -96,4 +97,6 @@ def _open_entry(entry: ManifestEntry, threads: int | None) -> Artifact:
             f" installed. Install it: pip install {error.name} (or kd_app[deploy])."
         ) from None
     artifact: Artifact = module.open_file(entry, threads=threads)
+    if entry.golden is not None:
+        check_golden(artifact, entry.golden, str(path))
     return artifact

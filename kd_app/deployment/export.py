@@ -14,6 +14,7 @@ from torch import nn
 from kd_app.config import Decoding, InputSpec, RunError
 from kd_app.deployment.artifact import Artifact, open_artifact
 from kd_app.deployment.formats.base import Format, UInt8Model, make_blank_images
+from kd_app.deployment.golden import GOLDEN, compute_golden
 from kd_app.deployment.manifest import VERSION, describe_decoding, describe_input
 from kd_app.deployment.own_files import mark_written
 from kd_app.digest import hash_file, seal
@@ -63,7 +64,10 @@ def export(
         difference = measure_difference(model, input_spec, artifact, images)
     except ValueError as error:
         raise RunError(f"The exported file can't be used: {error}") from error
-    write_manifest(folder, {path.name: {**record, "largest_difference": difference}})
+    record |= {"largest_difference": difference}
+    if output == "embedding":
+        record |= {GOLDEN: compute_golden(artifact)}
+    write_manifest(folder, {path.name: record})
     # `not <=` rather than `>`: the difference is NaN if a logit is.
     if form.tolerance is not None and not difference <= form.tolerance:
         raise RunError(
@@ -81,7 +85,14 @@ def _describe_output(
         return {"output": output, "classes": list(classes)}
     with torch.inference_mode():
         embedding = UInt8Model(model, input_spec)(make_blank_images(input_spec, 1))
-    return {"output": output, "classes": [], "width": embedding.shape[1]}
+    lengths = embedding.norm(dim=1)
+    is_normalized = bool(torch.allclose(lengths, torch.ones_like(lengths), atol=1e-3))
+    return {
+        "output": output,
+        "classes": [],
+        "width": embedding.shape[1],
+        "normalized": is_normalized,
+    }
 
 
 def measure_difference(

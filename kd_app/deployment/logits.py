@@ -26,7 +26,7 @@ class NonFiniteLogitsError(RequestError):
         which = f" ({quote_some(names, _MAX_NAMES)})" if names else ""
         super().__init__(
             f"{source} returned NaN or infinite logits for {len(images):,} of {total:,}"
-            f" images{which}, which say nothing about the class. Expected finite numbers. The"
+            f" images{which}, which say nothing about them. Expected finite numbers. The"
             " training diverged, the weights are damaged, or a value overflows in this format:"
             " train or export the model again."
         )

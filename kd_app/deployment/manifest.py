@@ -1,6 +1,6 @@
 """Reading ``manifest.json``, which describes each exported file of a folder.
 
-This module imports nothing outside of the standard library.
+This module imports numpy and Pillow besides the standard library.
 """
 
 import math
@@ -9,10 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from kd_app.config.errors import RequestError
 from kd_app.config.pixels import Decoding, InputSpec, choose_decoding
 from kd_app.config.records import load_record, parse_with
 from kd_app.config.values import shorten
+from kd_app.deployment.golden import GOLDEN, parse_golden
 from kd_app.digest import hash_file
 from kd_app.run_files import MANIFEST
 
@@ -32,7 +36,8 @@ class ManifestEntry:
 
     classes: of the logits; none for an embedding · width: of the output · pixels: the
     uint8 images that the file accepts; the file normalizes them · decoding: how the run
-    decoded image files · record: the whole entry.
+    decoded image files · record: the whole entry · golden: the embeddings of drawn
+    pictures, see `compute_golden`; None for logits.
     """
 
     path: Path
@@ -43,6 +48,7 @@ class ManifestEntry:
     decoding: Decoding
     license: str
     record: Mapping[str, Any]
+    golden: NDArray[np.float64] | None = None
 
 
 def read_entry(path: Path) -> ManifestEntry:
@@ -158,8 +164,10 @@ def _parse_entry(path: Path, record: Mapping[str, Any]) -> ManifestEntry:
     )
     license = _check_text(record["license"])
     _check_text(record["sha256"])
+    golden = parse_golden(record.get(GOLDEN), outputs) if is_embedding else None
+    format = _check_text(record["format"])
     return ManifestEntry(
-        path, _check_text(record["format"]), classes, outputs, input_spec, decoding, license, record
+        path, format, classes, outputs, input_spec, decoding, license, record, golden
     )
 
 

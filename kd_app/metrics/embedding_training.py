@@ -6,9 +6,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torchmetrics import Metric
 
+from kd_app.metrics.embedding_shape import compute_effective_rank
 from kd_app.metrics.neighbors import compute_overlap, find_neighbors
 
-_MOST = 10_000
+_MOST, _MOST_RANKED = 10_000, 1_000
 """Images among which neighbors are searched during a training."""
 
 
@@ -17,7 +18,9 @@ class EmbeddingAgreement(Metric):
     teacher have in common, and ``distance``, ``mean_b 1 - cos(s_b, t_b)``.
 
     The overlap is of at most 10,000 images, each among the others; NaN for fewer than
-    three. Images without an output of the teacher (NaN) are left out.
+    three. ``effective_rank``, of at most 1,000 images of the student, shows a collapse
+    before the training ends. Images without an output of the teacher (NaN) are left
+    out.
     """
 
     is_differentiable = False
@@ -62,4 +65,5 @@ class EmbeddingAgreement(Metric):
                 for each in (student, teacher)
             )
             overlap = torch.tensor(compute_overlap(ours, theirs).mean(), dtype=torch.float32)
-        return {"overlap": overlap, "distance": distance}
+        rank = compute_effective_rank(student[:_MOST_RANKED].numpy()) if len(order) else torch.nan
+        return {"overlap": overlap, "distance": distance, "effective_rank": torch.tensor(rank)}

@@ -237,6 +237,7 @@ def _find_folder_weights(folder: Path) -> Path:
 
 def _create_from_factory(spec: ModelSpec, input_spec: InputSpec, num_classes: int) -> LoadedModel:
     assert spec.factory is not None
+    num_classes = num_classes or _read_projector_width(spec.origin.path)
     defaults = {"num_classes": num_classes, "in_chans": input_spec.channels}
     parameters = inspect.signature(spec.factory).parameters
     kwargs = {**{k: v for k, v in defaults.items() if k in parameters}, **spec.kwargs}
@@ -272,6 +273,17 @@ def _create_from_factory(spec: ModelSpec, input_spec: InputSpec, num_classes: in
         role=spec.role,
     )
     return LoadedModel(model.eval(), input_spec, report)
+
+
+def _read_projector_width(weights: Path | None) -> int:
+    """The width of the output of a module that was trained to output an embedding, as
+    the config.json beside its weights records it; 0 for any other.
+    """
+    try:
+        config = read_model_config(weights.parent).raw if weights else {}
+        return int(config.get(EMBEDDING, {}).get("width", 0))
+    except (RequestError, AttributeError, TypeError, ValueError):
+        return 0
 
 
 def _check_logits(

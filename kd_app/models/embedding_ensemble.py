@@ -4,10 +4,11 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
+from pydantic import PositiveFloat
 from torch import Tensor, nn
 
 from kd_app.config import InputSpec, RequestError
@@ -18,7 +19,6 @@ from kd_app.models.spec import ImageStats, LoadedModel, ModelSpec
 from kd_app.models.weights import WeightsReport
 
 Combination = Literal["concatenate", "mean"]
-MOMENTS: Final = "moments.json"
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Moments:
     """
 
     mean: Sequence[float]
-    variance: float
+    variance: PositiveFloat
 
     def to_json(self) -> dict[str, Any]:
         """The moments as plain data."""

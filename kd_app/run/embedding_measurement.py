@@ -185,7 +185,9 @@ def load_untrained(workspace: Workspace) -> dict[str, RunModel]:
     models = {}
     for role, spec in specs.items():
         workspace.task.bind_model(spec, workspace.classes)
-        loaded = create(spec, pixels, workspace.count_outputs(spec), seed=seed)
+        # a module of one's own has no form without its projector
+        outputs = workspace.count_outputs(student if spec.factory else spec)
+        loaded = create(spec, pixels, outputs, seed=seed)
         models[role] = RunModel(role, spec, loaded)
     return models
 

@@ -13,8 +13,9 @@ from jaxtyping import Float
 from kd_app.config import RequestError
 from kd_app.metrics.blocks import slice_rows
 from kd_app.metrics.record import Predictions
-from kd_app.models.embedding_ensemble import MOMENTS, EmbeddingEnsemble, Moments
+from kd_app.models.embedding_ensemble import EmbeddingEnsemble, Moments
 from kd_app.run.run_model import RunModel
+from kd_app.run_files import MOMENTS
 from kd_app.stages import Stage, write_atomically
 
 _CONSTANT: Final = 1e-10

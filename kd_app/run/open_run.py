@@ -22,6 +22,7 @@ from kd_app.config.recorded_files import check_recorded
 from kd_app.config.records import parse_record, parse_with, read_record
 from kd_app.data.base import RunData
 from kd_app.metrics.verdict import VerdictRule
+from kd_app.models.embedding_ensemble import EmbeddingEnsemble
 from kd_app.models.model_config import CONFIG as MODEL_CONFIG
 from kd_app.models.save import INT8, WEIGHTS
 from kd_app.models.spec import ModelSpec
@@ -39,6 +40,7 @@ from kd_app.run.record_rules import check_record
 from kd_app.run.recorded_pixels import (
     RecordedPixels,
     describe_conversion,
+    describe_unknown_input,
     needs_image_stats,
     read_recorded_pixels,
     set_channels,
@@ -50,7 +52,7 @@ from kd_app.run.schema import DistillSettings
 from kd_app.run.spec import Config, ExternalParts, RunSpec, assemble_spec, check_recipes
 from kd_app.run.task_choice import Purpose, fill_task, require_classes
 from kd_app.run.workspace import Workspace
-from kd_app.run_files import CONFIG, RESULTS, STUDENT, TEACHER
+from kd_app.run_files import CONFIG, MOMENTS, RESULTS, STUDENT, TEACHER
 from kd_app.stages import RECORD, Stages
 from kd_app.training.fit import MODEL
 
@@ -252,6 +254,10 @@ def build_saved_spec(saved: SavedRun) -> RunSpec:
     spec = assemble_spec({**config, "controls": controls}, ExternalParts())
     # The teacher of a finished run is not trained again.
     spec = replace(spec, config=config, teacher_recipe=None)
+    if isinstance(spec.teacher, EmbeddingEnsemble) and (saved.folder / TEACHER / MOMENTS).is_file():
+        # other images have other moments
+        check_recorded(saved.folder / TEACHER)
+        spec.teacher.moments = saved.folder / TEACHER / MOMENTS
     if saved.purpose == "train":
         check_recipes(spec)
     return spec
@@ -358,7 +364,7 @@ def load_models(run: OpenRun, roles: Collection[str] | None = None) -> dict[str,
             )
             continue
         if not _is_input_known(run, spec):
-            workspace.console.print(_describe_unknown_input(role, run.folder))
+            workspace.console.print(describe_unknown_input(role, run.folder))
             continue
         program = folder / INT8
         model = workspace.load_model(spec, seed=0)
@@ -378,15 +384,6 @@ def _is_input_known(run: OpenRun, spec: ModelSpec) -> bool:
         return True
     is_unchanged = data is not None and data.fingerprint == workspace.data.fingerprint
     return (run.has_own_data and is_unchanged) or not needs_image_stats(spec)
-
-
-def _describe_unknown_input(role: str, run: Path) -> str:
-    return (
-        f"Note: {role} is left out. It is normalized with the statistics of the run's images, which"
-        f" the run {str(run)!r} did not record (it was made by an earlier version of kd_app), and"
-        " these are other images. To measure it, repeat the run's kd-distill command with"
-        " overwrite=true, which uses the stages again and records the statistics."
-    )
 
 
 def _check_weights(run: OpenRun, role: str, model: RunModel) -> None:

@@ -136,6 +136,16 @@ def needs_image_stats(spec: ModelSpec) -> bool:
     return resolve_input(spec, _FIRST) != resolve_input(spec, _SECOND)
 
 
+def describe_unknown_input(role: str, run: Path) -> str:
+    """A note about a model that is left out, as its normalization is not recorded."""
+    return (
+        f"Note: {role} is left out. It is normalized with the statistics of the run's images, which"
+        f" the run {str(run)!r} did not record (it was made by an earlier version of kd_app), and"
+        " these are other images. To measure it, repeat the run's kd-distill command with"
+        " overwrite=true, which uses the stages again and records the statistics."
+    )
+
+
 def choose_model_decoding(spec: ModelSpec) -> Decoding | None:
     """How image files are decoded for a model outside of a run, as by kd-predict; None
     for bare weights, which do not record it.

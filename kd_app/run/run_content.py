@@ -19,6 +19,7 @@ from kd_app.run_files import (
     EXPORT,
     FILES,
     MANIFEST,
+    MOMENTS,
     REFERENCE,
     RESULTS,
     STUDENT,
@@ -39,7 +40,7 @@ _FILES: Final = {
 _EXPORTED: Final = re.compile(r"(?:model|student|teacher)\w*\.(?:onnx|pte|pt2)")
 _MODELS: Final = {
     STUDENT: {MODEL_CONFIG, WEIGHTS, PROGRAM, CONVERTED, INT8, INT8_OF_BYTES, CARD},
-    TEACHER: {REFERENCE},
+    TEACHER: {MOMENTS, REFERENCE},
 }
 _TRACKERS: Final = ("wandb", "tensorboard", "mlflow")
 _INNER: Final = (EXPORT, "compressed")

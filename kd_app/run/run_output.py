@@ -10,6 +10,7 @@ from kd_app.deployment.manifest import describe_decoding
 from kd_app.digest import hash_file
 from kd_app.files import make_folder, replace_folder
 from kd_app.metrics.record import Predictions
+from kd_app.models.embedding_ensemble import EmbeddingEnsemble
 from kd_app.models.save import INT8, WEIGHTS, copy_labeled
 from kd_app.reporting.html import PAGE
 from kd_app.reporting.predictions import write_predictions as write_table
@@ -22,6 +23,7 @@ from kd_app.run_files import (
     CURVES,
     EXAMPLES,
     INPUTS,
+    MOMENTS,
     NEIGHBORS,
     PREDICTIONS,
     REFERENCE,
@@ -37,6 +39,7 @@ from kd_app.training.fit import MODEL
 FILES = (
     *(CONFIG, PREDICTIONS, EXAMPLES, NEIGHBORS, CURVES, SPLIT, INPUTS),
     f"{TEACHER}/{REFERENCE}",
+    f"{TEACHER}/{MOMENTS}",
 )
 """Files that a run writes next to results.json and the student's folder."""
 UPLOADED = (RESULTS, PAGE, STUDENT, TEACHER, *FILES)
@@ -109,6 +112,9 @@ def write_models(
         make_folder(out / TEACHER)
         reference = json.dumps(describe_reference(models["teacher"]), indent=1)
         write_atomically(out / TEACHER / REFERENCE, reference)
+    teacher = workspace.spec.teacher
+    if isinstance(teacher, EmbeddingEnsemble) and teacher.moments is not None:
+        write_atomically(out / TEACHER / MOMENTS, teacher.moments.read_text(encoding="utf-8"))
     return size
 
 

@@ -107,13 +107,12 @@ class Workspace:
         """Match the classes of all pretrained models to those of the data."""
         spec = self.spec
         students = [model for control in spec.controls.values() for model in control.students]
-        assistants = [assistant.spec for assistant in spec.assistants]
         if isinstance(spec.teacher, CompositeTeacher):
             spec.teacher.bind_images(self.compute_image_stats())
         teachers = [] if spec.teacher is None else [spec.teacher]
-        for model in (spec.student, *students, *assistants, *teachers):
+        for model in (spec.student, *students, *(each.spec for each in spec.assistants), *teachers):
             self.task.bind_model(model, self.classes)
-        if isinstance(spec.teacher, EmbeddingEnsemble):
+        if isinstance(spec.teacher, EmbeddingEnsemble) and spec.teacher.moments is None:
             measure_moments(spec.teacher, self.cache_predictions, self.find_or_build)
 
     def check_losses(self) -> list[str]:
@@ -371,15 +370,15 @@ class Workspace:
             spool=spool,
         )
         if corruption is None:
-            self._check_finite(predictions, model.role)
+            self._check_finite(predictions, model)
         return predictions
 
-    def _check_finite(self, predictions: Predictions, role: str) -> None:
+    def _check_finite(self, predictions: Predictions, model: RunModel) -> None:
         try:
             with name_images(self.data.files):
-                check_finite(predictions.logits, f"The {role}", predictions.index.tolist())
+                check_finite(predictions.logits, f"The {model.role}", predictions.index.tolist())
         except NonFiniteLogitsError as error:
-            raise RunError(str(error)) from None
+            raise (RunError if model.record else RequestError)(str(error)) from None
 
     def find(self, name: str, config: dict[str, Any], inputs: dict[str, str]) -> Stage | None:
         """The stage with this name, configuration and inputs if it exists; not recorded

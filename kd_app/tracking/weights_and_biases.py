@@ -258,6 +258,7 @@ def _define_metrics(run: Any) -> None:
     run.define_metric("validation/*", step_metric="epoch")
     better = {spec.name: spec.better for spec in MODEL_METRICS}
     better |= {spec.name: spec.better for spec in PAIR_METRICS}
+    better |= {"overlap": "higher", "distance": "lower"}  # of an embedding
     for name, direction in better.items():
         summary = "max" if direction == "higher" else "min"
         run.define_metric(f"validation/{name}", step_metric="epoch", summary=summary)

@@ -267,6 +267,13 @@ def test_weights_of_a_run_load_into_a_user_provided_module(tmp_path: Path) -> No
         load(7, factory=Own, checkpoint=tmp_path / "student" / "model.safetensors")
 
 
+def test_a_module_that_outputs_an_embedding_has_the_width_of_its_training(tmp_path: Path) -> None:
+    trained, entries = Own(6), {"embedding": {"width": 6}}
+    save_model(trained, tmp_path / "m", pixels=GRAY, classes=(), license="none", entries=entries)
+    loaded = load(0, factory=Own, checkpoint=tmp_path / "m" / "model.safetensors")
+    assert equal(loaded.model, trained)
+
+
 def build_diverged() -> nn.Module:
     model = Own(10)
     next(iter(model.parameters())).data[0] = torch.nan

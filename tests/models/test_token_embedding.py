@@ -29,7 +29,11 @@ def test_a_net_that_norms_what_it_pools_norms_each_part() -> None:
     torch.manual_seed(0)
     net: Any = timm.create_model(
         "vit_tiny_patch16_224",
-        **{"img_size": 32, "depth": 1, "embed_dim": 24, "num_heads": 2, "num_classes": 0},
+        img_size=32,
+        depth=1,
+        embed_dim=24,
+        num_heads=2,
+        num_classes=0,
         global_pool="avg",
     ).eval()
     assert isinstance(net.norm, torch.nn.Identity)

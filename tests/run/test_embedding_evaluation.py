@@ -10,6 +10,7 @@ from kd_app.config import RequestError
 from kd_app.run.embedding_evaluation import measure_embeddings_again
 
 BEFORE: Any = SimpleNamespace(embedding=SimpleNamespace())
+BUILDER: Any = None
 
 
 def _build_workspace(**sizes: int) -> Any:
@@ -22,7 +23,7 @@ def test_without_the_teacher_nothing_is_measured() -> None:
     models: Any = {"student": None}
     with pytest.raises(RequestError, match="The teacher of the run is gone"):
         measure_embeddings_again(
-            Any, _build_workspace(), models, "test", before=BEFORE, is_own=True
+            BUILDER, _build_workspace(), models, "test", before=BEFORE, is_own=True
         )
 
 
@@ -33,4 +34,4 @@ def test_images_without_enough_others_are_refused(split: str, is_own: bool, othe
     models: Any = {"teacher": None, "student": None}
     workspace = _build_workspace(train=9, test=7)
     with pytest.raises(RequestError, match=rf"each of these images has {others} other"):
-        measure_embeddings_again(Any, workspace, models, split, before=BEFORE, is_own=is_own)
+        measure_embeddings_again(BUILDER, workspace, models, split, before=BEFORE, is_own=is_own)

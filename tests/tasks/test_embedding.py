@@ -82,6 +82,7 @@ def test_validation_compares_neighbors_and_directions() -> None:
     cosine = (student * teacher).sum(1) / (student.norm(dim=1) * teacher.norm(dim=1))
     assert float(values["overlap"]) == pytest.approx(compute_overlap(ours, theirs).mean())
     assert float(values["distance"]) == pytest.approx(1 - float(cosine.mean()), abs=1e-6)
+    assert float(values["effective_rank"]) > 1
 
 
 def test_images_without_an_output_of_the_teacher_are_left_out() -> None:

@@ -29,6 +29,7 @@ _CURVES = (
     ("validation/nll", "Validation loss", "negative log-likelihood, nats"),
     ("validation/overlap", "Neighbors in common with the teacher on validation", "share"),
     ("validation/distance", "Distance to the teacher on validation", "1 - cosine"),
+    ("validation/effective_rank", "Effective rank of the embedding on validation", "directions"),
 )
 _LOSS_STYLES = (1, 3, 4, 5, 0, 2)
 """Styles of the total loss and of its terms."""
