@@ -13,10 +13,12 @@ SELECTION: Final = "selection"
 class Score(NamedTuple):
     """A student's metric on one split, in 0..1, with the ends of its interval.
 
-    title: the name in tables · confidence, num_images: of the split.
+    title: the name in tables · phrase: the name of the metric on test in a sentence ·
+    confidence, num_images: of the split.
     """
 
     title: str
+    phrase: str
     value: float
     low: float | None
     high: float | None
@@ -42,6 +44,7 @@ def _read_top1(split: Split | None) -> Score | None:
     assert student.top1 is not None
     return Score(
         "top-1",
+        "test top-1",
         student.top1,
         student.top1_low,
         student.top1_high,
@@ -57,6 +60,7 @@ def _read_overlap(split: EmbeddingSplit | None) -> Score | None:
     assert overlap.value is not None
     return Score(
         "teacher's neighbors",
+        "share of the teacher's neighbors on test",
         overlap.value,
         overlap.low,
         overlap.high,

@@ -302,7 +302,7 @@ def _describe_winner(trials: Sequence[Trial], winner: int | None) -> str:
         return f"* Trial {winner} won on validation; the test set was not read."
     value, bounds = _format_score(test)
     return (
-        f"* Trial {winner} won on validation. On test, its {test.title}: {value} (interval"
-        f" {bounds}, {test.num_images:,} images). Quote this number: the best of several validation"
+        f"* Trial {winner} won on validation. Its {test.phrase} is {value} (interval {bounds},"
+        f" {test.num_images:,} images). Quote this number: the best of several validation"
         " results is too good by chance."
     )

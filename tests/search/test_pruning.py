@@ -7,6 +7,7 @@ import pytest
 
 from kd_app.reporting.runs import write_curves
 from kd_app.search.pruning import MedianPruner, TrialPruned
+from kd_app.search.trials import find_selected
 
 
 def points(values: list[float]) -> list[dict[str, float]]:
@@ -47,6 +48,13 @@ def test_a_bad_trial_is_pruned_and_a_good_one_is_not(others: Callable[[int], Pat
     assert pruned_after(sweep, [0.1, 0.2, 0.3, 0.4]) == 1
     assert pruned_after(sweep, [0.1, 0.7, 0.75, 0.9]) is None
     assert pruned_after(sweep, [0.5, 0.61, 0.62, 0.63]) == 2
+
+
+def test_an_embedding_is_followed_by_its_overlap() -> None:
+    row = {"epoch": 1, "train/loss": 0.1, "validation/top1": "", "validation/overlap": "0.3"}
+    assert find_selected(row) == "validation/overlap"
+    assert find_selected({"validation/top1": 0.0}) == "validation/top1"
+    assert find_selected({"train/loss": 0.1}) is None
 
 
 def test_with_few_other_trials_no_trial_is_pruned(others: Callable[[int], Path]) -> None:

@@ -31,7 +31,7 @@ def settings(**changed: Any) -> SearchSettings:
         "sampler": "tpe",
         "seed": 0,
         "batch": 1,
-        "objectives": {"validation.student.top1": "maximize"},
+        "objectives": {"selection": "maximize"},
     }
     return SearchSettings(**{**plain, **changed})
 

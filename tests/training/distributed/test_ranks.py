@@ -152,6 +152,10 @@ def test_ranks_learn_the_embedding_that_one_process_learns(teacher: Path, tmp_pa
     (first,), (second,) = (
         [row for row in each.curves if "validation/overlap" in row] for each in (one, two)
     )
+    # rounding exchanges neighbors that are about equally near
+    assert second.pop("validation/overlap") == pytest.approx(
+        first.pop("validation/overlap"), abs=0.01
+    )
     assert second == pytest.approx(first, rel=1e-3, abs=1e-5)
 
 
