@@ -2,12 +2,12 @@
 
 from typing import Final, NamedTuple
 
-from kd_app.metrics.embedding_report import STUDENT
 from kd_app.reporting.embedding_results import EmbeddingSplit
 from kd_app.reporting.results import Results, Split
 
 SELECTION: Final = "selection"
 """Name of that metric among the objectives of a search."""
+_STUDENT: Final = "student"
 
 
 class Score(NamedTuple):
@@ -54,9 +54,9 @@ def _read_top1(split: Split | None) -> Score | None:
 
 
 def _read_overlap(split: EmbeddingSplit | None) -> Score | None:
-    if split is None or split.models[STUDENT].overlap.value is None:
+    if split is None or split.models[_STUDENT].overlap.value is None:
         return None
-    overlap = split.models[STUDENT].overlap
+    overlap = split.models[_STUDENT].overlap
     assert overlap.value is not None
     return Score(
         "teacher's neighbors",

@@ -314,7 +314,7 @@ def build(
             pixels=source.created.pixels,
             sees=job.input,
             attention_blocks=terms.attention_blocks,
-            members=terms.member_reads,
+            members={name: job.task.map_reads(reads) for name, reads in terms.member_reads.items()},
         )
     _build_adapters(terms, job, created, teacher, data)
     student = terms.wrap_student(created.model)

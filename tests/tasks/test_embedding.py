@@ -6,7 +6,7 @@ import torch
 
 from kd_app.config import RequestError
 from kd_app.metrics.neighbors import compute_overlap, find_neighbors
-from kd_app.models.outputs import Outputs
+from kd_app.models.outputs import EnsembleOutputs, Outputs
 from kd_app.models.spec import ModelSpec
 from kd_app.tasks.build import parse_task
 from kd_app.tasks.embedding import Embedding
@@ -93,6 +93,15 @@ def test_images_without_an_output_of_the_teacher_are_left_out() -> None:
     values = metrics.compute()
     assert np.isnan(float(values["overlap"]))
     assert np.isfinite(float(values["distance"]))
+
+
+def test_the_members_of_a_teacher_give_their_embeddings() -> None:
+    members = {"a": Outputs(logits=torch.ones(2, 3))}
+    outputs = TASK.map_outputs(EnsembleOutputs(logits=torch.zeros(2, 5), members=members))
+    assert isinstance(outputs, EnsembleOutputs)
+    assert outputs.embedding is not None
+    assert outputs.embedding.shape == (2, 5)
+    assert outputs.members["a"].embedding is members["a"].logits
 
 
 def test_it_is_read_back() -> None:
