@@ -20,6 +20,7 @@ from kd_app.metrics.embedding_report import COLLAPSED_RANK, COLLAPSED_SPREAD
 from kd_app.metrics.embedding_shape import compute_effective_rank, compute_spread
 from kd_app.metrics.neighbors import classify_by_neighbors, compute_overlap, find_neighbors
 from kd_app.metrics.record import Predictions
+from kd_app.models.composite import RuntimeModel
 from kd_app.models.create import create, resolve_input
 from kd_app.models.weights_source import load_timm_config
 
@@ -79,7 +80,8 @@ def check_teacher_pixels(context: CheckContext) -> Iterator[Finding]:
 
     Each image of the sample is compared with all others.
     """
-    if context.teacher is None:
+    # a file for another runtime normalizes by itself
+    if context.teacher is None or isinstance(context.teacher.loaded.model, RuntimeModel):
         return
     kept, k = [], int(context.workspace.spec.config["neighbors"]["k"])
     before = context.predictions

@@ -86,12 +86,14 @@ class EmbeddingRecord(_Part):
 
     teacher_embedding: which output of the teacher · ships: what the student outputs:
     the projector's output, or the backbone's · candidates: overlap of both on
-    validation, by name · untouched: how the untouched student started.
+    validation, by name · members: of several teachers, the share of the neighbors of
+    all together that one has alone · untouched: how the untouched student started.
     """
 
     teacher_embedding: str
     ships: Literal["projector", "backbone"]
     candidates: dict[str, Number] = {}
+    members: dict[str, Number] = {}
     untouched: str
     validation: EmbeddingSplit | None = None
     test: EmbeddingSplit | None = None

@@ -3,7 +3,12 @@
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from kd_app.reporting.embedding_results import Bounded, EmbeddingMetrics, EmbeddingSplit
+from kd_app.reporting.embedding_results import (
+    Bounded,
+    EmbeddingMetrics,
+    EmbeddingRecord,
+    EmbeddingSplit,
+)
 from kd_app.reporting.results import ModelRecord, Results
 from kd_app.reporting.sentences import format_count, format_percent
 
@@ -153,7 +158,22 @@ def list_embedding_sentences(results: Results) -> list[str]:
             f"Gap closed in {title}: {format_percent(gap.value)} ({100 * gap.low:.1f} to"
             f" {100 * gap.high:.1f}) of the way from the untouched student to the teacher."
         )
+    sentences += _describe_members(record)
     return sentences + _describe_others(split) + _describe_output(results)
+
+
+def _describe_members(record: EmbeddingRecord) -> list[str]:
+    shares = [
+        f"{name} {format_percent(value)}"
+        for name, value in record.members.items()
+        if value is not None
+    ]
+    if not shares:
+        return []
+    return [
+        f"Of the neighbors by all teachers together, each alone has: {', '.join(shares)}. Change"
+        " teacher.members.<name>.weight if one of them should count more."
+    ]
 
 
 def _describe_others(split: EmbeddingSplit) -> list[str]:

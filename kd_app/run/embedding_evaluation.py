@@ -13,6 +13,7 @@ from kd_app.run.embedding_measurement import (
 )
 from kd_app.run.known_images import list_measured
 from kd_app.run.measurement import add_data, describe_model, measure_speed
+from kd_app.run.member_overlap import measure_members
 from kd_app.run.neighbor_images import write_neighbor_images
 from kd_app.run.results_builder import ResultsBuilder
 from kd_app.run.run_model import RunModel
@@ -70,6 +71,7 @@ def measure_embeddings_again(
             "validation": None,
             "test": describe_split(comparison),
             "verdict": judge(comparison, neighbors.margin, split),
+            "members": measure_members(models[TEACHER].spec, comparison),
         }
     )
     write_neighbor_images(builder.out / NEIGHBORS, workspace, comparison, gallery, split)

@@ -33,6 +33,7 @@ from kd_app.reporting.embedding_results import (
     EmbeddingVerdict,
 )
 from kd_app.run.measurement import add_data, describe_model, find_license, measure_speed
+from kd_app.run.member_overlap import measure_members
 from kd_app.run.neighbor_images import write_neighbor_images
 from kd_app.run.results_builder import ResultsBuilder, SplitName
 from kd_app.run.run_model import RunModel
@@ -99,6 +100,7 @@ def measure_embeddings(
         setattr(record, part, describe_split(comparison))
         record.verdict = judge(comparison, neighbors.margin, split)
         _check_collapse(comparison)
+    record.members = measure_members(models[TEACHER].spec, comparison)
     write_neighbor_images(builder.out / NEIGHBORS, workspace, comparison, GALLERY, split)
     builder.speed = measure_speed(workspace, models, sweep)
 

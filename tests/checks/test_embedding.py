@@ -68,7 +68,7 @@ class _Context:
         self.is_quick = True
         self.teacher = SimpleNamespace(
             spec=SimpleNamespace(name="net", origin=WeightsSource("own", "net")),
-            loaded=SimpleNamespace(pixels=COLOR),
+            loaded=SimpleNamespace(pixels=COLOR, model=None),
         )
         self.workspace = SimpleNamespace(
             spec=SimpleNamespace(config={"neighbors": {"k": 10}}),

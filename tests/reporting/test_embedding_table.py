@@ -96,3 +96,12 @@ def test_without_a_measurement_there_is_no_table() -> None:
     assert build_embedding_table(results) is None
     assert list_embedding_sentences(results) == []
     assert write_embedding_verdict(results) == ""
+
+
+def test_the_share_of_each_of_several_teachers_is_named() -> None:
+    results = _build()
+    assert results.embedding is not None
+    assert not any("all teachers together" in each for each in list_embedding_sentences(results))
+    results.embedding.members = {"a": 0.8, "b": 0.5}
+    sentences = " ".join(list_embedding_sentences(results))
+    assert "each alone has: a 80.00 %, b 50.00 %" in sentences
