@@ -6,15 +6,16 @@ from kd_app.models.embedding_ensemble import EmbeddingEnsemble, read_moments
 from kd_app.models.spec import ModelSpec
 
 
-def measure_members(teacher: ModelSpec, comparison: EmbeddingComparison) -> dict[str, float]:
+def measure_members(teacher: ModelSpec, comparison: EmbeddingComparison) -> dict[str, float | None]:
     """By member, the mean share of the joint embedding's neighbors that the member's
     part of it has alone; empty for one teacher, and for members that are averaged.
     """
-    is_joined = isinstance(teacher, EmbeddingEnsemble) and teacher.combination == "concatenate"
-    if not is_joined or teacher.moments is None:
+    if not isinstance(teacher, EmbeddingEnsemble) or teacher.combination != "concatenate":
         return {}
+    assert teacher.moments is not None, "measure_moments comes first"
     model, joint = comparison.models[TEACHER], comparison.find_neighbors(TEACHER).rows
-    overlaps, start = {}, 0
+    overlaps: dict[str, float | None] = {}
+    start = 0
     for name, moments in read_moments(teacher.moments).items():
         part = slice(start, start := start + len(moments.mean))
         queries, gallery = (each[:, part] for each in (model.queries, model.gallery))

@@ -275,7 +275,7 @@ def test_a_module_that_outputs_an_embedding_has_the_width_of_its_training(tmp_pa
 
 
 def test_a_vit_at_another_size_says_what_it_loses(tmp_path: Path) -> None:
-    net = {"patch_size": 2, "embed_dim": 24, "depth": 1, "num_heads": 2}
+    net: dict[str, Any] = {"patch_size": 2, "embed_dim": 24, "depth": 1, "num_heads": 2}
     folder = teacher_folder(tmp_path, "vit_tiny_patch16_224", img_size=8, **net)
     notes = " ".join(load(checkpoint=folder, image_size=11).weights.notes)
     assert "pos_embed resampled from (1, 17, 24) to (1, 26, 24)" in notes
