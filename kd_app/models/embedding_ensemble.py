@@ -160,6 +160,10 @@ class EmbeddingEnsembleModel(EnsembleModel):
         input_spec: InputSpec,
     ) -> None:
         super().__init__(members, shares, "mean", input_spec)
+        self.reason = (
+            "several teachers give a combined embedding and nothing else in common;"
+            " loss.<term>.teacher=<member> selects the member that a term reads"
+        )
         self.combination = by
         for number, each in enumerate(moments):
             self.register_buffer(f"mean_{number}", torch.tensor(each.mean, dtype=torch.float32))
