@@ -45,7 +45,7 @@ from kd_app.run.results_builder import ResultsBuilder, SplitName
 from kd_app.run.run_output import list_groups, write_predictions
 from kd_app.run.schema import EvaluationSettings
 from kd_app.run.spec import Config
-from kd_app.run.task_choice import require_classes
+from kd_app.run.task_choice import require_classifier
 from kd_app.run.workspace import Workspace
 from kd_app.run_files import CASCADE as FILE
 
@@ -73,7 +73,7 @@ def evaluate_cascade(
     stages = [open_model(path, threads=1, device=device) for path in config["cascade"]]
     check_same_classes([(stage.name, stage.model.classes) for stage in stages])
     saved = read_run(_find_run(config, stages), config, "measure")
-    require_classes(saved.folder, saved.results, why="a cascade compares predicted classes")
+    require_classifier(saved.folder, saved.results, why="a cascade compares predicted classes")
     out = Path(config["out"]) / ("" if trial is None else str(trial))
     with open_run(saved, out, config, overwrite=config["overwrite"], console=console) as run:
         _check_data(run.workspace, stages)

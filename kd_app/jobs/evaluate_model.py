@@ -25,6 +25,7 @@ from kd_app.run.machine import (
 )
 from kd_app.run.measurement import measure_models, start_results
 from kd_app.run.model_specs import build_model_spec, open_artifact_teacher
+from kd_app.run.open_model import require_classes
 from kd_app.run.open_run import STAGES
 from kd_app.run.recorded_pixels import (
     RecordedPixels,
@@ -68,6 +69,8 @@ def evaluate_model(
     console, split = console or Console(), select_split(config)
     out = Path(config["out"]) / ("" if trial is None else str(trial))
     model, run = open_model_spec(config["model"], config["architecture"])
+    if model.origin.num_classes == 0:
+        require_classes(f"model={config['model']}", ())
     pixels = read_model_pixels(model, run)
     data = set_channels(config["data"], pixels.decoding)
     spec = _build_spec({**config, "data": data}, model)

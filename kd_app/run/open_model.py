@@ -168,8 +168,9 @@ def require_classes(name: str, classes: tuple[str, ...]) -> None:
     if not classes:
         raise RequestError(
             f"{name} outputs an embedding (task=embedding), and this command compares predicted"
-            " classes. Expected: a model that learned classes. kd-predict writes embeddings and"
-            " nearest images; kd-export measures files by the teacher's neighbors."
+            " classes. Expected: a model that learned classes. kd-evaluate run=<its run> measures"
+            " it by the teacher's neighbors, and kd-export does so for files; kd-predict writes"
+            " embeddings and nearest images."
         )
 
 

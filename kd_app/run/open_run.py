@@ -50,7 +50,7 @@ from kd_app.run.run_model import RunModel
 from kd_app.run.saved_config import fill_defaults
 from kd_app.run.schema import DistillSettings
 from kd_app.run.spec import Config, ExternalParts, RunSpec, assemble_spec, check_recipes
-from kd_app.run.task_choice import Purpose, fill_task, require_classes
+from kd_app.run.task_choice import Purpose, fill_task, require_classifier
 from kd_app.run.workspace import Workspace
 from kd_app.run_files import CONFIG, MOMENTS, RESULTS, STUDENT, TEACHER
 from kd_app.stages import RECORD, Stages
@@ -143,7 +143,7 @@ def read_run(folder: Path, command: Config, purpose: Purpose) -> SavedRun:
             " Run its kd-distill command again to finish it."
         )
     if purpose == "train":
-        require_classes(folder, results, why=_NO_STEP)
+        require_classifier(folder, results, why=_NO_STEP)
     config = _read_config(folder, results)
     stages = Path(config["stages"])
     names = (Path(stage.path).name for stage in results.stages)

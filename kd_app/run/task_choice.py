@@ -191,7 +191,7 @@ def _resolve_controls(controls: Any) -> Any:
     return {} if is_auto else controls
 
 
-def require_classes(folder: Path, results: Results, *, why: str) -> None:
+def require_classifier(folder: Path, results: Results, *, why: str) -> None:
     """Raise `RequestError` for a run whose student is no classifier.
 
     why: what the command does with classes, as a clause.

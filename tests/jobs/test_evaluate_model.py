@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 
 from kd_app.config import Decoding, RequestError
 from kd_app.config.compose import compose_config
 from kd_app.jobs.evaluate_model import evaluate_model, open_model_spec, read_model_pixels
+from kd_app.models.save import save_model
 from kd_app.models.spec import ImageStats
 from kd_app.reporting.results import write
 from kd_app.run.recorded_pixels import RecordedPixels, describe_stats
@@ -77,3 +79,12 @@ def test_contradictions_are_refused(changes: dict[str, Any], expected: str) -> N
     config = compose_config("evaluate", ["model=net.pth", "out=x", "data=digits"])
     with pytest.raises(RequestError, match=expected):
         evaluate_model({**config, **changes})
+
+
+def test_a_model_that_outputs_an_embedding_is_measured_with_its_run(tmp_path: Path) -> None:
+    model = timm.create_model("resnet8", in_chans=1, num_classes=6)
+    entries = {"embedding": {"width": 6}}
+    save_model(model, tmp_path / "m", pixels=GRAY, classes=(), license="none", entries=entries)
+    config = compose_config("evaluate", [f"model={tmp_path / 'm'}", "out=x", "data=digits"])
+    with pytest.raises(RequestError, match=r"outputs an embedding.*kd-evaluate run=<its run>"):
+        evaluate_model(config)

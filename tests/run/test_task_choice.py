@@ -8,7 +8,7 @@ import pytest
 from kd_app.config import RequestError
 from kd_app.config.compose import compose_config
 from kd_app.run.run_folder import build_run_name
-from kd_app.run.task_choice import EmbeddingSettings, require_classes, resolve_task
+from kd_app.run.task_choice import EmbeddingSettings, require_classifier, resolve_task
 from kd_app.tasks.classification import CLASSIFICATION
 from kd_app.tasks.embedding import Embedding
 from tests.reporting.run_folders import build_results
@@ -101,7 +101,7 @@ def test_an_embedding_of_a_member_has_no_effect_on_classes(override: str) -> Non
 
 def test_a_run_that_learned_an_embedding_is_refused_where_classes_are_needed() -> None:
     results = build_results()
-    require_classes(Path("run"), results, why="this compares classes")
+    require_classifier(Path("run"), results, why="this compares classes")
     results = results.model_copy(update={"embedding": {"ships": "projector"}})
     with pytest.raises(RequestError, match=r"outputs an embedding.*this compares classes"):
-        require_classes(Path("run"), results, why="this compares classes")
+        require_classifier(Path("run"), results, why="this compares classes")
