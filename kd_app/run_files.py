@@ -10,6 +10,7 @@ SPLIT: Final = "split.csv"
 CURVES: Final = "metrics.csv"
 EXAMPLES: Final = "examples.parquet"
 NEIGHBORS: Final = "neighbors.parquet"
+EMBEDDING_MAP: Final = "embedding_map.parquet"
 EXPORT: Final = "export"
 STUDENT: Final = "student"
 TEACHER: Final = "teacher"
@@ -17,7 +18,10 @@ REFERENCE: Final = "reference.json"
 """In the folder `TEACHER`: the location of the run's teacher."""
 MOMENTS: Final = "moments.json"
 """In the folder `TEACHER`: what the embeddings of several teachers are scaled by."""
-FILES: Final = (CONFIG, RESULTS, PREDICTIONS, INPUTS, SPLIT, CURVES, EXAMPLES, NEIGHBORS)
+FILES: Final = (
+    *(CONFIG, RESULTS, PREDICTIONS, INPUTS, SPLIT, CURVES),
+    *(EXAMPLES, NEIGHBORS, EMBEDDING_MAP),
+)
 """The files in a run's folder."""
 READ: Final = (*FILES, STUDENT, TEACHER, EXPORT)
 """The files and folders that are read from a run's folder."""

@@ -7,9 +7,9 @@ from kd_app.commands.app import run
 
 
 def _run_task(config: dict[str, Any], trial: int | None) -> None:
-    from kd_app.jobs.distill import distill
+    from kd_app.jobs.label_trials import distill_then_label
 
-    distill(config, trial=trial)
+    distill_then_label(config, trial=trial)
 
 
 def _finish_sweep(

@@ -13,6 +13,7 @@ from kd_app.data.batch import Batch
 from kd_app.data.corruptions import Corruption
 from kd_app.data.duplicates import PictureContents
 from kd_app.data.evaluation import Evaluation
+from kd_app.data.partners import PartnerKind
 from kd_app.data.scan import Progress
 from kd_app.data.source import Listing
 
@@ -197,7 +198,7 @@ class RunData(Protocol):
         input_spec: InputSpec,
         *,
         order_seed: int,
-        partner_images: bool = False,
+        partners: PartnerKind | None = None,
         pseudo_labels: Int64[np.ndarray, " images"] | None = None,
         labeled_only: bool = False,
         fresh_views: bool = False,
@@ -205,8 +206,8 @@ class RunData(Protocol):
     ) -> None:
         """Serve a model with this `input_spec` from now on.
 
-        order_seed: seed of the order of the training images. partner_images: add to
-        each batch, for each image, another image of the same class. pseudo_labels: by
+        order_seed: seed of the order of the training images. partners: add to each
+        batch, for each image, another image or view of this kind. pseudo_labels: by
         image number, labels of images whose own label is not used; -1: none.
         labeled_only: use only labeled images, with as many steps per epoch as all
         images take. fresh_views: use a new view of each image in every epoch.

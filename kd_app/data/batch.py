@@ -17,9 +17,9 @@ class Batch:
     int64, the number of each image in its source, which never changes. view: number of
     the view; view, index and ``data.seed`` determine every pixel. labeled: ``[B]``
     bool; None: every image has a label. progress: completed share of the training, 0
-    to 1. other: same shape as image; another image of the same class for each image,
-    used as the teacher's input; None: the teacher's input is image. other_index:
-    ``[B]`` int64, the image numbers of other.
+    to 1. other: same shape as image; for each image another image, which the teacher
+    sees in its place, or a second view of it (see `PartnerKind`); None: none.
+    other_index: ``[B]`` int64, the image numbers of other.
     """
 
     image: Tensor

@@ -18,6 +18,7 @@ from kd_app.data.batch import Batch
 from kd_app.data.corruptions import Corruption
 from kd_app.data.evaluation import Evaluation
 from kd_app.data.external_batches import NumberedLoader, OrderedLoader, check_images
+from kd_app.data.partners import PartnerKind
 from kd_app.data.targets import check_target
 
 _FIX = "Read the images with data=folder or data=csv"
@@ -263,7 +264,7 @@ class ExternalDataModule(LightningDataModule):
         input_spec: InputSpec,
         *,
         order_seed: int,
-        partner_images: bool = False,
+        partners: PartnerKind | None = None,
         pseudo_labels: Int64[np.ndarray, " images"] | None = None,
         labeled_only: bool = False,
         fresh_views: bool = False,
@@ -273,11 +274,11 @@ class ExternalDataModule(LightningDataModule):
 
         The module determines labels and augmentation: `labeled_only` and `fresh_views`
         have no effect. Raises `RequestError` for an `input_spec` of another size, and
-        for `partner_images` and `pseudo_labels`.
+        for `partners` and `pseudo_labels`.
         """
         assert not with_validation, "is_refit_due requires ImageData"
-        if partner_images:
-            require(self, "partners", because="partner_images", instead="leave it out")
+        if partners is not None:
+            require(self, "partners", because=f"partners={partners}", instead="leave it out")
         if pseudo_labels is not None:
             require(self, "unlabeled", because="pseudo_labels", instead="leave it out")
         self._order_seed = order_seed

@@ -21,6 +21,7 @@ from kd_app.config import InputSpec, RequestError, RunError
 from kd_app.data.batch import Batch
 from kd_app.data.crop import match_channels
 from kd_app.data.mix import BatchMixer, mix_labels, mix_pixels
+from kd_app.data.partners import Partners
 from kd_app.data.pixel_store import ImageSelection, PixelStore
 from kd_app.data.views import EVALUATION, Keys, Pictures, View, compute_image_keys
 from kd_app.data.worker_loader import PipedBatch, iterate_workers, note_no_workers, pack_batch
@@ -53,11 +54,11 @@ SINGLE = Rank(0, 1)
 class BatchBuilder(Dataset[Batch]):
     """Builds the batch of a request, as a pure function of request and settings.
 
-    target: class numbers by image number. partners: by image number, the image that
-    replaces it as the teacher's input, in the view of the same number; None: the image
-    itself. labeled: by image number, whether the label is used, else the batch's target
-    is -1; None: all are used. after_view: changes applied after the view, in this
-    order. mixing: how images are mixed; targets are then class shares; None: not mixed.
+    target: class numbers by image number. partners: other pixels for each image, see
+    `Batch.other`; None: none. labeled: by image number, whether the label is used, else
+    the batch's target is -1; None: all are used. after_view: changes applied after the
+    view, in this order. mixing: how images are mixed; targets are then class shares;
+    None: not mixed.
     """
 
     store: PixelStore
@@ -65,7 +66,7 @@ class BatchBuilder(Dataset[Batch]):
     view: View
     input_spec: InputSpec
     seed: int
-    partners: Int64[np.ndarray, " images"] | None = None
+    partners: Partners | None = None
     labeled: Bool[np.ndarray, " images"] | None = None
     mixing: BatchMixer | None = None
     after_view: tuple[PixelChange, ...] = ()
@@ -79,7 +80,9 @@ class BatchBuilder(Dataset[Batch]):
         if self.labeled is not None:
             batch.labeled = torch.from_numpy(self.labeled[request.images])
         if self.partners is not None:
-            others = BatchRequest(request.view, self.partners[request.images])
+            others = BatchRequest(
+                request.view + self.partners.view_shift, self.partners.images[request.images]
+            )
             batch.other, _ = self._view_images(others)
             batch.other_index = torch.from_numpy(others.images)
         return batch

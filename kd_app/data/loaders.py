@@ -20,6 +20,7 @@ from kd_app.data.loader import (
     TrainingLoader,
 )
 from kd_app.data.mix import BatchMixer, MixSettings
+from kd_app.data.partners import Partners
 from kd_app.data.pseudo_labels import add_pseudo_labels
 from kd_app.data.views import CenterCropView, View
 
@@ -65,7 +66,7 @@ class ImageLoaders:
         input_spec: InputSpec,
         *,
         order_seed: int,
-        partners: Int64[np.ndarray, " images"] | None,
+        partners: Partners | None,
         pseudo_labels: Int64[np.ndarray, " images"] | None,
         labeled_only: bool,
         with_validation: bool = False,

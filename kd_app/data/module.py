@@ -23,7 +23,7 @@ from kd_app.data.index import Decoder, ImageIndex
 from kd_app.data.loader import SINGLE, EvaluationLoader, Rank, TrainingLoader, plan_views
 from kd_app.data.loaders import ImageLoaders
 from kd_app.data.mix import MixSettings
-from kd_app.data.partners import draw_class_partners
+from kd_app.data.partners import PartnerKind, Partners, draw_partners
 from kd_app.data.pixel_store import Cache
 from kd_app.data.source import Listing, build_source
 from kd_app.data.unlabeled import UNLABELED
@@ -106,7 +106,7 @@ class ImageData(LightningDataModule, Typed):
         self.name = None
         self.image_size = image_size
         self._bound: tuple[InputSpec, int] | None = None
-        self._partners: Int64[np.ndarray, " images"] | None = None
+        self._partners: Partners | None = None
         self._labeled_only = self._fresh_views = self._with_validation = False
         self._pseudo_labels: Int64[np.ndarray, " images"] | None = None
 
@@ -291,7 +291,7 @@ class ImageData(LightningDataModule, Typed):
         input_spec: InputSpec,
         *,
         order_seed: int,
-        partner_images: bool = False,
+        partners: PartnerKind | None = None,
         pseudo_labels: Int64[np.ndarray, " images"] | None = None,
         labeled_only: bool = False,
         fresh_views: bool = False,
@@ -306,11 +306,14 @@ class ImageData(LightningDataModule, Typed):
         self._with_validation = with_validation
         splits = ("train", "validation") if with_validation else ("train",)
         rows = np.concatenate([self.list_rows(split) for split in splits])
+        if partners != "class":
+            # those without a label, too
+            rows = np.union1d(rows, self.index.training_rows)
         self._pseudo_labels = pseudo_labels
         self._partners = (
-            draw_class_partners(self.index.listing.target, rows, seed=order_seed)
-            if partner_images
-            else None
+            None
+            if partners is None
+            else draw_partners(partners, self.index.listing.target, rows, seed=order_seed)
         )
         self.loaders.check_view(input_spec)
 

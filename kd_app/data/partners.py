@@ -1,7 +1,43 @@
-"""Partner images: for each image, another image of the same class."""
+"""Other pixels beside the images of a batch: a partner image, or a second view."""
+
+from dataclasses import dataclass
+from typing import Final, Literal
 
 import numpy as np
 from jaxtyping import Int64
+
+PartnerKind = Literal["class", "all", "view"]
+"""class: another image of the same class. all: another image, whatever its class.
+view: the image itself, in another view.
+"""
+_VIEW_SHIFT: Final = 2**32
+"""More views than a training has, so that a second view is the first view of no
+epoch.
+"""
+
+
+@dataclass(frozen=True)
+class Partners:
+    """images: by image number, the partner. view_shift: added to the number of the
+    view.
+    """
+
+    images: Int64[np.ndarray, " images"]
+    view_shift: int = 0
+
+
+def draw_partners(
+    kind: PartnerKind,
+    target: Int64[np.ndarray, " images"],
+    rows: Int64[np.ndarray, " rows"],
+    *,
+    seed: int,
+) -> Partners:
+    """Return partners of the images `rows`. target: class numbers by image number."""
+    if kind == "view":
+        return Partners(np.arange(len(target)), view_shift=_VIEW_SHIFT)
+    classes = target if kind == "class" else np.zeros_like(target)
+    return Partners(draw_class_partners(classes, rows, seed=seed))
 
 
 def draw_class_partners(

@@ -11,7 +11,7 @@ from kd_app.config import RequestError
 from kd_app.config.compose import choose_all_labels, compose_config
 from kd_app.config.memory import explain_memory_error
 from kd_app.data.loader_module import wrap_loaders
-from kd_app.jobs import distill as job
+from kd_app.jobs.label_trials import distill_then_label
 from kd_app.reporting.runs import Run, load_run
 from kd_app.run.spec import ExternalParts
 
@@ -43,5 +43,5 @@ def distill(
     parts = ExternalParts(teacher, student, None if data is None else wrap_loaders(data))
     # The run seeds torch; the caller's random state must not change.
     with torch.random.fork_rng(devices=[]), explain_memory_error("this run", config):
-        folder = job.distill(config, own=parts)
+        folder = distill_then_label(config, own=parts)
     return load_run(folder)

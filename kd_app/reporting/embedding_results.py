@@ -47,10 +47,11 @@ class EmbeddingMetrics(_Part):
 class EmbeddingSplit(_Part):
     """Metrics of all models on the queries of one split.
 
-    gallery: the images among which neighbors are searched: train, or others (the other
-    images of the split) · num_labeled: queries with a label · k: nearest images of a
-    query · gap_closed: by metric, (student - untouched) / (teacher - untouched); null
-    if the interval of the denominator holds 0.
+    models: in the order of the table · gallery: the images among which neighbors are
+    searched: train, or others (the other images of the split) · num_labeled: queries
+    with a label · k: nearest images of a query · gap_closed: by metric, (student -
+    untouched) / (teacher - untouched); null if the interval of the denominator holds 0
+    · gains: by model and metric, student - model, on the same queries.
     """
 
     num_queries: Count
@@ -61,6 +62,7 @@ class EmbeddingSplit(_Part):
     confidence: Probability
     models: dict[str, EmbeddingMetrics]
     gap_closed: dict[str, Bounded] = {}
+    gains: dict[str, dict[str, Bounded]] = {}
 
 
 class EmbeddingVerdict(_Part):
@@ -86,14 +88,16 @@ class EmbeddingRecord(_Part):
 
     teacher_embedding: which output of the teacher · ships: what the student outputs:
     the projector's output, or the backbone's · candidates: overlap of both on
-    validation, by name · members: of several teachers, the share of the neighbors of
-    all together that one has alone · untouched: how the untouched student started.
+    validation, by name · controls: the better output of each control on validation ·
+    members: of several teachers, the share of the neighbors of all together that one
+    has alone · untouched: how the untouched student started.
     """
 
     teacher_embedding: str
     ships: Literal["projector", "backbone"]
     candidates: dict[str, Number] = {}
     members: dict[str, Number] = {}
+    controls: dict[str, Literal["projector", "backbone"]] = {}
     untouched: str
     validation: EmbeddingSplit | None = None
     test: EmbeddingSplit | None = None

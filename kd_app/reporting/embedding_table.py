@@ -10,16 +10,38 @@ from kd_app.reporting.embedding_results import (
     EmbeddingSplit,
 )
 from kd_app.reporting.results import ModelRecord, Results
-from kd_app.reporting.sentences import format_count, format_percent
+from kd_app.reporting.sentences import format_count, format_difference, format_percent
 
 TITLES: Final = {
     "teacher": "teacher",
     "pca": "teacher, cut",
     "random": "random weights",
     "untouched": "untouched",
+    "self_supervised": "self-supervised",
     "student": "distilled",
 }
-"""Role -> head of its column."""
+"""Role -> head of its column; for a control its name."""
+_CONTROLS: Final = {
+    "self_supervised": (
+        "the same net trained self-supervised on the same images, for the same epochs and"
+        " without the teacher",
+        "the teacher adds to what the images alone teach by this method",
+        "it is not shown that the teacher adds to what the images alone teach",
+    ),
+    "other_images": (
+        "the same net whose teacher saw other images",
+        "the loss teaches about images, not only how the teacher's embeddings are distributed",
+        "it is not shown that the loss teaches about images, and not only how the teacher's"
+        " embeddings are distributed",
+    ),
+}
+"""For each control: its description, and the conclusions if the distilled student is
+better and if that is not shown.
+"""
+_GAINS: Final = {"overlap": "teacher's neighbors", "purity": "purity"}
+"""The metrics of which differences are shown."""
+_ALWAYS: Final = ("teacher", "pca", "random", "untouched", "student")
+"""The models of every run."""
 _BOUNDED: Final = {
     "overlap": "teacher's neighbors",
     "knn_top1": "k-NN top-1",
@@ -48,7 +70,7 @@ def build_embedding_table(results: Results) -> EmbeddingTable | None:
     if last is None:
         return None
     split = last[1]
-    roles = [role for role in TITLES if role in split.models]
+    roles = list(split.models)
     metrics = [split.models[role] for role in roles]
     rows = [("model", [_name_model(results, role) for role in roles])]
     rows.append(("width", [str(each.width) for each in metrics]))
@@ -59,6 +81,10 @@ def build_embedding_table(results: Results) -> EmbeddingTable | None:
     rows += [
         (title, [_format_plain(each, name) for each in metrics]) for name, title in _PLAIN.items()
     ]
+    for name, title in _GAINS.items():
+        cells = [_format_gain(split.gains.get(role, {}).get(name)) for role in roles]
+        if any(cells):
+            rows.append((f"distilled minus this: {title}, points", cells))
     records = [results.models.get(role) for role in roles]
     rows += [
         ("parameters", [format_count(each.params) if each else "" for each in records]),
@@ -66,7 +92,12 @@ def build_embedding_table(results: Results) -> EmbeddingTable | None:
         ("size on disk", [_format_size(each) for each in records]),
         ("images per second", [_format_speed(results, role) for role in roles]),
     ]
-    return EmbeddingTable([TITLES[role] for role in roles], rows)
+    return EmbeddingTable([name_model(role) for role in roles], rows)
+
+
+def name_model(role: str) -> str:
+    """Return the title of a role; that of a control is its name with spaces."""
+    return TITLES.get(role, role.replace("_", " "))
 
 
 _STUDENTS: Final = ("untouched", "random")
@@ -90,6 +121,13 @@ def _format_bounded(value: Bounded | None) -> str:
     if value.low is None or value.high is None or value.low == value.high:
         return text
     return f"{text} ({100 * value.low:.1f} to {100 * value.high:.1f})"
+
+
+def _format_gain(gain: Bounded | None) -> str:
+    if gain is None or gain.value is None:
+        return ""
+    value, bounds = format_difference(gain.value, gain.low, gain.high)
+    return f"{value} ({bounds})" if bounds else value
 
 
 def _format_plain(metrics: EmbeddingMetrics, name: str) -> str:
@@ -192,7 +230,26 @@ def _describe_others(split: EmbeddingSplit) -> list[str]:
             f" {_format_bounded(models['untouched'].overlap)},"
             f" the distilled one {_format_bounded(student.overlap)}."
         )
-    return sentences
+    return sentences + [_describe_control(split, role) for role in models if role not in _ALWAYS]
+
+
+def _describe_control(split: EmbeddingSplit, role: str) -> str:
+    """The difference between the distilled student and a control, and what it shows:
+    by the labels where there are any, else by the teacher's neighbors.
+    """
+    gains = {name: gain for name, gain in split.gains.get(role, {}).items() if name in _GAINS}
+    values = ", ".join(f"{_GAINS[name]} {_format_gain(gain)}" for name, gain in gains.items())
+    what, better, not_shown = _CONTROLS.get(
+        role, (role.replace("_", " "), "distillation is better", "no difference is shown")
+    )
+    judge = gains["purity" if "purity" in gains else "overlap"]
+    conclusion = not_shown
+    if judge.low is not None and judge.low > 0:
+        conclusion = better
+    elif judge.high is not None and judge.high < 0:
+        conclusion = "distillation did worse"
+    by = "by the labels, " if "purity" in gains else "in agreement with the teacher, "
+    return f"Distilled minus {what}, in points: {values}. So {by}{conclusion}."
 
 
 def _describe_output(results: Results) -> list[str]:

@@ -4,9 +4,9 @@ distillation.
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 import torch
@@ -14,14 +14,21 @@ from jaxtyping import Float
 from pydantic import Field, StrictBool
 
 from kd_app.config import RequestError, Typed
+from kd_app.data.partners import PartnerKind
 from kd_app.models.cost import count_macs
 from kd_app.models.create import create, resolve_input
 from kd_app.models.spec import ImageStats, ModelSpec, suggest_pretrained_tag
+from kd_app.tasks.base import Task
 from kd_app.training.job import Recipe, format_epochs
 
 Config = dict[str, Any]
 _MAX_SMOOTHING = 0.999999
 _SMOOTHING_DIGITS = 6
+_PARTNERS: Final[Mapping[PartnerKind, str]] = {
+    "class": ", the teacher shown another image of the class",
+    "all": ", the teacher shown another image",
+    "view": " between two views of each image, without the teacher",
+}
 
 
 class ControlSettings(Typed, called="controls"):
@@ -32,8 +39,10 @@ class ControlSettings(Typed, called="controls"):
     training. label_entropy_temperature: choose the label smoothing of cross_entropy
     such that the entropy of the labels equals the teacher's mean entropy at this
     temperature ('auto': the temperature of the student's first term with a
-    `label_temperature`, else 1). shuffle_teacher_images: show the teacher another image
-    of the same class. pseudo_label_confidence: first train on the labels alone; the
+    `label_temperature`, else 1). shuffle_teacher_images: show the teacher another
+    image, of the same class or of all images. self_supervised: a second view of the
+    image, seen by the student itself, takes the place of the teacher.
+    pseudo_label_confidence: first train on the labels alone; the
     predictions of that model with at least this probability then are labels of the
     images without one.
     """
@@ -47,7 +56,8 @@ class ControlSettings(Typed, called="controls"):
         label_entropy_temperature: Annotated[float, Field(ge=0.01, le=1000)]
         | Literal["auto"]
         | None = None,
-        shuffle_teacher_images: StrictBool = False,
+        shuffle_teacher_images: Literal["class", "all"] | None = None,
+        self_supervised: StrictBool = False,
         pseudo_label_confidence: Annotated[float, Field(ge=0, lt=1)] | None = None,
     ) -> None:
         self.loss = loss
@@ -55,6 +65,7 @@ class ControlSettings(Typed, called="controls"):
         self.match_wall_time = match_wall_time
         self.label_entropy_temperature = label_entropy_temperature
         self.shuffle_teacher_images = shuffle_teacher_images
+        self.self_supervised = self_supervised
         self.pseudo_label_confidence = pseudo_label_confidence
 
 
@@ -70,12 +81,17 @@ class Control(Recipe):
     named: bool = True
     match_wall_time: bool = False
     label_entropy_temperature: float | None = None
-    shuffle_teacher_images: bool = False
+    partners: PartnerKind | None = None
     pseudo_label_confidence: float | None = None
 
     def as_recipe(self, **changes: Any) -> Recipe:
         """The plain recipe, with `changes`."""
         return replace(Recipe(**self.to_json()), **changes)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any loss term reads the teacher."""
+        return self.partners != "view" and super().needs_teacher
 
     @property
     def labels_images(self) -> bool:
@@ -95,8 +111,8 @@ class Control(Recipe):
                 ", labels as soft as the teacher's logits at temperature"
                 f" {self.label_entropy_temperature:g}"
             )
-        if self.shuffle_teacher_images:
-            text += ", the teacher shown another image of the class"
+        if self.partners is not None:
+            text += _PARTNERS[self.partners]
         if self.pseudo_label_confidence is not None:
             text += (
                 ", other images labeled by the same network trained without them (predictions of"
@@ -115,8 +131,28 @@ class Control(Recipe):
         )
 
 
-def check(name: str, settings: ControlSettings) -> None:
-    """Raise `RequestError` if the settings of a control contradict each other."""
+def check(name: str, settings: ControlSettings, task: Task) -> None:
+    """Raise `RequestError` if the settings of a control contradict each other, or have
+    no meaning for the task.
+    """
+    if settings.self_supervised and (task.reads_labels or settings.shuffle_teacher_images):
+        reason = (
+            "its student would have no trained classifier: set task=embedding"
+            if task.reads_labels
+            else "the teacher sees no image at all: remove shuffle_teacher_images"
+        )
+        raise RequestError(
+            f"The control {name} trains the student without labels and without the teacher"
+            f" (self_supervised=true), and {reason}, or leave the control out of"
+            " 'controls=[...]'."
+        )
+    if settings.shuffle_teacher_images == "class" and not task.reads_labels:
+        raise RequestError(
+            f"The control {name} shows the teacher another image of the same class"
+            " (shuffle_teacher_images=class), and no label is read in training"
+            f" (task={task.name}). Choose the control other_images, or set"
+            f" controls.{name}.shuffle_teacher_images=all."
+        )
     if settings.label_entropy_temperature is not None and not any(
         "smoothing" in node for node in settings.loss.values()
     ):

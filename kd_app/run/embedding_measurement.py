@@ -32,6 +32,7 @@ from kd_app.reporting.embedding_results import (
     EmbeddingSplit,
     EmbeddingVerdict,
 )
+from kd_app.run.embedding_map import write_embedding_map
 from kd_app.run.measurement import add_data, describe_model, find_license, measure_speed
 from kd_app.run.member_overlap import measure_members
 from kd_app.run.neighbor_images import write_neighbor_images
@@ -39,7 +40,7 @@ from kd_app.run.results_builder import ResultsBuilder, SplitName
 from kd_app.run.run_model import RunModel
 from kd_app.run.task_choice import EmbeddingSettings, NeighborSettings
 from kd_app.run.workspace import Workspace
-from kd_app.run_files import NEIGHBORS
+from kd_app.run_files import EMBEDDING_MAP, NEIGHBORS
 from kd_app.tasks.embedding import RANDOM
 from kd_app.training.curve_log import FILE
 from kd_app.training.fit import MODEL, build_trained_spec
@@ -69,27 +70,34 @@ def measure_embeddings(
     sweep: Path | None = None,
     selected: Mapping[str, RunModel] | None = None,
 ) -> None:
-    """Measure the embeddings of teacher, student and untrained models on `splits`, and
-    put the model that ships into `models`. selected: not read, because no student is
-    trained again.
+    """Measure the embeddings of teacher, controls, student and untrained models on
+    `splits`, and put the model that ships into `models`. selected: not read, because no
+    student is trained again.
 
     Raises `RunError` for a student that gives all images nearly the same embedding.
     """
     add_data(builder, workspace)
     settings = EmbeddingSettings.read(workspace.spec.config)
     neighbors = NeighborSettings(**workspace.spec.config["neighbors"])
-    ships, candidates = choose_output(workspace, models, neighbors.k, settings)
-    if ships == "backbone":
-        models[STUDENT] = build_backbone(workspace, models[STUDENT])
-    for role in (TEACHER, STUDENT):
+    trained = [role for role in models if role != TEACHER]
+    outputs = {
+        role: choose_output(workspace, models[TEACHER], models[role], neighbors.k, settings)
+        for role in trained
+    }
+    for role, (ships, _) in outputs.items():
+        if ships == "backbone":
+            models[role] = build_backbone(workspace, models[role])
+    for role in (TEACHER, *trained):
         license = find_license(workspace, models[role])
         builder.models[role] = describe_model(workspace, models[role], license)
         builder.notes += [f"{role}: {each}" for each in describe_outcome(models[role].record)]
     others = load_untrained(workspace)
+    ships, candidates = outputs.pop(STUDENT)
     record = EmbeddingRecord(
         teacher_embedding=models[TEACHER].spec.describe_embedding(),
         ships=ships,
         candidates=candidates,
+        controls={role: output for role, (output, _) in outputs.items()},
         untouched=others[UNTOUCHED].loaded.weights.source,
     )
     builder.embedding = record
@@ -102,30 +110,26 @@ def measure_embeddings(
         _check_collapse(comparison)
     record.members = measure_members(models[TEACHER].spec, comparison)
     write_neighbor_images(builder.out / NEIGHBORS, workspace, comparison, GALLERY, split)
+    write_embedding_map(builder.out / EMBEDDING_MAP, workspace, comparison, split)
     builder.speed = measure_speed(workspace, models, sweep)
 
 
 def choose_output(
-    workspace: Workspace, models: Mapping[str, RunModel], k: int, settings: EmbeddingSettings
+    workspace: Workspace, teacher: RunModel, student: RunModel, k: int, settings: EmbeddingSettings
 ) -> tuple[Ships, dict[str, float | None]]:
-    """Choose on validation whether the projector ships; the overlap with the teacher's
-    neighbors of both outputs.
+    """Choose on validation whether the projector of a student or control ships; the
+    overlap with the teacher's neighbors of both outputs.
     """
-    predictions = {
-        (role, split): workspace.load_predictions(models[role], split)
-        for role in (TEACHER, STUDENT)
-        for split in (GALLERY, "validation")
-    }
-    student = [predictions[STUDENT, split] for split in (GALLERY, "validation")]
-    outputs: dict[Ships, list[np.ndarray]] = {"projector": [each.logits for each in student]}
-    backbone = [each.embedding for each in student]
+    splits = (GALLERY, "validation")
+    gallery, queries = (workspace.load_predictions(teacher, split).logits for split in splits)
+    ours = [workspace.load_predictions(student, split) for split in splits]
+    outputs: dict[Ships, list[np.ndarray]] = {"projector": [each.logits for each in ours]}
     is_whole = all(
-        each.embedding is not None and len(each.embedding) == len(each.index) for each in student
+        each.embedding is not None and len(each.embedding) == len(each.index) for each in ours
     )
-    can_cut = hasattr(models[STUDENT].loaded.model, "reset_classifier")
+    can_cut = hasattr(student.loaded.model, "reset_classifier")
     if is_whole and can_cut and settings.keep_projector is not True:
-        outputs["backbone"] = [each for each in backbone if each is not None]
-    gallery, queries = (predictions[TEACHER, split].logits for split in (GALLERY, "validation"))
+        outputs["backbone"] = [each.embedding for each in ours if each.embedding is not None]
     theirs = find_neighbors(queries, gallery, k).rows
     overlaps: dict[str, float | None] = {
         name: float(compute_overlap(find_neighbors(near, far, k).rows, theirs).mean())
@@ -138,7 +142,7 @@ def choose_output(
 
 
 def build_backbone(workspace: Workspace, student: RunModel) -> RunModel:
-    """The student without its projector, saved as a stage."""
+    """A student or control without its projector, saved as a stage."""
     assert student.folder is not None
     source, config = student.folder, {"model": student.spec.name}
 
@@ -150,14 +154,14 @@ def build_backbone(workspace: Workspace, student: RunModel) -> RunModel:
             folder / MODEL,
             pixels=student.loaded.pixels,
             classes=(),
-            license=workspace.resolve_license(STUDENT, uses_teacher=True),
+            license=find_license(workspace, student),
             entries={EMBEDDING: {"width": measure_width(student.loaded)}},
         )
         for name in (RECORD, FILE):
             shutil.copyfile(source / name, folder / name)
 
     inputs = {"weights": student.loaded.weights.sha256}
-    stage = workspace.find_or_build("backbone", config, inputs, build)
+    stage = workspace.find_or_build(f"backbone-{student.role}", config, inputs, build)
     spec = build_trained_spec(student.spec, stage.path)
     loaded = create(spec, student.loaded.pixels, 0, seed=0)
     return replace(student, spec=spec, loaded=loaded, folder=stage.path)
@@ -211,7 +215,9 @@ def compare(
     teacher, width = embeddings[TEACHER], measure_width(loaded[UNTOUCHED].loaded)
     if width < min(teacher.gallery.shape):
         embeddings[PCA] = cut_width(teacher, width)
-    order = [role for role in (TEACHER, PCA, RANDOM, UNTOUCHED, STUDENT) if role in embeddings]
+    first = (TEACHER, PCA, RANDOM, UNTOUCHED)
+    controls = (role for role in loaded if role not in (*first, STUDENT))
+    order = [role for role in (*first, *controls, STUDENT) if role in embeddings]
     models = {role: embeddings[role] for role in order}
     return EmbeddingComparison(models, labels, k, confidence, is_same=is_same)
 
@@ -243,6 +249,14 @@ def describe_split(comparison: EmbeddingComparison) -> EmbeddingSplit:
         confidence=comparison.confidence,
         models=metrics,
         gap_closed={name: _bound(*comparison.estimate_gap_closed(name)) for name in measured},
+        gains={
+            role: {
+                name: _bound(*comparison.estimate_difference(STUDENT, role, name))
+                for name in measured
+            }
+            for role in comparison.models
+            if role != STUDENT
+        },
     )
 
 

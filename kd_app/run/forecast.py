@@ -114,7 +114,10 @@ class _Estimator:
                 student
                 if control.match_wall_time
                 else self._sum_training(
-                    control.max_epochs, cost, source if control.needs_teacher else None
+                    # the student runs twice a step on two views
+                    control.max_epochs * (2 if control.partners == "view" else 1),
+                    cost,
+                    source if control.needs_teacher else None,
                 )
             )
             training, again = training + seconds, again + seconds

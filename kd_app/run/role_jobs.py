@@ -11,6 +11,7 @@ from typing import Any
 from kd_app.config import InputSpec, RequestError
 from kd_app.config.records import read_record
 from kd_app.data.base import RunData
+from kd_app.data.partners import PartnerKind
 from kd_app.models.create import create, resolve_input
 from kd_app.models.spec import ModelSpec
 from kd_app.run.controls import compute_mean_entropy
@@ -152,9 +153,10 @@ def _build_control(
         workspace.resolve_spec(name),
         recipe,
         teacher,
-        sees_partners=control.shuffle_teacher_images,
+        partners=control.partners,
     )
-    license = workspace.resolve_license(name, uses_teacher=job.teacher is not None)
+    uses_teacher = job.teacher is not None and control.partners != "view"
+    license = workspace.resolve_license(name, uses_teacher=uses_teacher)
     return replace(job, license=license)
 
 
@@ -165,15 +167,13 @@ def _build_job(
     recipe: Recipe,
     teacher: RunModel | None,
     *,
-    sees_partners: bool = False,
+    partners: PartnerKind | None = None,
 ) -> TrainingJob:
-    """A job with the `teacher` if the recipe needs one. sees_partners: the teacher gets
-    other images of a class.
-    """
+    """A job with the `teacher` if the recipe needs one. partners: see `TrainingJob`."""
     input_spec = resolve_input(model, workspace.compute_image_stats())
     recipe = balance_classes(recipe, workspace.data)
     job_teacher = (
-        _build_teacher(workspace, teacher, input_spec, recipe, sees_partners=sees_partners)
+        _build_teacher(workspace, teacher, input_spec, recipe, partners)
         if teacher is not None and recipe.needs_teacher
         else None
     )
@@ -183,7 +183,7 @@ def _build_job(
         input_spec,
         recipe,
         job_teacher,
-        partner_images=sees_partners,
+        partners=partners,
         task=workspace.task,
     )
 
@@ -193,8 +193,7 @@ def _build_teacher(
     teacher: RunModel,
     student_input: InputSpec,
     recipe: Recipe,
-    *,
-    sees_partners: bool,
+    partners: PartnerKind | None,
 ) -> JobTeacher:
     # Logits for a part of the validation split would give other metrics.
     is_measured = not teacher.no_metrics_reason and (
@@ -209,9 +208,9 @@ def _build_teacher(
         ),
         cached=(
             cache_teacher_views(
-                workspace, teacher, student_input, recipe, sees_partners=sees_partners
+                workspace, teacher, student_input, recipe, sees_partners=partners is not None
             )
-            if workspace.spec.teacher_outputs.is_cached
+            if workspace.spec.teacher_outputs.is_cached and partners != "view"
             else None
         ),
     )

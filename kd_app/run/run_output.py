@@ -21,6 +21,7 @@ from kd_app.run.workspace import Workspace
 from kd_app.run_files import (
     CONFIG,
     CURVES,
+    EMBEDDING_MAP,
     EXAMPLES,
     INPUTS,
     MOMENTS,
@@ -37,7 +38,7 @@ from kd_app.training.curve_log import FILE, read_curves
 from kd_app.training.fit import MODEL
 
 FILES = (
-    *(CONFIG, PREDICTIONS, EXAMPLES, NEIGHBORS, CURVES, SPLIT, INPUTS),
+    *(CONFIG, PREDICTIONS, EXAMPLES, NEIGHBORS, EMBEDDING_MAP, CURVES, SPLIT, INPUTS),
     f"{TEACHER}/{REFERENCE}",
     f"{TEACHER}/{MOMENTS}",
 )

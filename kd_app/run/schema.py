@@ -8,7 +8,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, StrictBool
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, StrictBool
 
 from kd_app.config import RequestError, Typed, build_unknown_error
 from kd_app.config.compose import explain_not_chosen, is_choice
@@ -65,7 +65,10 @@ class DistillSettings(Typed, called="kd-distill"):
         callbacks: Group,
         logger: Group,
         controls: Group,
+        label_trials: Group | None = None,
     ) -> None:
+        if label_trials is not None:
+            LabelTrials(**label_trials)
         for group, chosen in (("loss", loss), ("callbacks", callbacks), ("logger", logger)):
             _check_chosen(group, chosen)
         for name, control in controls.items():
@@ -97,6 +100,23 @@ class DistillSettings(Typed, called="kd-distill"):
         ]
         for name in remake:
             _check_stage(name, [*controls, *labelers], num_assistants)
+
+
+class LabelTrials(Typed, called="label_trials"):
+    """The shares of the labels to train on, each for `max_epochs` passes over as many
+    images as all labels have; lr: the learning rate, 'auto' or a number.
+    """
+
+    def __init__(
+        self,
+        *,
+        fractions: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)],
+        max_epochs: PositiveInt,
+        lr: PositiveFloat | Literal["auto"],
+    ) -> None:
+        self.fractions = fractions
+        self.max_epochs = max_epochs
+        self.lr = lr
 
 
 class Chain(Typed, called="teacher"):

@@ -91,8 +91,9 @@ class RunSpec:
         if self.teacher is None:
             return {}
         recipes = {**self.controls, "student": self.recipe}
-        losses = {name: recipe.build_loss() for name, recipe in recipes.items()}
-        return {name: loss for name, loss in losses.items() if loss.needs_teacher}
+        return {
+            name: recipe.build_loss() for name, recipe in recipes.items() if recipe.needs_teacher
+        }
 
     def to_json(self) -> Config:
         """The data and the trainer as plain data, which another process needs in
@@ -137,7 +138,10 @@ def assemble_spec(config: Config, external: ExternalParts) -> RunSpec:
         # the teacher is used as it is
         teacher_recipe = None
     controls = (
-        {name: _build_control(name, node, recipe) for name, node in config["controls"].items()}
+        {
+            name: _build_control(name, node, recipe, task)
+            for name, node in config["controls"].items()
+        }
         if teacher is not None
         else {}
     )
@@ -267,21 +271,21 @@ def check_recipes(spec: RunSpec) -> None:
             "A teacher is chosen, but no loss term reads it. Add such a term, for example"
             " 'loss=[cross_entropy,soft_target]', or use teacher=none."
         )
-    shuffled = [name for name, control in spec.controls.items() if control.shuffle_teacher_images]
+    partners = {name: control.partners for name, control in spec.controls.items()}
     labeling = [name for name, control in spec.controls.items() if control.labels_images]
     check_data_use(
         spec.data,
         spec.teacher_outputs,
         spec.build_teacher_losses(),
-        shuffled,
+        partners,
         labeling,
         task=spec.task,
     )
 
 
-def _build_control(name: str, node: Config, student: Recipe) -> Control:
+def _build_control(name: str, node: Config, student: Recipe, task: Task) -> Control:
     settings = ControlSettings(**node)
-    check_control(name, settings)
+    check_control(name, settings, task)
     model, role = settings.student or {}, f"controls.{name}.student"
     candidates = model.get("candidates") or {}
     named = model.get("name") != "auto"
@@ -304,7 +308,7 @@ def _build_control(name: str, node: Config, student: Recipe) -> Control:
         named=named,
         match_wall_time=settings.match_wall_time,
         label_entropy_temperature=temperature,
-        shuffle_teacher_images=settings.shuffle_teacher_images,
+        partners="view" if settings.self_supervised else settings.shuffle_teacher_images,
         pseudo_label_confidence=settings.pseudo_label_confidence,
     )
 

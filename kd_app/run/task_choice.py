@@ -36,10 +36,6 @@ _REASONS: Final = {
     "data.label_fraction": "no label is used in training",
     "data.refit": "the teacher's neighbors on validation choose the epoch and the output",
     "robustness": "it measures top-1 accuracy",
-    "controls": (
-        "the untouched student, random weights and the teacher cut to the student's width are"
-        " always measured, and other controls train on labels"
-    ),
 }
 
 
@@ -170,7 +166,6 @@ def _check_without_labels(config: Mapping[str, Any]) -> None:
         "data.label_fraction": data.get("label_fraction") is not None,
         "data.refit": bool(data.get("refit")),
         "robustness": bool(_to_group(config.get("robustness")).get("corruptions")),
-        "controls": bool(config.get("controls")),
     }
     key = next((key for key, is_set in conflicts.items() if is_set), None)
     if key is None:

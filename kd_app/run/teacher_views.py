@@ -47,7 +47,7 @@ def cache_teacher_views(
     """The teacher's outputs for the views that trainings with this recipe and this
     student's input see, computed once.
 
-    sees_partners: the teacher gets other images of a class (a control). A sample of the
+    sees_partners: the teacher gets other images (a control). A sample of the
     outputs is inferred again and compared, whenever the cache is opened.
 
     Raises `RunError` if the disk is too small, a format loses too much, or the outputs

@@ -8,6 +8,7 @@ import torch
 
 from kd_app.config import RequestError, build_unknown_error
 from kd_app.data.base import Capability, RunData, require
+from kd_app.data.partners import PartnerKind
 from kd_app.models.composite import TeacherEnsemble
 from kd_app.models.outputs import Outputs
 from kd_app.models.spec import ModelSpec
@@ -22,15 +23,15 @@ def check_data_use(
     data: RunData,
     teacher_outputs: TeacherOutputs,
     losses: Mapping[str, DistillationLoss],
-    shuffled: Iterable[str],
+    partners: Mapping[str, PartnerKind | None],
     labeling: Collection[str] = (),
     *,
     task: Task = CLASSIFICATION,
 ) -> None:
     """Raise `RequestError` if the data lack a capability that the run needs.
 
-    losses: by role, the losses that read the teacher. shuffled: the controls that show
-    the teacher another image of the class. labeling: the controls that label images by
+    losses: by role, the losses that read the teacher. partners: by control, the other
+    images of its batches. labeling: the controls that label images by
     themselves.
     """
     if teacher_outputs.is_cached:
@@ -42,7 +43,8 @@ def check_data_use(
         )
         check_format(teacher_outputs.cache, list_needs(losses, task))
     needs: tuple[tuple[Iterable[str], Capability], ...] = (
-        (shuffled, "partners"),
+        ([name for name, kind in partners.items() if kind == "class"], "partners"),
+        ([name for name, kind in partners.items() if kind in ("all", "view")], "options"),
         (labeling, "unlabeled"),
     )
     for names, capability in needs:

@@ -116,7 +116,7 @@ def load_job(record: dict[str, Any], data: "RunData") -> "TrainingJob":
         input=_parse_input(record["input"]),
         recipe=Recipe(**record["recipe"]),
         teacher=_load_teacher(record["teacher"], data, task) if record["teacher"] else None,
-        partner_images=record["partner_images"],
+        partners=record["partners"],
         pseudo_labels=Path(record["pseudo_labels"]) if record["pseudo_labels"] else None,
         fresh_views=record["fresh_views"],
         license=record["license"],

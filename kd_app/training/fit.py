@@ -57,7 +57,7 @@ from kd_app.training.loss import DistillationLoss
 from kd_app.training.module import NOT_FINITE, Distillation, StepOptions
 from kd_app.training.record import RECORD, describe_outcome, read_training
 from kd_app.training.teacher_cache import TeacherCache, TeacherLogits
-from kd_app.training.teacher_source import build_teacher_source
+from kd_app.training.teacher_source import SecondView, TeacherSource, build_teacher_source
 from kd_app.training.trainer import PROFILE, TrainerSettings
 
 MODEL = "model"
@@ -86,7 +86,7 @@ def fit(
     data.bind(
         job.input,
         order_seed=job.recipe.seed,
-        partner_images=job.partner_images,
+        partners=job.partners,
         pseudo_labels=None if job.pseudo_labels is None else read_pseudo_labels(job.pseudo_labels),
         labeled_only=not job.recipe.needs_teacher,
         fresh_views=job.fresh_views,
@@ -297,7 +297,8 @@ def build(
     """Build the LightningModule of one training, with the terms' adapters."""
     terms = job.recipe.build_loss()
     freeze_layers(created.model, job.recipe.freeze)
-    source = job.teacher if terms.needs_teacher else None
+    teaches_itself = job.partners == "view"
+    source = job.teacher if terms.needs_teacher and not teaches_itself else None
     decay = source.ema_decay if source else None
     cache = TeacherCache.load(source.cached.shards) if source and source.cached else None
     teacher = None
@@ -316,7 +317,8 @@ def build(
             attention_blocks=terms.attention_blocks,
             members={name: job.task.map_reads(reads) for name, reads in terms.member_reads.items()},
         )
-    _build_adapters(terms, job, created, teacher, data)
+    if teacher is not None or teaches_itself:
+        _build_adapters(terms, job, created, teacher, data)
     student = terms.wrap_student(created.model)
     if decay is not None and student is not created.model:
         raise RequestError(
@@ -328,8 +330,12 @@ def build(
     for module in (student, teacher):
         if module is not None:
             module.to(memory_format=memory_format)
-    logits_folder = source.validation_logits if source else None
-    teacher_source = build_teacher_source(teacher, cache, decay) if teacher else None
+    logits_folder = job.teacher.validation_logits if job.teacher else None
+    teacher_source: TeacherSource | None = None
+    if teaches_itself:
+        teacher_source = SecondView(Taps(student, job.task.map_reads(terms.reads)))
+    elif teacher is not None:
+        teacher_source = build_teacher_source(teacher, cache, decay)
     return Distillation(
         student,
         loss=terms,
@@ -358,9 +364,10 @@ def _build_adapters(
     teacher: FrozenTeacher | None,
     data: RunData,
 ) -> None:
-    """Build the adapters of `terms` from both models' outputs for a few images."""
-    if teacher is None:
-        return
+    """Build the adapters of `terms` from both models' outputs for a few images.
+
+    teacher: None for a student that takes the place of its teacher.
+    """
     batch: Batch = next(iter(data.build_evaluation_loader("train", created.pixels, batch_size=8)))
     image = batch.image
     if image.dtype == torch.uint8:
@@ -370,7 +377,8 @@ def _build_adapters(
         outputs: Outputs = Taps(created.model.eval(), job.task.map_reads(terms.reads))(image)
         rows = data.list_rows("train")
         image_numbers = None if rows is None else torch.from_numpy(rows)
-        ours, theirs = (job.task.map_outputs(each) for each in (outputs, teacher(image)))
+        others = outputs if teacher is None else teacher(image)
+        ours, theirs = (job.task.map_outputs(each) for each in (outputs, others))
         terms.build(ours, theirs, image_numbers)
 
 

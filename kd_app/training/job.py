@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from kd_app.config import InputSpec, RequestError
 from kd_app.config.make import make
 from kd_app.data.base import RunData
+from kd_app.data.partners import PartnerKind
 from kd_app.data.pseudo_labels import hash_pseudo_labels
 from kd_app.losses.base import LossTerm
 from kd_app.losses.cross_entropy import BALANCED
@@ -199,14 +200,15 @@ class JobTeacher:
 class TrainingJob:
     """Everything that determines the weights of one training.
 
-    name: names the stage, the console lines and the curves. partner_images: the teacher
-    sees another image of the same class (a control). pseudo_labels: the folder with
-    labels of images without one, see `read_pseudo_labels` (a control). fresh_views:
-    every epoch draws a new view of each image, regardless of ``data.views`` (the
-    teacher's own training). license: the license of the trained weights.
-    refit_weights: train on the validation images, too, without validation, and export
-    these weights of the last epoch; None: export the best weights on validation. task:
-    what the model learns.
+    name: names the stage, the console lines and the curves. partners: the teacher sees
+    another image, or the student itself in another view of the image takes the place of
+    the teacher, which then only chooses the epoch (controls). pseudo_labels: the folder
+    with labels of images without one, see `read_pseudo_labels` (a control).
+    fresh_views: every epoch draws a new view of each image, regardless of
+    ``data.views`` (the teacher's own training). license: the license of the trained
+    weights. refit_weights: train on the validation images, too, without validation, and
+    export these weights of the last epoch; None: export the best weights on validation.
+    task: what the model learns.
     """
 
     name: str
@@ -214,7 +216,7 @@ class TrainingJob:
     input: InputSpec
     recipe: Recipe
     teacher: JobTeacher | None = None
-    partner_images: bool = False
+    partners: PartnerKind | None = None
     pseudo_labels: Path | None = None
     fresh_views: bool = False
     license: str = "unknown"
@@ -248,7 +250,7 @@ class TrainingJob:
                 if teacher
                 else None
             ),
-            **({"partner_images": True} if self.partner_images else {}),
+            **({"partners": self.partners} if self.partners else {}),
             **({"refit": self.refit_weights} if self.refit_weights else {}),
             **({"pseudo_labels": True} if self.pseudo_labels else {}),
             **({"teacher_outputs": teacher.cached.format} if teacher and teacher.cached else {}),
@@ -278,7 +280,7 @@ class TrainingJob:
             "input": vars(self.input),
             "recipe": self.recipe.to_json(),
             "teacher": self.teacher.to_json() if self.teacher else None,
-            "partner_images": self.partner_images,
+            "partners": self.partners,
             "pseudo_labels": _to_text(self.pseudo_labels),
             "fresh_views": self.fresh_views,
             "license": self.license,

@@ -1,5 +1,5 @@
 """Sources of the teacher's outputs for a training batch: a running model, a cache on
-disk, or a moving average of the student.
+disk, a moving average of the student, or the student itself in another view.
 """
 
 from abc import abstractmethod
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kd_app.data.batch import Batch
 from kd_app.losses.adapters import apply_classifier
 from kd_app.models.outputs import Outputs
+from kd_app.models.taps import Taps
 from kd_app.models.teacher import FrozenTeacher
 from kd_app.training.teacher_cache import TeacherCache
 
@@ -128,6 +129,21 @@ class StudentEma(LiveTeacher):
     def load_training_state(self, state: dict[str, Any]) -> None:
         """Restore the averaged weights."""
         self.teacher.model.load_state_dict(state)
+
+
+class SecondView(TeacherSource):
+    """The student itself on a second view of each image, with its gradient, in place of
+    a teacher (self-supervised training). taps: of the student.
+    """
+
+    def __init__(self, taps: Taps) -> None:
+        super().__init__()
+        self.taps = taps
+
+    def compute_outputs(self, batch: Batch) -> Outputs:
+        """The student's outputs for the batch's second views."""
+        assert batch.other is not None, "the data are bound with second views"
+        return self.taps(batch.other)
 
 
 def build_teacher_source(

@@ -17,7 +17,7 @@ def test_overrides_and_external_parts_reach_the_job(
 ) -> None:
     calls: list[tuple[dict[str, Any], Any]] = []
 
-    def run_job(config: dict[str, Any], *, own: Any) -> Path:
+    def run_job(config: dict[str, Any], *, own: Any, **others: Any) -> Path:
         torch.manual_seed(config["seed"])
         calls.append((config, own))
         return tmp_path

@@ -29,7 +29,7 @@ IMAGES = 5
 STEPS = 600
 DEEP = {
     *("crd", "ickd", "masked_generation", "ofa", "review"),
-    *("simkd", "variational_information", "vit_features"),
+    *("simkd", "variational_information", "vicreg", "vit_features"),
 }
 """Terms with many steps, or with large adapters, whose steps take long. Their gradients
 are tested against golden values, and one step down the gradient lowers each term.

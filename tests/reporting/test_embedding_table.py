@@ -1,5 +1,6 @@
 """The table and the sentences about an embedding."""
 
+import re
 from typing import Any
 
 import pytest
@@ -18,7 +19,9 @@ def _bound(value: float) -> dict[str, float]:
     return {"value": value, "low": value - 0.02, "high": value + 0.02}
 
 
-def _build(outcome: str = "kept", labeled: int = 0) -> Results:
+def _build(
+    outcome: str = "kept", labeled: int = 0, gains: dict[str, float] | None = None
+) -> Results:
     labels: dict[str, Any] = {"purity": _bound(0.5)} if labeled else {}
     models = {
         role: {"width": width, "overlap": _bound(value), "cka": 0.5, **labels}
@@ -27,6 +30,7 @@ def _build(outcome: str = "kept", labeled: int = 0) -> Results:
             ("pca", 512, 0.9),
             ("random", 512, 0.1),
             ("untouched", 512, 0.2),
+            *((role, 512, 0.3) for role in gains or {}),
             ("student", 1280, 0.6),
         )
     }
@@ -38,6 +42,10 @@ def _build(outcome: str = "kept", labeled: int = 0) -> Results:
         "confidence": 0.95,
         "models": models,
         "gap_closed": {"overlap": _bound(0.5), **({"purity": {"value": None}} if labeled else {})},
+        "gains": {
+            role: dict.fromkeys(("overlap", *labels), _bound(gain))
+            for role, gain in (gains or {}).items()
+        },
     }
     verdict = {
         "outcome": outcome,
@@ -89,6 +97,32 @@ def test_labels_judge_quality_and_an_undefined_gap_is_explained() -> None:
     assert "Gap closed in purity: undefined" in sentences
     assert "keeps 90.00 % (88.0 to 92.0) of its neighbors" in sentences
     assert "random weights finds 10.00 %" in sentences
+
+
+def test_a_control_has_a_column_and_a_paired_difference() -> None:
+    table = build_embedding_table(_build(gains={"self_supervised": 0.1}))
+    assert table is not None
+    assert table.heads[-2:] == ["self-supervised", "distilled"]
+    row = dict(table.rows)["distilled minus this: teacher's neighbors, points"]
+    assert row == ["", "", "", "", "+10.00 (+8.00 to +12.00)", ""]
+
+
+@pytest.mark.parametrize(
+    ("control", "gain", "labeled", "conclusion"),
+    [
+        ("self_supervised", 0.1, 0, "in agreement with the teacher, the teacher adds to what"),
+        ("self_supervised", 0.1, 9, "by the labels, the teacher adds to what"),
+        ("self_supervised", 0.01, 9, "by the labels, it is not shown that the teacher adds"),
+        ("self_supervised", -0.1, 9, "by the labels, distillation did worse."),
+        ("other_images", 0.1, 0, "in agreement with the teacher, the loss teaches about images"),
+        ("my_own", 0.0, 0, "Distilled minus my own, in points: .* no difference is shown."),
+    ],
+)
+def test_a_sentence_says_what_a_control_showed(
+    control: str, gain: float, labeled: int, conclusion: str
+) -> None:
+    text = list_embedding_sentences(_build(labeled=labeled, gains={control: gain}))[-2]
+    assert re.search(conclusion, text), text
 
 
 def test_without_a_measurement_there_is_no_table() -> None:

@@ -286,6 +286,11 @@ WRONG = {
     "controls=[smoothed_labels] controls.smoothed_labels.label_entropy_temperature=0": (
         "controls: label_entropy_temperature=0 does not fit"
     ),
+    "controls=[self_supervised]": "no trained classifier: set task=embedding",
+    "task=embedding controls=[shuffled_teacher]": "Choose the control other_images",
+    "task=embedding controls=[labels_only]": "cross_entropy of the controls reads labels",
+    "task=embedding controls=[self_supervised]"
+    " +controls.self_supervised.shuffle_teacher_images=all": "the teacher sees no image at all",
     "controls=[other_family] controls.other_family.student.name=resnet9": (
         "There is no controls.other_family.student model 'resnet9'"
     ),

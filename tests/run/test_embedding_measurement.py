@@ -15,12 +15,19 @@ from kd_app.config.compose import compose_config
 from kd_app.jobs.distill import distill
 from kd_app.jobs.evaluate import evaluate
 from kd_app.reporting.console import Console
+from kd_app.reporting.embedding_map import read_map
 from kd_app.reporting.results import Results, read
 from kd_app.run import embedding_measurement
 from kd_app.run.embedding_measurement import _check_collapse
 from tests.builders import image_folder, teacher_folder
 
 COLOR = InputSpec(3, 16, 16, (0.5,) * 3, (0.25,) * 3)
+RUN = (
+    "data=images",
+    "student.keep_projector=true",
+    "controls=[self_supervised,other_images]",
+    "controls.self_supervised.loss.vicreg.width=8",
+)
 SPEED = "kd_app.run.measurement.measure_throughput"
 
 
@@ -57,7 +64,7 @@ def _distill(folder: Path, *overrides: str) -> Path:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("embedding")
-    return _distill(folder, "data=images", "student.keep_projector=true")
+    return _distill(folder, *RUN)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +76,12 @@ def test_the_results_compare_neighbors_with_intervals(results: Results) -> None:
     record = results.embedding
     assert record is not None
     assert record.test is not None
-    assert set(record.test.models) == {"teacher", "untouched", "student"}
+    controls = ["self_supervised", "other_images"]
+    assert list(record.test.models) == ["teacher", "untouched", *controls, "student"]
+    assert record.controls == dict.fromkeys(controls, "projector")
+    assert list(record.test.gains) == ["teacher", "untouched", *controls]
+    shas = {results.models[role].sha256 for role in (*controls, "student")}
+    assert len(shas) == 3, "each control trained other weights"
     assert record.test.models["teacher"].overlap.value == 1
     student = record.test.models["student"].overlap
     assert student.low is not None
@@ -97,11 +109,20 @@ def test_page_and_card_say_that_agreement_is_no_quality(run: Path) -> None:
         text = (run / name).read_text(encoding="utf-8")
         assert "agreement with the teacher, not quality" in text
         assert "untouched" in text
+        assert "the same net trained self-supervised" in text
+
+
+def test_the_page_maps_the_held_out_images(run: Path, results: Results) -> None:
+    rows = read_map(run / "embedding_map.parquet")
+    assert results.embedding is not None
+    assert results.embedding.test is not None
+    assert len(rows) == 3 * results.embedding.test.num_queries
+    assert "The embeddings on a plane" in (run / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_same_command_finds_the_finished_run(run: Path) -> None:
     before = (run / "results.json").stat().st_mtime_ns
-    _distill(run.parent, "data=images", "student.keep_projector=true")
+    _distill(run.parent, *RUN)
     assert (run / "results.json").stat().st_mtime_ns == before
 
 

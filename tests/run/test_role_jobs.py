@@ -64,7 +64,7 @@ def test_the_student_learns_from_the_teacher_by_the_runs_recipe(
         workspace.spec.student,
         workspace.spec.recipe,
     )
-    assert (job.partner_images, job.fresh_views, job.teacher.cached) == (False, False, None)
+    assert (job.partners, job.fresh_views, job.teacher.cached) == (None, False, None)
     assert job.license == "cc-by-nc-4.0"
 
 
@@ -123,7 +123,7 @@ def test_the_shuffled_teacher_sees_another_image_of_the_class(
     workspace: Workspace, teacher: RunModel
 ) -> None:
     job = build_control_job(workspace, "shuffled_teacher", teacher)
-    assert job.partner_images
+    assert job.partners == "class"
     assert job.teacher is not None
     assert job.recipe.loss == workspace.spec.recipe.loss
 
@@ -164,7 +164,7 @@ def test_a_draft_has_no_teacher(workspace: Workspace) -> None:
     }
     assert all(job.teacher is None for job in drafts.values())
     assert {job.recipe.max_epochs for job in drafts.values()} == {3}
-    assert drafts["shuffled_teacher"].partner_images
+    assert drafts["shuffled_teacher"].partners == "class"
     assert drafts["student"].recipe is workspace.spec.recipe
 
 

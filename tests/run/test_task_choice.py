@@ -66,7 +66,6 @@ def test_images_without_classes_can_not_be_classified() -> None:
         "data.label_fraction=0.1",
         "data.refit=true",
         "robustness=standard",
-        "controls=[shuffled_teacher]",
     ],
 )
 def test_settings_for_classes_are_refused_without_labels(override: str) -> None:

@@ -126,15 +126,15 @@ def test_name_license_and_purpose_do_not_change_the_identity(
     )
 
 
-def test_partner_images_and_the_format_of_cached_outputs_are_in_the_identity(
+def test_partners_and_the_format_of_cached_outputs_are_in_the_identity(
     trainer: TrainerSettings, tmp_path: Path
 ) -> None:
     source = teacher(tmp_path)
-    paired = job(teacher=source, partner_images=True).describe_identity(data(), trainer)
+    paired = job(teacher=source, partners="all").describe_identity(data(), trainer)
     outputs = CachedOutputs("int8", (tmp_path,))
     cached = job(teacher=replace(source, cached=outputs)).describe_identity(data(), trainer)
-    assert (paired["partner_images"], cached["teacher_outputs"]) == (True, "int8")
-    assert not {"partner_images", "teacher_outputs"} & set(
+    assert (paired["partners"], cached["teacher_outputs"]) == ("all", "int8")
+    assert not {"partners", "teacher_outputs"} & set(
         job(teacher=source).describe_identity(data(), trainer)
     )
 
@@ -160,7 +160,7 @@ def test_another_process_restores_the_same_job(trainer: TrainerSettings, tmp_pat
     outputs = CachedOutputs("exact", (tmp_path / "b", tmp_path / "c"))
     folders = {"folder": tmp_path, "cached": outputs, "validation_logits": None}
     whole = job(
-        teacher=teacher(tmp_path / "t", **folders), partner_images=True, license="mit", input=GRAY
+        teacher=teacher(tmp_path / "t", **folders), partners="view", license="mit", input=GRAY
     )
     again = load_job(json.loads(json.dumps(whole.to_json())), data())
     assert again.to_json() == whole.to_json()

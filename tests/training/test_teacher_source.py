@@ -1,4 +1,4 @@
-"""Teacher sources: a running model, a cache, or an average of the student."""
+"""Teacher sources: a running model, a cache, an average of the student, or itself."""
 
 from copy import deepcopy
 from pathlib import Path
@@ -13,6 +13,7 @@ from kd_app.config import RequestError
 from kd_app.config.compose import compose_config
 from kd_app.data.batch import Batch
 from kd_app.models.outputs import Outputs
+from kd_app.models.taps import Taps
 from kd_app.run.spec import build_spec
 from kd_app.training.cache_format import CacheFormat, EmbeddingFormat, ExactFormat
 from kd_app.training.fit import silence_lightning
@@ -23,7 +24,7 @@ from kd_app.training.teacher_cache import (
     TeacherCache,
     write_record,
 )
-from kd_app.training.teacher_source import CachedTeacher, LiveTeacher, StudentEma
+from kd_app.training.teacher_source import CachedTeacher, LiveTeacher, SecondView, StudentEma
 from tests.builders import gone_on
 from tests.training.small_parts import Net, OwnData, distillation, frozen, plain_trainer, seeded
 
@@ -55,6 +56,17 @@ def test_a_live_teacher_sees_the_students_view_or_the_partner_image() -> None:
     own, other = images(0), images(1)
     torch.testing.assert_close(source.compute_outputs(batch(own)).logits, model(own))
     torch.testing.assert_close(source.compute_outputs(batch(own, other=other)).logits, model(other))
+
+
+def test_the_students_second_view_takes_the_place_of_a_teacher_with_a_gradient() -> None:
+    model = seeded(Net)
+    source = SecondView(Taps(model, frozenset({"logits"})))
+    own, other = images(0), images(1)
+    logits = source.compute_outputs(batch(own, other=other)).logits
+    assert logits is not None
+    torch.testing.assert_close(logits, model(other))
+    assert logits.requires_grad
+    assert not list(source.parameters()), "the optimizer has them from the student"
 
 
 def test_a_cached_teacher_returns_the_logits_of_the_view(tmp_path: Path) -> None:

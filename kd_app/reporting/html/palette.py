@@ -25,10 +25,13 @@ _MARKERS = (
 @dataclass(frozen=True)
 class SeriesStyle:
     """Style of a series: `number` selects the color of the style sheet (``--c0`` ...),
-    the dash pattern and the marker.
+    the dash pattern and the marker. shift: to another marker of the same color. size:
+    of the marker, relative to the usual one.
     """
 
     number: int
+    shift: int = 0
+    size: float = 1.0
 
     @property
     def dashes(self) -> str:
@@ -38,8 +41,10 @@ class SeriesStyle:
     def draw_marker(self, x: float, y: float, tooltip: str = "") -> Markup:
         """Draw the marker at ``(x, y)`` of the drawing."""
         title = Markup("<title>{}</title>").format(tooltip) if tooltip else ""
-        path = '<path class="mark c{}" d="{}" transform="translate({:.1f} {:.1f})">{}</path>'
-        return Markup(path).format(self.number, _MARKERS[self.number], x, y, title)
+        marker = _MARKERS[(self.number + self.shift) % len(_MARKERS)]
+        scale = "" if self.size == 1 else f" scale({self.size:g})"
+        path = '<path class="mark c{}" d="{}" transform="translate({:.1f} {:.1f}){}">{}</path>'
+        return Markup(path).format(self.number, marker, x, y, scale, title)
 
     def draw_key(self) -> Markup:
         """Draw the key of a legend. The key is hidden from screen readers, which read

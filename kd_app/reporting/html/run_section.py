@@ -12,6 +12,7 @@ from kd_app.metrics.pair_metrics import PAIR_METRICS
 from kd_app.reporting.cascade import write_answer as write_cascade_answer
 from kd_app.reporting.cascade import write_details
 from kd_app.reporting.distillation_gain import describe_gains
+from kd_app.reporting.embedding_map import MapRow, read_map
 from kd_app.reporting.embedding_table import (
     build_embedding_table,
     list_embedding_sentences,
@@ -44,7 +45,7 @@ from kd_app.reporting.sentences import (
     write_basis,
     write_verdict,
 )
-from kd_app.run_files import EXAMPLES, NEIGHBORS
+from kd_app.run_files import EMBEDDING_MAP, EXAMPLES, NEIGHBORS
 
 T = TypeVar("T")
 LABELS = {
@@ -124,6 +125,7 @@ def build_run_part(run: Run, name: str) -> RunPart:
             missing,
         )
     part.neighbors = _read(lambda: _read_queries(run), "Nearest images", missing) or []
+    part.map = _read(lambda: _read_map(run), "The map of embeddings", missing) or []
     _read(lambda: read_exports(run.path), "Exported files", missing)
     part.limits = list_limits(results, split, part.classes)
     part.missing = [reason.replace(str(run.path), name) for reason in missing]
@@ -346,6 +348,12 @@ def _read_queries(run: Run) -> list[QueryPart]:
         model = NeighborPart(role=row.role, files=row.neighbor_file, png=images)
         queries.setdefault(row.query, part).models.append(model)
     return list(queries.values())
+
+
+def _read_map(run: Run) -> list[MapRow]:
+    """The rows of the map of embeddings; none without the file."""
+    is_there = (run.path / EMBEDDING_MAP).is_file()
+    return read_map(run.find_file(EMBEDDING_MAP)) if is_there else []
 
 
 def _encode(png: bytes | None) -> str | None:

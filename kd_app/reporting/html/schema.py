@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from kd_app.metrics.model_pair import CASCADE, DISTILLATION, ModelPair
 from kd_app.metrics.spec import Format
 from kd_app.reporting.constraints import Number
+from kd_app.reporting.embedding_map import MapRow
 from kd_app.reporting.embedding_results import EmbeddingRecord
 from kd_app.reporting.embedding_table import EmbeddingTable
 from kd_app.reporting.results import (
@@ -240,6 +241,7 @@ class RunPart(_Part):
     embedding_table: EmbeddingTable | None = None
     embedding_sentences: list[str] = []
     neighbors: list[QueryPart] = Field([], exclude=True)
+    map: list[MapRow] = Field([], exclude=True)
     provenance: Provenance
     limits: list[str]
     missing: list[str] = []

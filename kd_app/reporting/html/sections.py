@@ -12,6 +12,7 @@ from kd_app.reporting.html import (
     comparison_plots,
     comparison_tables,
     family_view,
+    map_plots,
     run_plots,
     run_tables,
 )
@@ -165,6 +166,9 @@ def _iterate_sections(report: Report, run: RunPart) -> Iterator[Section]:
         yield Section("steps", "Step by step", [run_tables.STEPS_NOTE], tables=[steps])
     if run.neighbors:
         yield Section("neighbors", "Nearest images", [_NEIGHBORS], queries=run.neighbors)
+    if run.map:
+        maps = list(map_plots.plot_maps(run.map))
+        yield Section("map", "The embeddings on a plane", [map_plots.NOTE], charts=maps)
     yield Section("needed", "Was distillation needed?", items=run.gains)
     yield Section("curves", "Curves", charts=list(run_plots.plot_curves(run)))
     if len(report.rows) == 1:
