@@ -57,7 +57,7 @@ from kd_app.training.loss import DistillationLoss
 from kd_app.training.module import NOT_FINITE, Distillation, StepOptions
 from kd_app.training.record import RECORD, describe_outcome, read_training
 from kd_app.training.teacher_cache import TeacherCache, TeacherLogits
-from kd_app.training.teacher_source import SecondView, TeacherSource, build_teacher_source
+from kd_app.training.teacher_source import build_teacher_source
 from kd_app.training.trainer import PROFILE, TrainerSettings
 
 MODEL = "model"
@@ -317,8 +317,7 @@ def build(
             attention_blocks=terms.attention_blocks,
             members={name: job.task.map_reads(reads) for name, reads in terms.member_reads.items()},
         )
-    if teacher is not None or teaches_itself:
-        _build_adapters(terms, job, created, teacher, data)
+    _build_adapters(terms, job, created, teacher, data)
     student = terms.wrap_student(created.model)
     if decay is not None and student is not created.model:
         raise RequestError(
@@ -331,15 +330,11 @@ def build(
         if module is not None:
             module.to(memory_format=memory_format)
     logits_folder = job.teacher.validation_logits if job.teacher else None
-    teacher_source: TeacherSource | None = None
-    if teaches_itself:
-        teacher_source = SecondView(Taps(student, job.task.map_reads(terms.reads)))
-    elif teacher is not None:
-        teacher_source = build_teacher_source(teacher, cache, decay)
+    itself = Taps(student, job.task.map_reads(terms.reads)) if teaches_itself else None
     return Distillation(
         student,
         loss=terms,
-        teacher=teacher_source,
+        teacher=build_teacher_source(teacher, cache, decay, itself),
         input_spec=job.input,
         num_classes=job.count_outputs(data),
         task=job.task,
@@ -364,10 +359,9 @@ def _build_adapters(
     teacher: FrozenTeacher | None,
     data: RunData,
 ) -> None:
-    """Build the adapters of `terms` from both models' outputs for a few images.
-
-    teacher: None for a student that takes the place of its teacher.
-    """
+    """Build the adapters of `terms` from both models' outputs for a few images."""
+    if not job.recipe.needs_teacher:
+        return
     batch: Batch = next(iter(data.build_evaluation_loader("train", created.pixels, batch_size=8)))
     image = batch.image
     if image.dtype == torch.uint8:

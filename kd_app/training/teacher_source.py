@@ -147,11 +147,19 @@ class SecondView(TeacherSource):
 
 
 def build_teacher_source(
-    teacher: FrozenTeacher, cache: TeacherCache | None, decay: float | None
-) -> TeacherSource:
+    teacher: FrozenTeacher | None,
+    cache: TeacherCache | None,
+    decay: float | None,
+    itself: Taps | None = None,
+) -> TeacherSource | None:
     """The source of a teacher that reads a cache, is the average of the student with
-    this decay, or runs.
+    this decay, or runs; or of a student that takes its place, by its taps `itself`.
+    None without either.
     """
+    if itself is not None:
+        return SecondView(itself)
+    if teacher is None:
+        return None
     if cache is not None:
         return CachedTeacher(cache, teacher)
     return LiveTeacher(teacher) if decay is None else StudentEma(teacher, decay=decay)

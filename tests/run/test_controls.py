@@ -34,7 +34,9 @@ from tests.training.oracle import true_labels
 from tests.training.processes import distilled
 from tests.training.small_parts import OwnData
 
-ALL = [each for each in list_choices("controls") if each not in ("auto", "pseudo_labels")]
+OTHERS = ("auto", "pseudo_labels", "self_supervised", "other_images")
+"""Not trained here: a choice by the data, and controls for other data or tasks."""
+ALL = [each for each in list_choices("controls") if each not in OTHERS]
 """The controls for images with labels."""
 OVERRIDES = (*TINY, f"controls=[{','.join(ALL)}]", "trainer=cpu", "trainer.precision=32-true")
 FEW_CANDIDATES = [

@@ -5,6 +5,7 @@ import pytest
 from kd_app.config import RequestError
 from kd_app.config.compose import choose_all_labels, compose_config
 from kd_app.data.external import ExternalDataModule
+from kd_app.data.partners import PartnerKind
 from kd_app.models.class_names import ModelClasses
 from kd_app.models.weights_source import WeightsRecord
 from kd_app.run.schema import TeacherOutputs
@@ -22,6 +23,9 @@ LIVE = TeacherOutputs.read({"outputs": "live"})
 CACHED = TeacherOutputs.read({"outputs": "cached"})
 
 
+SHUFFLED: dict[str, PartnerKind | None] = {"shuffled_teacher": "class", "labels_only": None}
+
+
 def spec(*overrides: str) -> RunSpec:
     return build_spec(compose_config("distill", choose_all_labels(["controls=[]", *overrides])))
 
@@ -32,32 +36,40 @@ def loss(*terms: str) -> DistillationLoss:
 
 def test_cached_outputs_hold_logits_for_data_with_views() -> None:
     data = spec("data.views=2").data
-    check_data_use(data, CACHED, {"student": loss("cross_entropy", "soft_target")}, [])
+    check_data_use(data, CACHED, {"student": loss("cross_entropy", "soft_target")}, {})
     with pytest.raises(
         RequestError, match="train the student: its loss term feature_hint also reads features"
     ):
-        check_data_use(data, CACHED, {"student": loss("feature_hint")}, [])
+        check_data_use(data, CACHED, {"student": loss("feature_hint")}, {})
     with pytest.raises(RequestError, match=r"teacher.outputs=cached needs"):
-        check_data_use(spec().data, CACHED, {}, [])
+        check_data_use(spec().data, CACHED, {}, {})
 
 
 def test_a_shuffled_teacher_needs_data_that_kd_app_reads() -> None:
-    check_data_use(spec().data, LIVE, {}, ["shuffled_teacher"])
+    check_data_use(spec().data, LIVE, {}, SHUFFLED)
     with pytest.raises(RequestError, match="The control shuffled_teacher needs"):
-        check_data_use(ExternalDataModule(OwnData()), LIVE, {}, ["shuffled_teacher"])
+        check_data_use(ExternalDataModule(OwnData()), LIVE, {}, SHUFFLED)
+
+
+@pytest.mark.parametrize("kind", ["all", "view"])
+def test_other_images_and_second_views_need_data_that_kd_app_reads(kind: PartnerKind) -> None:
+    few = spec("data.label_fraction=0.1").data
+    check_data_use(few, LIVE, {}, {"mine": kind})
+    with pytest.raises(RequestError, match="The control mine needs images that kd_app decodes"):
+        check_data_use(ExternalDataModule(OwnData()), LIVE, {}, {"mine": kind})
 
 
 def test_a_control_labels_images_without_a_label_and_without_the_teacher() -> None:
     few, control = spec("data.label_fraction=0.1").data, ["pseudo_labels"]
-    check_data_use(few, LIVE, {}, [], control)
+    check_data_use(few, LIVE, {}, {}, control)
     for data, reason in (
         (spec().data, "but every training image has a label. Set data.label_fraction, for example"),
         (ExternalDataModule(OwnData()), "the data module OwnData determines the labels"),
     ):
         with pytest.raises(RequestError, match=reason):
-            check_data_use(data, LIVE, {}, [], control)
+            check_data_use(data, LIVE, {}, {}, control)
     with pytest.raises(RequestError, match="its loss reads the teacher"):
-        check_data_use(few, LIVE, {"pseudo_labels": loss("soft_target")}, [], control)
+        check_data_use(few, LIVE, {"pseudo_labels": loss("soft_target")}, {}, control)
 
 
 def test_a_term_that_needs_a_teacher_is_refused_without_one() -> None:

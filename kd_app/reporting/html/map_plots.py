@@ -25,10 +25,10 @@ NOTE: Final = (
     " images that are near each other on it need not be near each other in the embedding."
 )
 _COLORS: Final = 5
-_OTHERS: Final = SeriesStyle(5, size=0.35)
+_OTHERS: Final = SeriesStyle(5, size=0.45)
 """The gray of the images of rare classes, or without a label."""
 _STYLES: Final = tuple(
-    SeriesStyle(number % _COLORS, shift=number // _COLORS, size=0.45)
+    SeriesStyle(number % _COLORS, shift=number // _COLORS, size=0.6)
     for number in range(2 * _COLORS)
 )
 """Five colors, each with two markers."""
@@ -41,7 +41,7 @@ def plot_maps(rows: Sequence[MapRow]) -> Iterator[Chart]:
     for role in dict.fromkeys(row.role for row in rows):
         own = [row for row in rows if row.role == role]
         name = name_model(role)
-        title = f"{name[:1].upper()}{name[1:]}: {format_percent(own[0].share)} of the variance"
+        title = f"{name[:1].upper()}{name[1:]}: {100 * own[0].share:.1f} % of the variance"
         series = [
             _build_series(label, style, [row for row in own if _find(row, styles) == label])
             for label, style in styles.items()
@@ -58,7 +58,7 @@ def _assign_styles(rows: Sequence[MapRow]) -> dict[str, SeriesStyle]:
     """
     counts = Counter(row.label for row in rows if row.label is not None)
     if not counts:
-        return {"": SeriesStyle(0, shift=1, size=0.45)}
+        return {"": SeriesStyle(0, shift=1, size=0.6)}
     named = sorted(label for label, _ in counts.most_common(len(_STYLES)))
     styles = dict(zip(named, _STYLES, strict=False))
     rest = [row.label for row in rows if row.label not in styles]

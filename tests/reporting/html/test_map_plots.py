@@ -15,9 +15,9 @@ def _rows(labels: list[str | None]) -> list[MapRow]:
 def test_each_model_has_a_map_with_all_images_and_its_share() -> None:
     charts = list(plot_maps(_rows(["cat", "dog", None])))
     assert [chart.title for chart in charts] == [
-        "Teacher: 25 % of the variance",
-        "Untouched: 25 % of the variance",
-        "Distilled: 25 % of the variance",
+        "Teacher: 25.0 % of the variance",
+        "Untouched: 25.0 % of the variance",
+        "Distilled: 25.0 % of the variance",
     ]
     assert [name for _, name in charts[0].legend] == ["no label", "cat", "dog"]
     assert all(chart.svg.count('class="mark') == 3 for chart in charts)
