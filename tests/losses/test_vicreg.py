@@ -20,12 +20,12 @@ def _build(**settings: float) -> VicReg:
 
 
 def _expand(term: VicReg, embedding: np.ndarray) -> np.ndarray:
-    first, second, last = term.expander
+    state = {name: tensor.numpy() for name, tensor in term.state_dict().items()}
     z = embedding
-    for layer in (first, second):
-        z = z @ layer.weight.detach().numpy().T
+    for number in (0, 1):
+        z = z @ state[f"expander.{number}.weight"].T
         z = np.maximum((z - z.mean(axis=0)) / np.sqrt(z.var(axis=0) + 1e-5), 0)
-    result: np.ndarray = z @ last.weight.detach().numpy().T + last.bias.detach().numpy()
+    result: np.ndarray = z @ state["expander.2.weight"].T + state["expander.2.bias"]
     return result
 
 

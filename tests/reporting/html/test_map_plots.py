@@ -1,10 +1,12 @@
 """Maps of embeddings on the page."""
 
+from collections.abc import Sequence
+
 from kd_app.reporting.embedding_map import MapRow
 from kd_app.reporting.html.map_plots import plot_maps
 
 
-def _rows(labels: list[str | None]) -> list[MapRow]:
+def _rows(labels: Sequence[str | None]) -> list[MapRow]:
     return [
         MapRow(role, number, f"{number}.png", label, number / 7, (number * 3 % 5) / 5, 0.25)
         for role in ("teacher", "untouched", "student")
@@ -25,7 +27,7 @@ def test_each_model_has_a_map_with_all_images_and_its_share() -> None:
 
 
 def test_rare_classes_share_a_gray_marker() -> None:
-    labels: list[str | None] = [f"class {number}" for number in range(12)] * 2
+    labels = [f"class {number}" for number in range(12)] * 2
     chart = next(plot_maps(_rows([*labels[:-2], *labels[:10]])))
     names = [name for _, name in chart.legend]
     assert (len(names), names[0]) == (11, "others")
