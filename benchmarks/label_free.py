@@ -3,8 +3,9 @@ with the teacher's neighbors, k-NN purity, and the gap that is closed.
 
 ``python -m benchmarks.label_free <set> <folder> --teacher <model folder> --seeds 0,1``
 trains a small student with each term, and adds a line for each finished run to
-docs/label-free-losses.csv; lines that are there are not repeated. ``--table`` prints
-the lines as a table in Markdown.
+docs/label-free-losses.csv; lines that are there are not repeated. Each student is also
+compared with that of the first term and the same seed, on the same queries. ``--table``
+prints the lines as a table in Markdown.
 """
 
 import argparse
@@ -17,6 +18,15 @@ from statistics import fmean
 from typing import Any, Final
 
 from benchmarks.headline import run_command
+from kd_app.metrics.embedding_report import (
+    STUDENT,
+    TEACHER,
+    UNTOUCHED,
+    EmbeddingComparison,
+    JudgeLabels,
+    ModelEmbeddings,
+)
+from kd_app.metrics.record import Predictions
 from kd_app.reporting.embedding_results import Bounded
 from kd_app.reporting.results import read
 from kd_app.run_files import RESULTS
@@ -31,6 +41,7 @@ CANDIDATES: Final[Mapping[str, Sequence[str]]] = {
     "rkd": ("loss=[rkd]",),
 }
 """Name -> overrides."""
+FIRST: Final = "embedding_cosine"
 SETS: Final[Mapping[str, Sequence[str]]] = {
     "cifar10": ("data.image_size=32",),
     "flowers": ("data.image_size=48",),
@@ -52,12 +63,14 @@ SETTINGS: Final = (
     "examples=0",
 )
 _METRICS: Final = ("overlap", "purity")
+_GAINS: Final = tuple(f"{metric}_gain{end}" for metric in _METRICS for end in ("", "_low", "_high"))
 
 
 @dataclass(frozen=True)
 class Line:
     """One run: metrics of the student on the test images with their intervals, the gap
-    that is closed, and the metrics of teacher and untouched student.
+    that is closed, the paired differences to the student of the first term (`gain`),
+    and the metrics of teacher and untouched student.
     """
 
     set: str
@@ -73,6 +86,12 @@ class Line:
     purity_low: float
     purity_high: float
     purity_gap_closed: float
+    overlap_gain: float
+    overlap_gain_low: float
+    overlap_gain_high: float
+    purity_gain: float
+    purity_gain_low: float
+    purity_gain_high: float
     untouched_overlap: float
     untouched_purity: float
     teacher_purity: float
@@ -114,7 +133,7 @@ def main() -> None:
 
 
 def parse_run(out: Path, set: str, seed: int, loss: str) -> Line:
-    """The line of a finished run."""
+    """The line of a finished run. Beside it is the run of the first term."""
     record = read(out / RESULTS).embedding
     last = record.last if record else None
     assert record is not None
@@ -130,11 +149,43 @@ def parse_run(out: Path, set: str, seed: int, loss: str) -> Line:
         values[f"{metric}_low"], values[f"{metric}_high"] = map(_round, (bounded.low, bounded.high))
         values[f"{metric}_gap_closed"] = _round(split.gap_closed[metric].value)
         values[f"untouched_{metric}"] = _round(getattr(untouched, metric).value)
+    values |= _compare(out, out.parent / FIRST) if loss != FIRST else dict.fromkeys(_GAINS, 0.0)
     assert teacher.purity is not None
     values["teacher_purity"] = _round(teacher.purity.value)
     return Line(
         set=set, seed=seed, loss=loss, ships=record.ships, queries=split.num_queries, **values
     )
+
+
+def _compare(out: Path, first: Path) -> dict[str, float]:
+    """The student's metrics minus those of another run's student, with intervals."""
+    embeddings = {
+        TEACHER: _load(out, TEACHER),
+        UNTOUCHED: _load(first, STUDENT),
+        STUDENT: _load(out, STUDENT),
+    }
+    gallery, queries = (_read_outputs(out, TEACHER, split).target for split in ("train", "test"))
+    labels = JudgeLabels(gallery, gallery, queries, int(gallery.max()) + 1)
+    comparison = EmbeddingComparison(embeddings, labels, k=10, confidence=0.95)
+    values = {}
+    for metric in _METRICS:
+        gain, (low, high) = comparison.estimate_difference(STUDENT, UNTOUCHED, metric)
+        names = (name for name in _GAINS if name.startswith(metric))
+        values |= dict(zip(names, map(_round, (gain, low, high)), strict=True))
+    return values
+
+
+def _load(out: Path, role: str) -> ModelEmbeddings:
+    gallery, queries = (_read_outputs(out, role, split).logits for split in ("train", "test"))
+    # the probe, which reads validation, is not compared
+    return ModelEmbeddings(gallery, gallery, queries)
+
+
+def _read_outputs(out: Path, role: str, split: str) -> Predictions:
+    """The outputs that a run measured: those of the stage that it used last."""
+    stages = read(out / RESULTS).stages
+    path = next(each.path for each in reversed(stages) if each.name == f"answers-{role}-{split}")
+    return Predictions.load(Path(path))
 
 
 def _round(value: float | None) -> float:
@@ -168,7 +219,10 @@ def write_table(lines: Sequence[Line]) -> str:
     """A table in Markdown: by set and loss the means over the seeds, in %, with the
     outer ends of the seeds' intervals.
     """
-    heads = ("set", "loss", "seeds", "teacher's neighbors", "gap closed", "purity", "gap closed")
+    difference = "minus first"
+    heads = ("set", "loss", "seeds")
+    for title in ("teacher's neighbors", "purity"):
+        heads += (title, difference, "gap closed")
     rows = [heads, ("---",) * len(heads)]
     for set_name in dict.fromkeys(each.set for each in lines):
         for loss in CANDIDATES:
@@ -179,14 +233,18 @@ def write_table(lines: Sequence[Line]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _format(lines: Sequence[Line], metric: str) -> tuple[str, str]:
-    mean, gap = (
-        100 * fmean(getattr(each, name) for each in lines)
-        for name in (metric, f"{metric}_gap_closed")
-    )
-    low = 100 * min(getattr(each, f"{metric}_low") for each in lines)
-    high = 100 * max(getattr(each, f"{metric}_high") for each in lines)
-    return f"{mean:.1f} ({low:.1f} to {high:.1f})", f"{gap:.1f}"
+def _format(lines: Sequence[Line], metric: str) -> tuple[str, str, str]:
+    gap = 100 * fmean(getattr(each, f"{metric}_gap_closed") for each in lines)
+    is_first = all(each.loss == FIRST for each in lines)
+    difference = "" if is_first else _format_interval(lines, f"{metric}_gain", "+")
+    return _format_interval(lines, metric), difference, f"{gap:.1f}"
+
+
+def _format_interval(lines: Sequence[Line], name: str, sign: str = "") -> str:
+    mean = 100 * fmean(getattr(each, name) for each in lines)
+    low = 100 * min(getattr(each, f"{name}_low") for each in lines)
+    high = 100 * max(getattr(each, f"{name}_high") for each in lines)
+    return f"{mean:{sign}.1f} ({low:{sign}.1f} to {high:{sign}.1f})"
 
 
 if __name__ == "__main__":
