@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmarks import cifar, photos
+from benchmarks import cifar, label_free, photos
 from benchmarks.data_path import compare as compare_readers
 from benchmarks.data_path import measure as measure_readers
 from benchmarks.demo_candidates import CANDIDATES, EXTRACT, read_rows, render_table, write_rows
@@ -278,3 +278,11 @@ def test_the_parts_of_the_growth_table_run_with_few_rows(tmp_path: Path) -> None
     assert len((tmp_path / "split.csv").read_text().splitlines()) == 2001
     write_files(100, tmp_path)
     assert len(list((tmp_path / "files").glob("*/*.jpg"))) == 100
+
+
+def test_the_lines_of_losses_without_labels_are_the_table_of_their_guide(tmp_path: Path) -> None:
+    lines = label_free.read_lines()
+    label_free.write_lines(lines[::-1], tmp_path / "again.csv")
+    assert (tmp_path / "again.csv").read_bytes() == label_free.FILE.read_bytes()
+    guide = label_free.FILE.parent / "guides" / "without-labels.md"
+    assert label_free.write_table(lines) in guide.read_text(encoding="utf-8")

@@ -31,6 +31,10 @@ def _cwd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+NEEDS_A_TEACHER = "label_free_then_labels"
+"""Needs weights of a teacher: tests/jobs/test_label_trials.py."""
+
+
 def slow_but(*quick: str, group: str) -> list[Any]:
     """Every choice of a group; all but some run with the slow tests. That each composes
     and its parts can be built is tested in test_compose.py.
@@ -38,6 +42,7 @@ def slow_but(*quick: str, group: str) -> list[Any]:
     return [
         name if name in quick else pytest.param(name, marks=pytest.mark.slow)
         for name in list_choices(group)
+        if name != NEEDS_A_TEACHER
     ]
 
 

@@ -59,6 +59,10 @@ ALONE = {
     "teacher/several": ("teacher.members.a.name=resnet8", "teacher.members.b.name=resnet14"),
     "loss/cross_entropy": ("teacher=none",),
     "controls/pseudo_labels": ("data.label_fraction=0.5",),
+    **dict.fromkeys(
+        ("controls/other_images", "controls/self_supervised"),
+        ("data=digits", "task=embedding", "loss=[pkt]"),
+    ),
     **dict.fromkeys(("trainer/ddp", "trainer/ddp_sim", "trainer/gpu", "trainer/mps"), ()),
 }
 """Choices that do not go with others: the overrides that they need. A machine need not
