@@ -167,7 +167,7 @@ def _compare(out: Path, first: Path) -> dict[str, float]:
     gallery, queries = (_read_outputs(out, TEACHER, split).target for split in ("train", "test"))
     labels = JudgeLabels(gallery, gallery, queries, int(gallery.max()) + 1)
     comparison = EmbeddingComparison(embeddings, labels, k=10, confidence=0.95)
-    values = {}
+    values: dict[str, float] = {}
     for metric in _METRICS:
         gain, (low, high) = comparison.estimate_difference(STUDENT, UNTOUCHED, metric)
         names = (name for name in _GAINS if name.startswith(metric))
@@ -220,7 +220,7 @@ def write_table(lines: Sequence[Line]) -> str:
     outer ends of the seeds' intervals.
     """
     difference = "minus first"
-    heads = ("set", "loss", "seeds")
+    heads: tuple[str, ...] = ("set", "loss", "seeds")
     for title in ("teacher's neighbors", "purity"):
         heads += (title, difference, "gap closed")
     rows = [heads, ("---",) * len(heads)]

@@ -56,6 +56,8 @@ def measure_embeddings_again(
             f" {max(others, 0)} other(s). Expected: more images that differ from each other."
         )
     add_data(builder, workspace)
+    # a control may have been measured without its projector, which its stage still has
+    models = {role: models[role] for role in (TEACHER, STUDENT)}
     for role, model in models.items():
         builder.models[role] = describe_model(workspace, model, before.models[role].license)
     comparison = compare(
@@ -71,6 +73,7 @@ def measure_embeddings_again(
             "validation": None,
             "test": describe_split(comparison),
             "verdict": judge(comparison, neighbors.margin, split),
+            "controls": {},
             "members": measure_members(models[TEACHER].spec, comparison),
         }
     )
