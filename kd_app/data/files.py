@@ -82,8 +82,8 @@ class FileSource(Source):
 def resolve_root(root: Path | None, key: str = "data.root") -> Path:
     """Return `root` with ``~`` expanded.
 
-    Raises `RequestError` if `root` is None or does not exist. `key`: the setting that
-    holds `root`, for the message.
+    Raises `RequestError` if `root` is None, does not exist, or is a pipe, a socket or a
+    device. `key`: the setting that holds `root`, for the message.
     """
     if root is None:
         raise RequestError(
@@ -91,8 +91,13 @@ def resolve_root(root: Path | None, key: str = "data.root") -> Path:
             " for example data.root=photos."
         )
     path = root.expanduser()
-    if path.exists():
+    if path.is_dir() or path.is_file():
         return path
+    if path.exists():
+        raise RequestError(
+            f"{key}={str(path)!r} is neither a folder nor a regular file, and reading a pipe or a"
+            " device may never end. Name a folder or a file."
+        )
     parent = path.parent
     near = (
         suggest_closest(path.name, os.listdir(parent))

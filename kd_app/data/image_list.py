@@ -43,6 +43,12 @@ def read_image_list(location: str) -> ImageList:
                 f"{suggest_conversion(left_out.files)}"
             )
         return ImageList(path, tuple(sorted(names)), left_out)
+    if path.exists() and not path.is_file():
+        raise RequestError(
+            f"images={location!r} is neither a folder nor a regular file, and reading a pipe or a"
+            " device may never end. Expected: a folder of images, an image, or a .csv with the"
+            " paths of images."
+        )
     if not path.is_file():
         siblings = path.parent.iterdir() if path.parent.is_dir() else ()
         near = suggest_closest(path.name, [each.name for each in siblings])

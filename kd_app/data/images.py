@@ -106,7 +106,7 @@ def is_image_name(name: str) -> bool:
 def find_image_signature(path: str) -> str | None:
     """Return the format that the first bytes of a file have; None if it isn't read."""
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open_regular(path) as file:
             head = file.read(16)
     except OSError:
         return None

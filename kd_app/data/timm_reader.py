@@ -5,7 +5,7 @@ import io
 import operator
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -170,12 +170,28 @@ def _open_folders(root: Path) -> dict[str, Any]:
     for part in parts.values():
         _check_index(part)
     try:
-        return {split: create_reader("", root=str(path)) for split, path in parts.items()}
+        readers = {split: create_reader("", root=str(path)) for split, path in parts.items()}
     except (*_ABSENT, OSError) as error:
         raise RequestError(
             f"timm's reader can't read {str(root)!r}: {error}. Expected: a folder or .tar of class"
             " folders."
         ) from error
+    for split, part in parts.items():
+        if part.is_dir():
+            _check_files(name for name, _ in readers[split].samples)
+    return readers
+
+
+def _check_files(names: Iterable[str]) -> None:
+    """Raise `RequestError` for a pipe or a device, which timm would open as an image,
+    and wait.
+    """
+    for name in names:
+        if not os.path.isfile(name):
+            raise RequestError(
+                f"{name!r} is not a regular file: a pipe or a device, or a link to nowhere."
+                " Expected: images. Remove it."
+            )
 
 
 def _check_index(part: Path) -> None:

@@ -160,6 +160,8 @@ def _read_parts(index: Path) -> dict[str, Tensor]:
     for name in sorted(set(record["weight_map"].values())):
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise ValueError(f"the part {name!r} is not a .safetensors file in the same folder.")
+        if not (index.parent / name).is_file():
+            raise ValueError(f"the part {name!r} is missing, or not a regular file.")
         state |= load_file(index.parent / name)
     return state
 

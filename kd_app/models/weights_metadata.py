@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from kd_app.config.records import parse_values
+from kd_app.config.regular_file import open_regular
 from kd_app.digest import hash_file
 
 _METADATA = "__metadata__"
@@ -20,7 +21,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     file.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             metadata = _read_header(file).get(_METADATA)
     except (OSError, ValueError):
         return {}

@@ -159,6 +159,11 @@ class Run:
                 f"The run {str(self.path)!r} has no {name}: its status is {self.results.status!r}."
                 " Run the same command again to resume the run."
             )
+        if not path.is_file() and not path.is_dir():
+            raise RequestError(
+                f"{str(path)!r} is not a regular file, as of a run: reading a pipe or a device may"
+                f" never end. {_REWRITE}"
+            )
         check_recorded(path)
         return path
 

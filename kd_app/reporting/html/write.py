@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from kd_app.config import RequestError
 from kd_app.config.csv_cells import write_rows
+from kd_app.config.records import load_record
 from kd_app.reporting.embedding_results import Bounded
 from kd_app.reporting.html.collect import build_report
 from kd_app.reporting.html.run_section import label_models
@@ -93,8 +93,8 @@ def check_owner(folder: Path) -> None:
     """
     names = [name for name in FILES if (folder / name).exists()]
     try:
-        record = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        record = load_record(folder / "report.json", expected="")
+    except RequestError:
         record = None
     is_report = isinstance(record, dict) and set(record) == set(Report.model_fields)
     if names and not is_report:
