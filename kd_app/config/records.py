@@ -33,6 +33,10 @@ WRONG: Final = (
     ValueError,
 )
 """What Python and libraries raise for a file or value that is not the expected one."""
+_MAX_YAML_BYTES: Final = 2**20
+"""YAML is parsed in Python, a thousand times slower than JSON."""
+_MAX_COMMAS: Final = 2**21
+"""In a JSON record: its values take up to a hundred times the memory of their text."""
 
 
 def load_record(path: Path, *, expected: str, is_sealed: bool = False) -> Any:
@@ -42,8 +46,8 @@ def load_record(path: Path, *, expected: str, is_sealed: bool = False) -> Any:
     is_sealed: the record may hold its own hash, which is verified and left out.
 
     Raises `RequestError` if the file is missing, no regular file, above `MAX_BYTES`,
-    not UTF-8, truncated, nested too deeply, has a value that `check_values` refuses, or
-    has changed since it was sealed.
+    not UTF-8, truncated, nested too deeply, has millions of values, has a value that
+    `check_values` refuses, or has changed since it was sealed.
     """
     content = parse_text(path, read_text(path, expected=expected), expected=expected)
     if is_sealed and isinstance(content, dict):
@@ -79,6 +83,8 @@ def parse_values(text: str, *, is_yaml: bool = False) -> Any:
 
     Raises `RequestError` as `load_record`, without the name of a file.
     """
+    if (len(text) > _MAX_YAML_BYTES) if is_yaml else (text.count(",") > _MAX_COMMAS):
+        raise RequestError(f"it has {len(text):,} characters, more values than any such record has")
     try:
         content = _parse_yaml(text) if is_yaml else json.loads(text, parse_constant=_read_constant)
     except RequestError:
@@ -158,5 +164,8 @@ def _parse_yaml(text: str) -> Any:
 
     try:
         return yaml.load(text, Loader=PlainLoader)
-    except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from None
+    except (RequestError, RecursionError):
+        raise
+    except (yaml.YAMLError, *WRONG) as error:
+        # a tag that does not fit its value ends in any of them
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None

@@ -45,6 +45,12 @@ VALUES: tuple[Any, ...] = (
     {"a": None},
     {"_target_": "os.getcwd"},
 )
+TAGS = (
+    *(f"!!{name}" for name in ("int", "float", "bool", "null", "timestamp", "binary", "set")),
+    *(f"!!{name}" for name in ("omap", "pairs", "map", "seq", "str", "python/name:os.getcwd")),
+    *("!!int ''", "!", "!x", "&a", "*a", "<<:", "? ", "- ", "|\n", "59:59.5", "0b", "---\n"),
+)
+"""For YAML: what may stand before a value."""
 TEXTS = ("[" * 100_000, "{}", "[]", "null", "1", '""', "\x00", '{"a": ' * 5_000)
 
 
@@ -68,6 +74,8 @@ def mutate(record: Any, seed: int, *, is_yaml: bool = False) -> bytes:
     for _ in range(1 if draw.random() < 0.8 else 2):
         _change(changed, draw.choice(places), draw)
     text = _dump(changed, is_yaml)
+    if is_yaml and kind > 0.9:
+        text = _tag(text, draw)
     content = text.encode("utf-8", "surrogatepass")
     if kind < 0.06:
         return content[: draw.randrange(len(content))]
@@ -82,6 +90,13 @@ def _dump(value: Any, is_yaml: bool) -> str:
         return json.dumps(value)
     # JSON is YAML; the other style is what kd_app writes
     return yaml.safe_dump(value) if _is_clean(value) else json.dumps(value)
+
+
+def _tag(text: str, draw: random.Random) -> str:
+    """The YAML with a tag before one of its values, or with another word of YAML."""
+    places = [place for place, letter in enumerate(text) if letter == " "]
+    place = draw.choice(places)
+    return f"{text[:place]} {draw.choice(TAGS)}{text[place:]}"
 
 
 def _is_clean(value: Any) -> bool:

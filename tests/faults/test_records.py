@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from kd_app.config import RequestError
+from kd_app.config import RequestError, RunError
 from kd_app.config.compose import compose_config
 from kd_app.config.records import load_record
 from kd_app.data.scan import HASHES, SHAPES, SIMILAR, SIZES, read_scan
@@ -46,12 +46,15 @@ from kd_app.search.study import suggest_next
 from kd_app.stages import Stages
 from kd_app.training.curve_log import read_points
 from kd_app.training.record import describe_outcome, read_training
+from kd_app.training.teacher_cache import CONTENT, TeacherCache
 from tests.builders import teacher_folder
 from tests.faults.conftest import TABLE, Fault
 from tests.faults.full_results import NAMES, build_full_results
 from tests.faults.mutations import mutate
+from tests.reporting.embedding_results import build_embedding_results
 from tests.reporting.html.folders import run_folder
 from tests.reporting.manifests import build_entry
+from tests.training.test_teacher_cache import shard
 
 MANY = TABLE in os.environ
 MUTATIONS = 20_000 if MANY else 300
@@ -80,6 +83,20 @@ def prepare_results(folder: Path) -> Any:
 def prepare_cascade_results(folder: Path) -> Any:
     (folder / "student").mkdir()
     return build_full_results(validation=None, test=None, verdict=None)
+
+
+def prepare_embedding_results(folder: Path) -> Any:
+    (folder / "student").mkdir()
+    embedding = build_embedding_results(labeled=90).embedding
+    assert embedding is not None
+    return build_full_results(
+        validation=None,
+        test=None,
+        verdict=None,
+        cascade=None,
+        knowledge=None,
+        embedding=embedding.model_dump(mode="json"),
+    )
 
 
 def use_results(folder: Path) -> None:
@@ -150,6 +167,23 @@ def use_manifest(folder: Path) -> None:
     entry = read_entry(folder / "model.onnx")
     assert entry.pixels.channels > 0
     assert all(isinstance(name, str) for name in entry.classes)
+
+
+def prepare_embedding_manifest(folder: Path) -> Any:
+    content = prepare_manifest(folder)
+    content["files"]["model.onnx"] |= {"output": "embedding", "width": 64, "classes": []}
+    return content
+
+
+def prepare_shard(folder: Path) -> Any:
+    shard(folder / "shard", 0, [1, 3, 4])
+    return json.loads((folder / "shard" / CONTENT).read_text(encoding="utf-8"))
+
+
+def use_shard(folder: Path) -> None:
+    cache = TeacherCache.load([folder / "shard"])
+    (view,) = cache.images
+    cache.read_rows(view, np.array([1, 4]))
 
 
 def prepare_model(folder: Path) -> Any:
@@ -327,8 +361,13 @@ def use_refusal(folder: Path) -> None:
 READERS = {
     "results.json": Reader("results.json", prepare_results, use_results),
     "results.json of a cascade": Reader("results.json", prepare_cascade_results, use_results),
+    "results.json of an embedding": Reader("results.json", prepare_embedding_results, use_results),
     "manifest.json in a report": Reader("export/manifest.json", prepare_exports, use_exports),
     "manifest.json": Reader("manifest.json", prepare_manifest, use_manifest),
+    "manifest.json of an embedding": Reader(
+        "manifest.json", prepare_embedding_manifest, use_manifest
+    ),
+    "cache.json": Reader("shard/cache.json", prepare_shard, use_shard),
     "config.json of a model": Reader("model/config.json", prepare_model, use_model, slow=True),
     "config.yaml": Reader("config.yaml", prepare_config, use_config, slow=True),
     "training.json": Reader("training.json", prepare_training, use_training),
@@ -361,10 +400,12 @@ def sign(content: bytes) -> bytes:
 
 
 def read_or_explain(read: Callable[[], object], what: str) -> str:
-    """The message of a `RequestError`; any other exception fails the test."""
+    """The message of a `RequestError` or `RunError`; any other exception fails the
+    test.
+    """
     try:
         read()
-    except RequestError as error:
+    except (RequestError, RunError) as error:
         return str(error)
     except Exception as error:
         raise AssertionError(what) from error

@@ -1,4 +1,4 @@
-"""Pipes and devices where a file is expected: no reader opens them and waits for ever."""
+"""Pipes and devices in the place of files: no reader opens them and waits."""
 
 import json
 import os
@@ -22,7 +22,6 @@ from kd_app.reporting.runs import Run
 from kd_app.run_files import CURVES, EXAMPLES, PREDICTIONS
 from tests.data.test_timm_reader import photos
 from tests.reporting.run_folders import build_results
-
 
 TABLES = {CURVES: "curves", EXAMPLES: "examples", PREDICTIONS: "predictions"}
 

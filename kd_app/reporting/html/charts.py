@@ -76,14 +76,14 @@ def build_linear_axis(
 ) -> Axis:
     """Build an axis with 6 % of space around `values`, and about four ticks at
     multiples of 1, 2 or 5 times a power of ten. The axis does not extend beyond
-    `minimum` and `maximum`.
+    `minimum` and `maximum`, unless the values do.
     """
-    low, high = min(values, default=0.0), max(values, default=1.0)
-    space = 0.06 * (high - low) or max(abs(high) * 0.05, 1e-3)
-    low, high = low - space, high + space
-    if minimum is not None:
+    least, greatest = min(values, default=0.0), max(values, default=1.0)
+    space = 0.06 * (greatest - least) or max(abs(greatest) * 0.05, 1e-3)
+    low, high = least - space, greatest + space
+    if minimum is not None and least >= minimum:
         low = max(low, minimum)
-    if maximum is not None:
+    if maximum is not None and greatest <= maximum:
         high = min(high, maximum)
     raw = (high - low) / 4
     power = 10.0 ** math.floor(math.log10(raw))

@@ -60,6 +60,8 @@ _ORDER = {"teacher": 0, "labels_only": 1, "student": 3}
 _SHORT_ANSWERS = {"kept": "Yes.", "lost": "No.", "not shown": "Undecided."}
 _MAX_POINTS = 400
 """Number of points of a curve that a chart can show."""
+_ABSURD = 1e12
+"""Above the values of all metrics."""
 
 
 def select_split(results: Results) -> Measurement | None:
@@ -308,7 +310,10 @@ def _build_curves(run: Run) -> list[Curve]:
 
 
 def _thin_points(column: Any) -> dict[str, list[float]]:
-    """Keep every n-th epoch, so that at most `_MAX_POINTS` are left."""
+    """Keep every n-th epoch, so that at most `_MAX_POINTS` are left, without values
+    that no metric has.
+    """
+    column = column[(column.abs() < _ABSURD) & (abs(column.index) < _ABSURD)]
     every = math.ceil(len(column) / _MAX_POINTS) or 1
     thin = column.iloc[::every]
     return {
