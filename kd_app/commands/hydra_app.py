@@ -103,9 +103,10 @@ def _run_hydra_main(
     except (KeyboardInterrupt, SystemExit, RuntimeError) as error:
         # between two trials, or while other processes run them
         number = find_stop(wait=isinstance(error, RuntimeError))
-        if number is None:
+        is_refused = isinstance(error, SystemExit) and {"-p", "--package"} & set(arguments)
+        if number is None and not is_refused:
             raise
-        codes.append(report_stop(number))
+        codes.append(2 if number is None else report_stop(number))
     if _SWEEP & set(sys.argv):
         _end_sweep(codes, after_sweep, primary, configs)
     return combine(codes)
@@ -161,6 +162,14 @@ def _end_sweep(
     _remove_if_empty(out)
     # without codes, the trials ran in other processes or in an earlier call
     has_trials = bool(set(codes) - {2}) if codes else any(out.glob("[0-9]*"))
+    if not codes and not has_trials:
+        codes.append(
+            report(
+                2,
+                "No trial of the sweep ran. Expected at least one value for each"
+                " setting that varies, for example seed=range(0,3).",
+            )
+        )
     if after_sweep and has_trials and not STOPPED & set(codes):
         codes.append(
             run_to_exit_code(

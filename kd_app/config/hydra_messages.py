@@ -3,7 +3,7 @@ what to type instead.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from kd_app.config.errors import RequestError, suggest_closest, take_first_line
@@ -15,6 +15,15 @@ _FLAGS: Final = (
     "--experimental-rerun",
 )
 """The flags of Hydra."""
+_VALUES: Final = {
+    ("-c", "--cfg"): ("job", "hydra", "all"),
+    ("-i", "--info"): ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
+}
+"""Flags with a choice of values; ``--info`` may also stand without one."""
+_WITH_VALUE: Final = (
+    *("-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir"),
+    "--experimental-rerun",
+)
 
 
 def explain_message(text: str) -> str:
@@ -29,16 +38,34 @@ def explain_message(text: str) -> str:
     )
 
 
-def check_flags(arguments: Iterable[str]) -> None:
-    """Raise `RequestError` for a flag that neither kd_app nor Hydra has."""
-    for argument in arguments:
-        flag = argument.partition("=")[0]
+def check_flags(arguments: Sequence[str]) -> None:
+    """Raise `RequestError` for a flag that neither kd_app nor Hydra has, and for one
+    without the value that it needs.
+    """
+    for number, argument in enumerate(arguments):
+        flag, is_joined, value = argument.partition("=")
+        if not is_joined:
+            value = next(iter(arguments[number + 1 : number + 2]), "")
+            value = "" if value.startswith("-") else value
+        _check_value(flag, value)
         if re.match(r"--?[a-zA-Z]", flag) and flag not in _FLAGS:
             setting = flag.lstrip("-").replace("-", "_")
             raise RequestError(
                 f"There is no flag {flag!r}. {suggest_closest(flag, _FLAGS)}A setting has no"
                 f" dashes: {setting}=<value>. '--help' lists settings and flags."
             )
+
+
+def _check_value(flag: str, value: str) -> None:
+    if flag in _WITH_VALUE and not value:
+        raise RequestError(f"{flag} needs a value: '{flag} <value>'. '--hydra-help' lists all.")
+    choices = next((choices for flags, choices in _VALUES.items() if flag in flags), ())
+    is_optional = flag in ("-i", "--info") and (not value or "=" in value)
+    if choices and value not in choices and not is_optional:
+        raise RequestError(
+            f"{flag} needs one of {', '.join(choices)}, got {value!r}. For example: {flag}"
+            f" {choices[0]}."
+        )
 
 
 def explain_missing(keys: Sequence[str]) -> str:

@@ -61,7 +61,14 @@ def report_stages(
             "free=true removes the stages that no run refers to, and runs= names no runs. Name all"
             " folders with runs that use these stages: 'runs=[runs]'."
         )
-    stages, references = Stages(root, say=console.print), _read_references(root, places)
+    stages = Stages(root, say=console.print)
+    references, unreadable = _read_references(root, places)
+    if unreadable and free:
+        raise RequestError(
+            f"{unreadable[0]} Which stages it refers to is not known, so nothing was removed."
+        )
+    for reason in unreadable:
+        console.print(f"Note: {reason} The stages that it refers to count as unused.")
     stored = sorted(stages.list_stored(), key=lambda stage: -stage.size_bytes)
     rows = [_describe(stage, references, keep_days) for stage in stored]
     console.show(build_stages_table(rows))
@@ -69,7 +76,8 @@ def report_stages(
     return rows
 
 
-def _read_references(root: Path, places: Sequence[str]) -> RunReferences:
+def _read_references(root: Path, places: Sequence[str]) -> tuple[RunReferences, list[str]]:
+    """What the runs say, and why some of them can't be read."""
     try:
         folders = find_runs(places or [str(root.parent)])
     except RequestError:
@@ -77,11 +85,15 @@ def _read_references(root: Path, places: Sequence[str]) -> RunReferences:
             raise
         folders = []
     runs: dict[str, list[Path]] = defaultdict(list)
-    starts = []
+    starts, unreadable = [], []
     for folder in folders:
         if not (folder / RESULTS).is_file():
             continue  # a refused trial
-        results = read(folder / RESULTS)
+        try:
+            results = read(folder / RESULTS)
+        except RequestError as error:
+            unreadable.append(str(error))
+            continue
         if results.status in ("running", "failed"):
             config = folder / CONFIG
             starts.append((config if config.is_file() else folder).stat().st_mtime)
@@ -89,7 +101,7 @@ def _read_references(root: Path, places: Sequence[str]) -> RunReferences:
             results.config, root
         ):
             runs[name].append(folder)
-    return RunReferences(runs, min(starts, default=None))
+    return RunReferences(runs, min(starts, default=None)), unreadable
 
 
 def _list_names(node: Any, root: Path) -> set[str]:

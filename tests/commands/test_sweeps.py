@@ -175,6 +175,10 @@ def test_a_sweep_that_is_wrong_in_all_trials_leaves_nothing(words: str) -> None:
     assert list(Path.cwd().iterdir()) == []
 
 
+def test_a_sweep_over_no_value_is_refused() -> None:
+    assert "No trial of the sweep ran" in refused("-m", "seed=range(1,0)", "out=empty")
+
+
 @pytest.mark.slow
 def test_a_sweep_without_a_folder_finds_its_own_again(swept: tuple[Path, str]) -> None:
     words = (

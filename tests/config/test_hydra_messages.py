@@ -83,6 +83,24 @@ def test_an_unknown_flag_is_refused_with_the_nearest_one_and_the_setting() -> No
         check_flags(["--keep-days=3"])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--cfg"], "--cfg needs one of job, hydra, all, got ''"),
+        (["-c", "nope"], "-c needs one of job, hydra, all, got 'nope'"),
+        (["--cfg=x"], "got 'x'"),
+        (["--info", "nope"], "--info needs one of all, config"),
+        (["-cd"], "-cd needs a value"),
+        (["--package", "-m"], "--package needs a value"),
+    ],
+)
+def test_a_flag_without_its_value_is_refused(arguments: list[str], expected: str) -> None:
+    check_flags(["--info"])
+    check_flags(["-i", "seed=1"])
+    with pytest.raises(RequestError, match=expected):
+        check_flags(arguments)
+
+
 def test_a_paragraph_of_our_own_stays_as_it_is() -> None:
     assert refuse("distill", "loss=[1]").startswith("'loss=[1]' chooses 1. Expected a list")
 
