@@ -29,6 +29,7 @@ _TOKEN = re.compile(
 )
 """Tokens of well-known services, by their prefixes."""
 _USER_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
+_PASSWORD_IN_URL = re.compile(r"(?<=://)[^/@\s]*(?=@)")
 _LOGIN = re.compile(r"://([^/@\s:]*):?([^/@\s]*)@")
 _SHORTEST_SECRET = 6
 _FILE = "file"
@@ -43,6 +44,39 @@ def redact(value: Any) -> Any:
     ``local-dir:/home/me/net`` becomes ``local-dir:net``.
     """
     return _redact(value, _list_secrets())
+
+
+def hide_secrets(value: Any) -> Any:
+    """Copy `value` (plain data) with ``***`` for secrets. Unlike `redact`, it keeps all
+    keys and paths.
+    """
+    return _hide(value, _list_secrets())
+
+
+def _hide(value: Any, secrets: list[str]) -> Any:
+    if isinstance(value, Mapping):
+        return {
+            _hide_text(str(key), secrets): "***"
+            if _is_secret(key, inner)
+            else _hide(inner, secrets)
+            for key, inner in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_hide(inner, secrets) for inner in value]
+    return _hide_text(value, secrets) if isinstance(value, str) else value
+
+
+def _hide_text(text: str, secrets: list[str]) -> str:
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return _PASSWORD_IN_URL.sub("***", _TOKEN.sub("***", text))
+
+
+def _is_secret(key: Any, value: Any) -> bool:
+    """Whether a setting is a secret by its name. Groups are not: ``hard_token`` is a
+    loss term.
+    """
+    return not isinstance(value, Mapping) and _SECRET.search(str(key)) is not None
 
 
 def _list_secrets() -> list[str]:
@@ -141,7 +175,7 @@ def _redact(value: Any, secrets: list[str]) -> Any:
         return {
             _redact_text(str(key), secrets): _redact(inner, secrets)
             for key, inner in value.items()
-            if not _SECRET.search(str(key))
+            if not _is_secret(key, inner)
         }
     if isinstance(value, list | tuple):
         return [_redact(inner, secrets) for inner in value]
@@ -151,9 +185,7 @@ def _redact(value: Any, secrets: list[str]) -> Any:
 
 
 def _redact_text(text: str, secrets: list[str]) -> str:
-    for secret in secrets:
-        text = text.replace(secret, "***")
-    text = _USER_IN_URL.sub("", _TOKEN.sub("***", text))
+    text = _USER_IN_URL.sub("", _hide_text(text, secrets))
     return _compile_path_pattern().sub(lambda match: match[0].rstrip("/").rsplit("/", 1)[-1], text)
 
 

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model,
 from kd_app.config import RequestError
 from kd_app.config.links import check_links
 from kd_app.config.records import load_record, parse_record
+from kd_app.config.redact import hide_secrets
 from kd_app.digest import SELF, seal
 from kd_app.metrics.model_metrics import MODEL_METRICS
 from kd_app.metrics.pair_metrics import PAIR_METRICS
@@ -661,10 +662,11 @@ def build_json_schema() -> dict[str, Any]:
 
 def write(path: Path, results: Results) -> None:
     """Write ``results.json`` atomically, as plain JSON with null for numbers that are
-    not finite, and with its own hash.
+    not finite, with ``***`` for secrets in the configuration, and with its own hash.
     """
-    content = seal(json.loads(results.model_dump_json()))
-    write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    content = json.loads(results.model_dump_json())
+    content["config"] = hide_secrets(content["config"])
+    write_atomically(path, json.dumps(seal(content), indent=1, ensure_ascii=False) + "\n")
 
 
 def read(path: Path) -> Results:

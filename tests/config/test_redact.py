@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kd_app.config.redact import redact, relativize
+from kd_app.config.redact import hide_secrets, redact, relativize
 
 
 @pytest.mark.parametrize(
@@ -49,6 +49,27 @@ def test_texts_that_only_look_like_paths_are_not_redacted(text: str) -> None:
 )
 def test_keys_named_like_a_secret_are_removed(key: str) -> None:
     assert redact({"kwargs": {key: "x", "num_tokens": 4}}) == {"kwargs": {"num_tokens": 4}}
+
+
+def test_a_loss_term_is_no_secret() -> None:
+    config = {"loss": {"hard_token": {"weight": 1.0}}}
+    assert redact(config) == hide_secrets(config) == config
+
+
+def test_secrets_are_hidden_where_keys_and_paths_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HUB_TOKEN", "abcdefgh1234")
+    hidden = hide_secrets(
+        {
+            "data": {"root": "/tmp/x", "url": "https://me:hunter2@example.org/x"},
+            "mine": {"token": "x", "text": "auth=abcdefgh1234", "lr": 0.1},
+            "abcdefgh1234": None,
+        }
+    )
+    assert hidden == {
+        "data": {"root": "/tmp/x", "url": "https://***@example.org/x"},
+        "mine": {"token": "***", "text": "auth=***", "lr": 0.1},
+        "***": None,
+    }
 
 
 def test_values_of_secret_variables_are_removed_from_texts(monkeypatch: pytest.MonkeyPatch) -> None:

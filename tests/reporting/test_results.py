@@ -16,6 +16,13 @@ def test_written_results_are_read_back_equal(tmp_path: Path) -> None:
     assert read(tmp_path / "results.json") == results
 
 
+def test_secrets_of_the_configuration_are_not_written(tmp_path: Path) -> None:
+    results = build_results(config={"callbacks": {"mine": {"token": "s3cr3t", "every": 2}}})
+    write(tmp_path / "results.json", results)
+    mine = read(tmp_path / "results.json").config["callbacks"]["mine"]
+    assert mine == {"token": "***", "every": 2}
+
+
 def test_metrics_are_stored_unchanged_under_their_split(tmp_path: Path) -> None:
     write(tmp_path / "results.json", build_results())
     content = json.loads((tmp_path / "results.json").read_text())
