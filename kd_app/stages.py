@@ -138,7 +138,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 def sweep_leftovers(folder: Path) -> None:
     """Remove the temporary files and folders (``.<name>.partial``) of killed processes
-    from a folder that this process has locked.
+    from a folder of kd_app that this process has locked.
     """
     _remove_all(folder.rglob(f".*{PARTIAL}"))
 

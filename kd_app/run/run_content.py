@@ -42,7 +42,12 @@ _MODELS: Final = {
     STUDENT: {MODEL_CONFIG, WEIGHTS, PROGRAM, CONVERTED, INT8, INT8_OF_BYTES, CARD},
     TEACHER: {MOMENTS, REFERENCE},
 }
-_TRACKERS: Final = ("wandb", "tensorboard", "mlflow")
+_TRACKERS: Final = {
+    "wandb": re.compile(r"(?:offline-)?run-[\w-]+|latest-run|debug[\w-]*\.log"),
+    "tensorboard": re.compile(r"\w+"),
+    "mlflow": re.compile(r"\d+|models"),
+}
+"""The folder of each tracker, and what it holds."""
 _INNER: Final = (EXPORT, "compressed")
 """Folders of other commands, by default in the folder of the run."""
 
@@ -66,7 +71,7 @@ def is_run(folder: Path) -> bool:
 def list_left(folder: Path) -> list[Path]:
     """The files and folders directly in a run's folder that the run has left.
 
-    Raises `RequestError` if the folder of a model holds anything else.
+    Raises `RequestError` if the folder of a model or of a tracker holds anything else.
     """
     return [path for path in _list_visible(folder) if _is_left(path)]
 
@@ -76,15 +81,19 @@ def _is_left(path: Path) -> bool:
         return path.name in _FILES or _EXPORTED.fullmatch(path.name) is not None
     if path.name in _INNER:
         return is_run(path) and all(map(_is_left, _list_visible(path)))
-    if path.name in _MODELS:
-        _check_model_folder(path)
-        return True
-    return path.name in _TRACKERS
+    if path.name not in _MODELS and path.name not in _TRACKERS:
+        return False
+    _check_entries(path)
+    return True
 
 
-def _check_model_folder(folder: Path) -> None:
+def _check_entries(folder: Path) -> None:
     for path in _list_visible(folder):
-        if path.name not in _MODELS[folder.name]:
+        if folder.name in _MODELS:
+            is_known = path.name in _MODELS[folder.name]
+        else:
+            is_known = _TRACKERS[folder.name].fullmatch(path.name) is not None
+        if not is_known:
             raise RequestError(
                 f"overwrite=true would remove {str(path)!r}, which is no file of a run. Nothing was"
                 " deleted or written. Move it elsewhere, or choose another folder with out=."

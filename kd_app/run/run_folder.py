@@ -60,10 +60,10 @@ def claim_folder(out: Path, config: Mapping[str, Any], *, overwrite: bool) -> It
             f"The folder out={str(out)!r} can't be written: {error.strerror or error}. Choose"
             " another folder with out=."
         ) from None
-    sweep_leftovers(out)
     try:
         with _restore_on_refusal(out, new_folders, overwrite=overwrite):
             _check_same_run(out, config)
+            sweep_leftovers(out)
             _unlink_outward(out)
             write_atomically(out / CONFIG, dump_yaml(dict(config)))
             yield

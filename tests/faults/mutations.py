@@ -94,7 +94,7 @@ def _dump(value: Any, is_yaml: bool) -> str:
 
 def _tag(text: str, draw: random.Random) -> str:
     """The YAML with a tag before one of its values, or with another word of YAML."""
-    places = [place for place, letter in enumerate(text) if letter == " "]
+    places = [place for place, letter in enumerate(text) if letter == " "] or [0]
     place = draw.choice(places)
     return f"{text[:place]} {draw.choice(TAGS)}{text[place:]}"
 

@@ -70,8 +70,9 @@ def test_the_folder_of_another_command_is_left_if_it_is_whole(tmp_path: Path) ->
     assert list_left(tmp_path) == []
 
 
-def test_a_file_of_ones_own_among_the_models_files_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "student").mkdir()
-    (tmp_path / "student" / "thesis.txt").touch()
-    with pytest.raises(RequestError, match=r"would remove '.*student/thesis.txt', which is no"):
+@pytest.mark.parametrize("folder", ["student", "wandb", "tensorboard", "mlflow"])
+def test_a_file_of_ones_own_among_the_runs_files_is_refused(folder: str, tmp_path: Path) -> None:
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "thesis.txt").touch()
+    with pytest.raises(RequestError, match=rf"would remove '.*{folder}/thesis.txt', which is no"):
         list_left(tmp_path)

@@ -156,11 +156,15 @@ def test_an_overwritten_run_loses_its_own_files_and_no_others(tmp_path: Path) ->
     assert list_names(tmp_path) == ["config.yaml", "notes.txt", "results.json"]
 
 
-def test_a_folder_with_another_programs_configuration_is_not_overwritten(tmp_path: Path) -> None:
+def test_a_folder_with_another_programs_configuration_is_not_changed(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("a: 1", encoding="utf-8")
     (tmp_path / "thesis.txt").touch()
+    (tmp_path / ".download.partial").touch()
     with pytest.raises(RequestError, match=r"its config.yaml was not written by kd_app"):
         claim(tmp_path, CONFIG, overwrite=True)
+    with pytest.raises(RequestError, match="another configuration"):
+        claim(tmp_path, CONFIG)
+    assert (tmp_path / ".download.partial").exists()
     assert list_names(tmp_path) == ["config.yaml", "thesis.txt"]
     assert (tmp_path / "config.yaml").read_text(encoding="utf-8") == "a: 1"
 
