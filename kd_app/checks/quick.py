@@ -21,6 +21,7 @@ from kd_app.checks.teacher_input import check_teacher_input
 from kd_app.checks.training_length import check_few_steps
 from kd_app.config import RequestError
 from kd_app.config.paths import read_settings
+from kd_app.config.records import read_record
 from kd_app.metrics.verdict import VerdictRule
 from kd_app.run.forecast import Forecast
 from kd_app.run.run_model import RunModel
@@ -39,6 +40,7 @@ DATA_CHECKS = (
 CHECKS_WITHOUT_LABELS = (check_same_image, check_few_steps)
 TEACHER_CHECKS = (check_chance_level, check_teacher_input)
 _STAGE, _FINDINGS = "check-teacher", "findings.json"
+_EXPECTED = "Expected the findings about a teacher. Remove the folder of this stage to check again."
 _IMAGES = 256
 _SECONDS, _SHARE = 2.0, 0.02
 """The checks of a teacher may take this many seconds, or this share of the forecast."""
@@ -106,8 +108,7 @@ class QuickChecks:
         }
         key = {"config": json.loads(json.dumps(config)), "inputs": inputs}
         if (stage := stages.find(_STAGE, **key)) is not None:
-            texts = json.loads((stage.path / _FINDINGS).read_text(encoding="utf-8"))
-            return [Finding(**each) for each in texts]
+            return read_record(stage.path / _FINDINGS, list[Finding], expected=_EXPECTED)
         findings = [finding for run_check in TEACHER_CHECKS for finding in run_check(context)]
         if all(finding.severity != "refusal" for finding in findings):
             text = json.dumps([vars(finding) for finding in findings])

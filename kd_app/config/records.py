@@ -25,6 +25,7 @@ WRONG: Final = (
     ArithmeticError,
     AssertionError,
     AttributeError,
+    EOFError,
     LookupError,
     NotImplementedError,
     OSError,

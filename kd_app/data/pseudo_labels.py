@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
+from kd_app.data.stage_array import read_classes
 from kd_app.digest import hash_file
 
 Labels = Int64[np.ndarray, " images"]
@@ -54,10 +55,12 @@ def write_pseudo_labels(folder: Path, pseudo_labels: Labels) -> None:
     np.save(folder / _FILE, pseudo_labels)
 
 
-def read_pseudo_labels(folder: Path) -> Labels:
-    """Read what `write_pseudo_labels` wrote."""
-    labels: Labels = np.load(folder / _FILE, allow_pickle=False)
-    return labels
+def read_pseudo_labels(folder: Path, *, images: int, classes: int) -> Labels:
+    """Read what `write_pseudo_labels` wrote for so many images and classes.
+
+    Raises `RequestError` for another file.
+    """
+    return read_classes(folder / _FILE, images=images, least=_NO_LABEL, classes=classes)
 
 
 def hash_pseudo_labels(folder: Path) -> str:

@@ -63,7 +63,7 @@ _INERT_NAMES = {
 """Names of Python's own modules that checkpoints contain as plain data. torch reports
 names of `builtins` without their module.
 """
-_MAX_NAMES, _MAX_DEPTH = 400, 100
+_MAX_NAMES, _MAX_DEPTH = 150, 100
 _OTHER_ARCHIVES = ("locating file data.pkl", "file in archive is not in a subdirectory")
 """Parts of torch's messages about archives that are no files of tensors."""
 _MODULE_KEYS = ("_modules", "_parameters", "_buffers")

@@ -265,12 +265,16 @@ def _read_mapping(node: Any) -> Mapping[str, Any] | None:
 
 
 def _unwrap(node: Any) -> Any:
-    """Return the plain value of a node of OmegaConf's configurations."""
+    """Return the plain value of a node of OmegaConf's configurations: names are no
+    lists, so the items of a list are unwrapped, and not those of a list in it.
+    """
+    content = _unwrap_value(node)
+    return [_unwrap_value(each) for each in content] if isinstance(content, list) else content
+
+
+def _unwrap_value(node: Any) -> Any:
     attributes = getattr(node, "__dict__", None) or {}
-    if "_val" in attributes:
-        return attributes["_val"]
-    content = attributes.get("_content", node)
-    return [_unwrap(each) for each in content] if isinstance(content, list) else content
+    return attributes["_val"] if "_val" in attributes else attributes.get("_content", node)
 
 
 def _parse_names(value: Any) -> tuple[str, ...]:

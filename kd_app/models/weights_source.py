@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import timm
 import torch
+from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
 from kd_app.config import RequestError
@@ -18,6 +19,7 @@ from kd_app.config.records import parse_with
 from kd_app.models.checkpoint import Checkpoint, read_checkpoint
 from kd_app.models.class_names import ModelClasses, name_imagenet_classes
 from kd_app.models.license import UNKNOWN
+from kd_app.models.model_config import Channels, Side, Statistics
 from kd_app.models.place import find_place
 
 Kind = Literal["random", "hub", "folder", "file", "own"]
@@ -77,7 +79,7 @@ def read_record(
         if count is not None and len(names) != count:
             names = name_imagenet_classes(count)
         classes = ModelClasses(len(names) if count is None and names else count, names)
-        return WeightsRecord(classes, checkpoint.arguments)
+        return WeightsRecord(classes, _select_arguments(checkpoint.arguments))
     count, labels = origin.num_classes, origin.label_names
     if origin.kind == "hub" and count is None:
         cfg = load_timm_config(origin)
@@ -88,6 +90,33 @@ def read_record(
     return WeightsRecord(
         ModelClasses(count, labels if labels and has_names else name_imagenet_classes(count))
     )
+
+
+class _Arguments(BaseModel):
+    """The arguments of timm's train.py that decide what a model sees."""
+
+    in_chans: Channels | None = None
+    chans: Channels | None = None
+    input_size: tuple[Channels, Side, Side] | None = None
+    img_size: Side | None = None
+    interpolation: Annotated[str, Field(max_length=40)] | None = None
+    mean: Statistics | None = None
+    std: Statistics | None = None
+    crop_pct: Annotated[float, Field(strict=True, ge=0, le=2)] | None = None
+    crop_mode: Annotated[str, Field(max_length=40)] | None = None
+
+
+def _select_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of timm's train.py; nothing if one of them is not as timm writes
+    it: then another script wrote the file.
+    """
+    try:
+        chosen = _Arguments.model_validate(dict(arguments))
+    except ValidationError:
+        return {}
+    channels = (chosen.input_size or (chosen.in_chans or chosen.chans or 3,))[0]
+    lengths = {len(each) for each in (chosen.mean, chosen.std) if each is not None}
+    return chosen.model_dump(exclude_unset=True) if lengths <= {1, channels} else {}
 
 
 def parse_labels(labels: Any) -> tuple[str, ...] | None:

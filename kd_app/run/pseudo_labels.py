@@ -74,7 +74,9 @@ def cache_pseudo_labels(workspace: Workspace, job: TrainingJob, confidence: floa
         assign,
     )
     workspace.resolved.setdefault(job.name, {}).update(
-        pseudo_labels=count_pseudo_labels(read_pseudo_labels(stage.path)),
+        pseudo_labels=count_pseudo_labels(
+            read_pseudo_labels(stage.path, images=len(data.files), classes=len(workspace.classes))
+        ),
         unlabeled=len(unlabeled),
         confidence=confidence,
     )

@@ -129,7 +129,7 @@ def _refuse(place: str, target: str, package: str, kind: type | None) -> Request
     if _matches(place, _MODELS):
         expected = FACTORY
     else:
-        expected = f"a {kind.__name__} of kd_app" if kind else "no part"
+        expected = f"a part of kd_app ({kind.__name__})" if kind else "no part"
     fix = f" If you trust the code, allow it: 'allow=[{package}]'." if package != _PACKAGE else ""
     return RequestError(
         f"{place}.{TARGET}={target!r} names code that is not part of kd_app at this place of a"

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from kd_app.data.corruptions import SETTINGS, Corruption
+from kd_app.data.stage_array import read_classes
 from kd_app.files import replace_file
 from kd_app.metrics.blocks import slice_rows
 from kd_app.reporting.results import CorruptionMetrics
@@ -32,7 +33,7 @@ def measure_robustness(
     if not corruptions:
         return []
     predicted = {
-        role: _predict_corrupted(workspace, model, split, corruptions)
+        role: _predict_corrupted(workspace, model, split, corruptions, images=len(target))
         for role, model in models.items()
     }
     return [
@@ -62,7 +63,12 @@ def _compare(
 
 
 def _predict_corrupted(
-    workspace: Workspace, model: RunModel, split: str, corruptions: tuple[Corruption, ...]
+    workspace: Workspace,
+    model: RunModel,
+    split: str,
+    corruptions: tuple[Corruption, ...],
+    *,
+    images: int,
 ) -> dict[Corruption, Int64[np.ndarray, " images"]]:
     """The top-1 classes of one model under each corruption, cached.
 
@@ -82,7 +88,10 @@ def _predict_corrupted(
 
     settings = {_name_file(each): SETTINGS[each.kind][each.severity - 1] for each in corruptions}
     stage = workspace.cache_outputs(model, split, "corrupted", {"corruptions": settings}, build)
-    return {each: np.load(stage.path / _name_file(each)) for each in corruptions}
+    return {
+        each: read_classes(stage.path / _name_file(each), images=images, least=UNDECIDED)
+        for each in corruptions
+    }
 
 
 def find_top1(logits: Float[np.ndarray, "images classes"]) -> Int64[np.ndarray, " images"]:

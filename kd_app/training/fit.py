@@ -87,7 +87,11 @@ def fit(
         job.input,
         order_seed=job.recipe.seed,
         partners=job.partners,
-        pseudo_labels=None if job.pseudo_labels is None else read_pseudo_labels(job.pseudo_labels),
+        pseudo_labels=None
+        if job.pseudo_labels is None
+        else read_pseudo_labels(
+            job.pseudo_labels, images=len(data.files), classes=len(data.classes)
+        ),
         labeled_only=not job.recipe.needs_teacher,
         fresh_views=job.fresh_views,
         with_validation=job.refit_weights is not None,

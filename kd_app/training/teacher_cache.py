@@ -108,7 +108,7 @@ class CacheShard:
         try:
             record = read_record(folder / CONTENT, ShardRecord, expected=f"{_REPEAT}.")
             index = np.load(folder / INDEX, allow_pickle=False)
-        except (RequestError, OSError, ValueError) as error:
+        except (RequestError, EOFError, OSError, ValueError) as error:
             raise RunError(
                 f"The shard {str(folder)!r} of the teacher's cache can't be read ({error})."
                 f" {_REPEAT}."

@@ -410,3 +410,14 @@ def test_safetensors_name_their_classes_in_the_header_or_in_the_config_beside(
     assert read_checkpoint(tmp_path / "model.safetensors").class_names == ()
     (tmp_path / "config.json").write_text('{"id2label": {"0": "cat", "1": "dog", "2": "eel"}}')
     assert read_checkpoint(tmp_path / "model.safetensors").class_names == NAMES
+
+
+def test_nested_lists_cost_no_more_than_they_hold(tmp_path: Path) -> None:
+    endless: list[Any] = []
+    endless.append(endless)
+    many: list[Any] = [0] * 10
+    for _ in range(30):
+        many = [many] * 10  # 10^31 items, if each was visited
+    path = tmp_path / "x.pth"
+    torch.save({"state_dict": {"w": torch.ones(1)}, "a": endless, "b": many}, path)
+    assert set(read_checkpoint(path).tensors) == {"state_dict.w"}

@@ -17,6 +17,7 @@ from kd_app.models.create import create, resolve_input
 from kd_app.models.save import save_model
 from kd_app.models.spec import ImageStats, LoadedModel
 from kd_app.models.weights import hash_state
+from kd_app.models.weights_source import _select_arguments
 from tests.builders import DIGITS, GRAY, teacher_folder
 from tests.models.test_spec import request
 
@@ -103,6 +104,25 @@ def test_the_arguments_of_timm_s_training_give_the_normalization(tmp_path: Path)
     torch.save(state, tmp_path / "x.pth")
     plain = load(name="test_resnet", checkpoint=tmp_path / "x.pth", image_stats=COLOR)
     assert plain.pixels.mean == COLOR.mean
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mean": "imagenet"},
+        {"mean": 0.5},
+        {"mean": [float("nan")] * 3},
+        {"mean": [0.1, 0.2]},
+        {"input_size": "a"},
+        {"img_size": [10**9]},
+        {"crop_pct": 1e308},
+        {"interpolation": "x" * 1000},
+    ],
+)
+def test_arguments_that_timm_never_writes_are_those_of_another_script(changes: Any) -> None:
+    plain = {"mean": None, "std": [0.1, 0.2, 0.3], "lr": 0.1}
+    assert _select_arguments(plain) == {"mean": None, "std": (0.1, 0.2, 0.3)}
+    assert _select_arguments({**plain, **changes}) == {}
 
 
 def test_small_images_are_used_whole_and_large_ones_cropped_as_timm_crops() -> None:

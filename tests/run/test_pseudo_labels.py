@@ -65,7 +65,10 @@ def test_the_control_learns_what_labels_only_predicts_for_the_other_images(
     assert (job.name, job.recipe, job.teacher) == ("pseudo_labels", plain.recipe, None)
 
     assert job.pseudo_labels is not None
-    labels, unlabeled = read_pseudo_labels(job.pseudo_labels), data.list_unlabeled_rows()
+    labels = read_pseudo_labels(
+        job.pseudo_labels, images=len(data.files), classes=len(data.classes)
+    )
+    unlabeled = data.list_unlabeled_rows()
     assert unlabeled is not None
     created = create(labeler.model, labeler.input, 10, seed=labeler.recipe.seed)
     record = workspace.load_predictions(RunModel("labels_only", labeler.model, created), "train")

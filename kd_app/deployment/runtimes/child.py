@@ -3,7 +3,8 @@
 ``python -m kd_app.deployment.runtimes.child <descriptor of a socket>``
 
 A native runtime may abort its process, or never return. The kernel ends this process
-when a request takes longer than its limit, also if the process that asked is gone.
+when a request takes longer than its limit, also if the process that asked is gone, and
+before all others when memory runs out.
 """
 
 import json
@@ -56,11 +57,18 @@ def _set_limit(seconds: float | None) -> None:
     signal.alarm(0 if seconds is None else max(1, math.ceil(seconds)))
 
 
+def _offer_to_oom_killer() -> None:
+    """Let the kernel end this process first when a file asks for all of the memory."""
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+
+
 def _send(connection: Connection, message: dict[str, Any]) -> None:
     connection.send_bytes(json.dumps(message).encode())
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    _offer_to_oom_killer()
     with suppress(EOFError, BrokenPipeError):  # the process that asked has ended
         serve(Connection(int(sys.argv[1])))
