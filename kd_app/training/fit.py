@@ -87,9 +87,8 @@ def fit(
         job.input,
         order_seed=job.recipe.seed,
         partners=job.partners,
-        pseudo_labels=None
-        if job.pseudo_labels is None
-        else read_pseudo_labels(
+        pseudo_labels=job.pseudo_labels
+        and read_pseudo_labels(
             job.pseudo_labels, images=len(data.files), classes=len(data.classes)
         ),
         labeled_only=not job.recipe.needs_teacher,
