@@ -55,7 +55,7 @@ def write_pseudo_labels(folder: Path, pseudo_labels: Labels) -> None:
     np.save(folder / _FILE, pseudo_labels)
 
 
-def read_pseudo_labels(folder: Path, *, images: int, classes: int) -> Labels:
+def read_pseudo_labels(folder: Path, images: int, classes: int) -> Labels:
     """Read what `write_pseudo_labels` wrote for so many images and classes.
 
     Raises `RequestError` for another file.

@@ -59,7 +59,7 @@ def cache_pseudo_labels(workspace: Workspace, job: TrainingJob, confidence: floa
             logits[is_unlabeled],
             images[is_unlabeled],
             confidence=confidence,
-            num_images=len(data.files),
+            num_len(data.files),
         )
         write_pseudo_labels(folder, pseudo_labels)
 
@@ -75,7 +75,7 @@ def cache_pseudo_labels(workspace: Workspace, job: TrainingJob, confidence: floa
     )
     workspace.resolved.setdefault(job.name, {}).update(
         pseudo_labels=count_pseudo_labels(
-            read_pseudo_labels(stage.path, images=len(data.files), classes=len(workspace.classes))
+            read_pseudo_labels(stage.path, len(data.files), len(workspace.classes))
         ),
         unlabeled=len(unlabeled),
         confidence=confidence,

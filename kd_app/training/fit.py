@@ -88,9 +88,7 @@ def fit(
         order_seed=job.recipe.seed,
         partners=job.partners,
         pseudo_labels=job.pseudo_labels
-        and read_pseudo_labels(
-            job.pseudo_labels, images=len(data.files), classes=len(data.classes)
-        ),
+        and read_pseudo_labels(job.pseudo_labels, len(data.files), len(data.classes)),
         labeled_only=not job.recipe.needs_teacher,
         fresh_views=job.fresh_views,
         with_validation=job.refit_weights is not None,

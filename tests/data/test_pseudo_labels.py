@@ -60,6 +60,6 @@ def test_the_hash_is_that_of_the_labels(tmp_path: Path) -> None:
         folder.mkdir()
         labels = np.array([-1, label])
         write_pseudo_labels(folder, labels)
-        assert read_pseudo_labels(folder, images=len(labels), classes=9).tolist() == labels.tolist()
+        assert read_pseudo_labels(folder, len(labels), 9).tolist() == labels.tolist()
         hashes.append(hash_pseudo_labels(folder))
     assert hashes[0] == hashes[2] != hashes[1]

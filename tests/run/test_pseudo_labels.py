@@ -66,7 +66,7 @@ def test_the_control_learns_what_labels_only_predicts_for_the_other_images(
 
     assert job.pseudo_labels is not None
     labels = read_pseudo_labels(
-        job.pseudo_labels, images=len(data.files), classes=len(data.classes)
+        job.pseudo_labels, len(data.files), len(data.classes)
     )
     unlabeled = data.list_unlabeled_rows()
     assert unlabeled is not None
@@ -74,7 +74,7 @@ def test_the_control_learns_what_labels_only_predicts_for_the_other_images(
     record = workspace.load_predictions(RunModel("labels_only", labeler.model, created), "train")
     rows = np.isin(record.index, unlabeled)
     expected = assign_pseudo_labels(
-        record.logits[rows], record.index[rows], confidence=0.1001, num_images=len(data.files)
+        record.logits[rows], record.index[rows], confidence=0.1001, num_len(data.files)
     )
     assert labels.tolist() == expected.tolist()
     count = int((labels >= 0).sum())
