@@ -59,7 +59,7 @@ def cache_pseudo_labels(workspace: Workspace, job: TrainingJob, confidence: floa
             logits[is_unlabeled],
             images[is_unlabeled],
             confidence=confidence,
-            num_len(data.files),
+            num_images=len(data.files),
         )
         write_pseudo_labels(folder, pseudo_labels)
 

@@ -65,16 +65,14 @@ def test_the_control_learns_what_labels_only_predicts_for_the_other_images(
     assert (job.name, job.recipe, job.teacher) == ("pseudo_labels", plain.recipe, None)
 
     assert job.pseudo_labels is not None
-    labels = read_pseudo_labels(
-        job.pseudo_labels, len(data.files), len(data.classes)
-    )
+    labels = read_pseudo_labels(job.pseudo_labels, len(data.files), len(data.classes))
     unlabeled = data.list_unlabeled_rows()
     assert unlabeled is not None
     created = create(labeler.model, labeler.input, 10, seed=labeler.recipe.seed)
     record = workspace.load_predictions(RunModel("labels_only", labeler.model, created), "train")
     rows = np.isin(record.index, unlabeled)
     expected = assign_pseudo_labels(
-        record.logits[rows], record.index[rows], confidence=0.1001, num_len(data.files)
+        record.logits[rows], record.index[rows], confidence=0.1001, num_images=len(data.files)
     )
     assert labels.tolist() == expected.tolist()
     count = int((labels >= 0).sum())
