@@ -87,8 +87,9 @@ def fit(
         job.input,
         order_seed=job.recipe.seed,
         partners=job.partners,
-        pseudo_labels=job.pseudo_labels
-        and read_pseudo_labels(job.pseudo_labels, len(data.files), len(data.classes)),
+        pseudo_labels=read_pseudo_labels(job.pseudo_labels, len(data.files), len(data.classes))
+        if job.pseudo_labels
+        else None,
         labeled_only=not job.recipe.needs_teacher,
         fresh_views=job.fresh_views,
         with_validation=job.refit_weights is not None,

@@ -11,7 +11,7 @@ from kd_app.data.stage_array import read_classes
 
 
 def read(path: Path) -> list[int]:
-    return read_classes(path, images=3, least=-1, classes=4).tolist()
+    return list(read_classes(path, images=3, least=-1, classes=4))
 
 
 def test_class_numbers_are_read_back(tmp_path: Path) -> None:
