@@ -4,13 +4,13 @@ from kd_app.jobs.sweep import select_winner
 from kd_app.reporting.results import Results
 from kd_app.reporting.selection import read_selection
 from kd_app.reporting.tables import Trial, build_sweep_table
+from tests.reporting.embedding_results import build_embedding_results
 from tests.reporting.run_folders import build_results
-from tests.reporting.test_embedding_table import _build
 from tests.reporting.test_tables import render_flat
 
 
 def _build_trial(number: int, overlap: float) -> Trial:
-    results = _build()
+    results = build_embedding_results()
     assert results.embedding is not None
     split = results.embedding.test
     assert split is not None
@@ -20,7 +20,10 @@ def _build_trial(number: int, overlap: float) -> Trial:
 
 
 def test_classes_are_ranked_by_accuracy_and_embeddings_by_the_teachers_neighbors() -> None:
-    classes, embedding = read_selection(build_results()), read_selection(_build(), "test")
+    classes, embedding = (
+        read_selection(build_results()),
+        read_selection(build_embedding_results(), "test"),
+    )
     assert classes is not None
     assert classes.title == "top-1"
     assert embedding is not None
@@ -30,7 +33,12 @@ def test_classes_are_ranked_by_accuracy_and_embeddings_by_the_teachers_neighbors
 
 def test_what_is_not_measured_has_no_score() -> None:
     missing: Results = build_results().model_copy(update={"validation": None})
-    assert read_selection(missing) is read_selection(_build()) is read_selection(None) is None
+    assert (
+        read_selection(missing)
+        is read_selection(build_embedding_results())
+        is read_selection(None)
+        is None
+    )
 
 
 def test_the_trial_with_most_of_the_teachers_neighbors_wins() -> None:
