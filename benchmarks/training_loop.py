@@ -30,9 +30,10 @@ from kd_app.stages import Stages
 from kd_app.training.callbacks import Progress, ResumableCheckpoint
 from kd_app.training.cpu_convolutions import correct_convolutions
 from kd_app.training.curve_log import CurveLogger
-from kd_app.training.fit import build, silence_lightning
+from kd_app.training.fit import build
 from kd_app.training.job import JobTeacher, TrainingJob
 from kd_app.training.module import Distillation
+from kd_app.training.trainer import silence_lightning
 
 TARGET = 0.97
 PAIRS = (("resnet18", "resnet10t"), ("wrn_16_2", "resnet8"))

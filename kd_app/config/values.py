@@ -29,7 +29,14 @@ def _check(node: Any, key: str, parents: tuple[Any, ...], depth: int) -> None:
             f"{shorten(_join(key, parents))} is nested too deeply. Expected: at most"
             f" {MAX_DEPTH} levels."
         )
-    if isinstance(node, Mapping):
+    # most values are texts and numbers, and the check for a Mapping is slow
+    if isinstance(node, str):
+        if not node.isascii():
+            _check_text(_join(key, parents), node)
+    elif isinstance(node, list | tuple):
+        for number, each in enumerate(node):
+            _check(each, key, (parents, number), depth + 1)
+    elif not isinstance(node, int | float | None) and isinstance(node, Mapping):
         for name, each in node.items():
             if not isinstance(name, str | int | float | None):
                 raise RequestError(
@@ -37,12 +44,6 @@ def _check(node: Any, key: str, parents: tuple[Any, ...], depth: int) -> None:
                 )
             _check_text("a key", str(name))
             _check(each, key, (parents, name), depth + 1)
-    elif isinstance(node, list | tuple):
-        for number, each in enumerate(node):
-            _check(each, key, (parents, number), depth + 1)
-    elif isinstance(node, str):
-        if not node.isascii():
-            _check_text(_join(key, parents), node)
     elif reason := _find_reason(node):
         raise RequestError(f"{_join(key, parents)}={reason}")
 

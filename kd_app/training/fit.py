@@ -3,12 +3,10 @@ write the model folder.
 """
 
 import json
-import logging
 import signal
 import threading
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +56,7 @@ from kd_app.training.module import NOT_FINITE, Distillation, StepOptions
 from kd_app.training.record import RECORD, describe_outcome, read_training
 from kd_app.training.teacher_cache import TeacherCache, TeacherLogits
 from kd_app.training.teacher_source import build_teacher_source
-from kd_app.training.trainer import PROFILE, TrainerSettings
+from kd_app.training.trainer import PROFILE, TrainerSettings, silence_lightning
 
 MODEL = "model"
 
@@ -419,23 +417,6 @@ def _pass_on_stop(number: int) -> NoReturn:
         # a new one: the frame of a user's handler would look like a failure of its code
         raise SystemExit(stop.code) from None
     raise_stop(number)
-
-
-@contextmanager
-def silence_lightning() -> Iterator[None]:
-    """Suppress Lightning's log lines and hints; `Progress` prints the progress."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        for text in (
-            "isinstance.treespec, LeafSpec",
-            "The number of training batches",
-            "The '\\w+' does not have many workers",
-            "Checkpoint directory",
-            r"Found \d+ module\(s\) in eval mode",  # frozen layers
-        ):
-            warnings.filterwarnings("ignore", message=f".*{text}")
-        yield
 
 
 def build_trained_spec(spec: ModelSpec, folder: Path) -> ModelSpec:

@@ -2,6 +2,10 @@
 Trainer built from the settings.
 """
 
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import copy
 from importlib.util import find_spec
 from pathlib import Path
@@ -333,3 +337,20 @@ def _resolve_precision(accelerator: str, precision: Precision) -> str:
             " installed. Install transformer_engine, or use trainer.precision=auto."
         )
     return name
+
+
+@contextmanager
+def silence_lightning() -> Iterator[None]:
+    """Suppress Lightning's log lines and hints; `Progress` prints the progress."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        for text in (
+            "isinstance.treespec, LeafSpec",
+            "The number of training batches",
+            "The '\\w+' does not have many workers",
+            "Checkpoint directory",
+            r"Found \d+ module\(s\) in eval mode",  # frozen layers
+        ):
+            warnings.filterwarnings("ignore", message=f".*{text}")
+        yield

@@ -62,7 +62,9 @@ def test_a_control_has_a_column_and_a_paired_difference() -> None:
 def test_a_sentence_says_what_a_control_showed(
     control: str, gain: float, labeled: int, conclusion: str
 ) -> None:
-    text = list_embedding_sentences(build_embedding_results(labeled=labeled, gains={control: gain}))[-2]
+    text = list_embedding_sentences(
+        build_embedding_results(labeled=labeled, gains={control: gain})
+    )[-2]
     assert re.search(conclusion, text), text
 
 

@@ -13,7 +13,7 @@ from kd_app.training.callback_rules import (
     list_callback_needs,
     list_metrics,
 )
-from kd_app.training.fit import silence_lightning
+from kd_app.training.trainer import silence_lightning
 from tests.training.small_parts import OwnData, distillation, plain_trainer
 
 LIGHTNING = "lightning.pytorch.callbacks"

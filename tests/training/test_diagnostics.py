@@ -15,8 +15,8 @@ from kd_app.training.diagnostics import (
     compute_gradient_shares,
     find_faults,
 )
-from kd_app.training.fit import silence_lightning
 from kd_app.training.loss import DistillationLoss
+from kd_app.training.trainer import silence_lightning
 from tests.training.small_parts import Net, distillation, seeded
 from tests.training.small_terms import Adapted, Cut, Distance, Flat, Labels, answers, batch, student
 from tests.training.test_module import fit_rows

@@ -12,9 +12,9 @@ from kd_app.config import RequestError
 from kd_app.config.compose import compose_config
 from kd_app.run.spec import build_spec
 from kd_app.training.dot import TwoMomenta
-from kd_app.training.fit import silence_lightning
 from kd_app.training.loss import DistillationLoss
 from kd_app.training.module import Distillation
+from kd_app.training.trainer import silence_lightning
 from tests.builders import gone_on, teacher_folder
 from tests.training.small_parts import OwnData, distillation, plain_trainer, terms
 

@@ -18,7 +18,7 @@ from kd_app.data.batch import Batch
 from kd_app.losses.cross_entropy import CrossEntropy
 from kd_app.models.outputs import Outputs
 from kd_app.training.failures import explain_failures
-from kd_app.training.fit import silence_lightning
+from kd_app.training.trainer import silence_lightning
 from tests.training.small_parts import OwnData, distillation, plain_trainer, terms
 
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from kd_app.config import RunError
 from kd_app.schedules import Cosine, Linear
 from kd_app.training.callbacks import SkipNonFiniteSteps
-from kd_app.training.fit import silence_lightning
 from kd_app.training.loss import DistillationLoss
+from kd_app.training.trainer import silence_lightning
 from tests.training.small_parts import (
     CLASSES,
     Given,

@@ -16,7 +16,6 @@ from kd_app.models.outputs import Outputs
 from kd_app.models.taps import Taps
 from kd_app.run.spec import build_spec
 from kd_app.training.cache_format import CacheFormat, EmbeddingFormat, ExactFormat
-from kd_app.training.fit import silence_lightning
 from kd_app.training.module import Distillation
 from kd_app.training.teacher_cache import (
     CachedTeacherModel,
@@ -25,6 +24,7 @@ from kd_app.training.teacher_cache import (
     write_record,
 )
 from kd_app.training.teacher_source import CachedTeacher, LiveTeacher, SecondView, StudentEma
+from kd_app.training.trainer import silence_lightning
 from tests.builders import gone_on
 from tests.training.small_parts import Net, OwnData, distillation, frozen, plain_trainer, seeded
 

@@ -14,7 +14,6 @@ from kd_app.config import RequestError
 from kd_app.config.compose import compose_config
 from kd_app.run.spec import build_spec
 from kd_app.training import timing
-from kd_app.training.fit import silence_lightning
 from kd_app.training.module import CHECKED_STEPS
 from kd_app.training.timing import (
     EpochSteps,
@@ -25,7 +24,7 @@ from kd_app.training.timing import (
     match_wall_time,
     time_steps,
 )
-from kd_app.training.trainer import TrainerSettings
+from kd_app.training.trainer import TrainerSettings, silence_lightning
 from tests.training.small_parts import PIXELS, Net, OwnData, distillation, plain_trainer, seeded
 
 
