@@ -82,9 +82,9 @@ def evaluate_model(
     with claim_folder(out, remove_machine(config), overwrite=config["overwrite"]):
         stages = Stages(Path(spec.config["stages"]), say=console.print)
         workspace = Workspace(spec, stages, console, None, recorded=pixels)
-        names = model.origin.label_names
-        if names is not None:
-            workspace.data.evaluate_only(Evaluation(tuple(names), split))
+        names = model.record.classes.names if model.record.is_named else ()
+        if names:
+            workspace.data.evaluate_only(Evaluation(names, split))
         workspace.prepare_data()
         notes = []
         if run is not None:
@@ -95,7 +95,7 @@ def evaluate_model(
                 config["known_images"],
                 workspace.data_folder,
             )
-        elif names is None:
+        elif not names:
             notes.append(
                 "The model has no class names: its classes are read as those of the data, in the"
                 " order of their names."

@@ -255,6 +255,13 @@ def find_names(content: Any) -> tuple[str, ...]:
     return ()
 
 
+def parse_labels(labels: Any) -> tuple[str, ...]:
+    """Return the label_names of a config.json: a list, or a dict by class number, in
+    whatever order its file has; nothing if they are neither.
+    """
+    return tuple(map(str, labels)) if isinstance(labels, list | tuple) else _parse_names(labels)
+
+
 def _read_mapping(node: Any) -> Mapping[str, Any] | None:
     """Return a dict, or the attributes of an object, as a mapping by text."""
     node = _unwrap(node)

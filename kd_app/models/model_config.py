@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from kd_app.config.records import load_record, parse_record
+from kd_app.models.class_names import find_names, parse_labels
 from kd_app.models.license import UNKNOWN
 
 CONFIG = "config.json"
@@ -21,7 +22,7 @@ Channels = Annotated[int, Field(strict=True, ge=1, le=_MAX_CHANNELS)]
 Statistics = Annotated[
     tuple[Annotated[float, Field(strict=True, gt=-1e6, lt=1e6)], ...], Field(min_length=1)
 ]
-Names = list[str] | dict[str, str]
+Names = list[str] | dict[str, str | int]
 
 
 class PretrainedConfig(BaseModel):
@@ -71,10 +72,11 @@ class ModelConfig(BaseModel):
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """The names of the classes, in the order of the outputs, if they are known."""
-        names = self.label_names or self.pretrained_cfg.label_names
-        values = names.values() if isinstance(names, dict) else names
-        return tuple(values) if values else None
+        """The names of the classes, in the order of the outputs, if they are known:
+        timm's entry, else one of another library (id2label).
+        """
+        names = parse_labels(self.label_names or self.pretrained_cfg.label_names)
+        return names or find_names(self.raw) or None
 
 
 def read_model_config(folder: Path) -> ModelConfig:

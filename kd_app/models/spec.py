@@ -4,7 +4,7 @@ or fetched.
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -17,7 +17,7 @@ import kd_app.models.small  # noqa: F401
 from kd_app.config import InputSpec, RequestError, Typed, build_unknown_error
 from kd_app.config.links import check_links
 from kd_app.config.recorded_files import check_recorded
-from kd_app.models.class_names import ClassMatch, ModelClasses, match_classes
+from kd_app.models.class_names import ClassMatch, ModelClasses, match_classes, parse_labels
 from kd_app.models.layer_widths import Widths
 from kd_app.models.license import NONE, UNKNOWN
 from kd_app.models.model_config import read_model_config
@@ -29,7 +29,6 @@ from kd_app.models.weights_source import (
     WeightsRecord,
     WeightsSource,
     list_entries,
-    parse_labels,
     read_record,
 )
 from kd_app.run_files import READ, RESULTS, STUDENT
@@ -138,7 +137,9 @@ class ModelSpec(Typed):
             note = "has the data's classes in another order; its outputs are reordered"
             self.match = ClassMatch(fits=True, rows=self.class_order, note=note)
         else:
-            self.match = match_classes(classes, self.record.classes)
+            match, note = match_classes(classes, self.record.classes), self.record.note
+            notes = "; ".join(each for each in (match.note, note) if each)
+            self.match = replace(match, note=notes if match.fits else match.note)
         return self.match
 
     def bind_embedding(self) -> None:
@@ -200,7 +201,8 @@ class CompositeTeacher(ModelSpec):
     def record(self) -> WeightsRecord:
         """The classes that the teacher's parts have in common, if they are known."""
         origin = self.origin
-        return WeightsRecord(ModelClasses(origin.num_classes, origin.label_names or ()))
+        names = origin.label_names or ()
+        return WeightsRecord(ModelClasses(origin.num_classes, names), is_named=bool(names))
 
     def bind_images(self, image_stats: ImageStats) -> None:
         """Set the statistics of the data's images."""
@@ -272,7 +274,7 @@ def _resolve_timm(
         None,
         cfg.get("license") or UNKNOWN,
         cfg.get("num_classes"),
-        parse_labels(cfg.get("label_names")),
+        parse_labels(cfg.get("label_names")) or None,
     )
 
 

@@ -17,7 +17,7 @@ from kd_app.config import RequestError
 from kd_app.config.errors import take_first_line
 from kd_app.config.records import parse_with
 from kd_app.models.checkpoint import Checkpoint, read_checkpoint
-from kd_app.models.class_names import ModelClasses, name_imagenet_classes
+from kd_app.models.class_names import ModelClasses, name_imagenet_classes, parse_labels
 from kd_app.models.license import UNKNOWN
 from kd_app.models.model_config import Channels, Side, Statistics
 from kd_app.models.place import find_place
@@ -54,11 +54,14 @@ class WeightsSource:
 @dataclass(frozen=True)
 class WeightsRecord:
     """What is recorded with weights. arguments: of timm's train.py, if it wrote the
-    file.
+    file. is_named: whether the names of the classes are recorded; else they are unknown
+    or those of an ImageNet set. note: about the record, as a predicate.
     """
 
     classes: ModelClasses
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    is_named: bool = False
+    note: str = ""
 
 
 def read_record(
@@ -75,21 +78,31 @@ def read_record(
         assert origin.path is not None
         checkpoint = read_checkpoint(origin.path)
         count = _count_classes(checkpoint, origin, kwargs, role) if is_timm else None
-        names = checkpoint.class_names
-        if count is not None and len(names) != count:
-            names = name_imagenet_classes(count)
-        classes = ModelClasses(len(names) if count is None and names else count, names)
-        return WeightsRecord(classes, _select_arguments(checkpoint.arguments))
+        return build_record(count, checkpoint.class_names, checkpoint.arguments)
     count, labels = origin.num_classes, origin.label_names
     if origin.kind == "hub" and count is None:
         cfg = load_timm_config(origin)
         count, labels = cfg.get("num_classes"), parse_labels(cfg.get("label_names"))
     if origin.kind not in ("hub", "folder"):
-        return WeightsRecord(ModelClasses(count, labels or ()))
-    has_names = labels is not None and len(labels) == count
-    return WeightsRecord(
-        ModelClasses(count, labels if labels and has_names else name_imagenet_classes(count))
+        return WeightsRecord(ModelClasses(count, labels or ()), is_named=bool(labels))
+    return build_record(count, labels or ())
+
+
+def build_record(
+    count: int | None, names: tuple[str, ...], arguments: Mapping[str, Any] | None = None
+) -> WeightsRecord:
+    """The record of weights with `count` outputs (None: unknown) that name their
+    classes; names of another number of classes are left out, with a note.
+    """
+    is_named = bool(names) and count in (None, len(names))
+    note = (
+        f"records {len(names):,} class names for its {count:,} outputs, so they are not used"
+        if names and count and not is_named
+        else ""
     )
+    kept = names if is_named else name_imagenet_classes(count)
+    total = len(kept) if count is None and kept else count
+    return WeightsRecord(ModelClasses(total, kept), _select_arguments(arguments or {}), is_named, note)
 
 
 class _Arguments(BaseModel):
@@ -117,12 +130,6 @@ def _select_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     channels = (chosen.input_size or (chosen.in_chans or chosen.chans or 3,))[0]
     lengths = {len(each) for each in (chosen.mean, chosen.std) if each is not None}
     return chosen.model_dump(exclude_unset=True) if lengths <= {1, channels} else {}
-
-
-def parse_labels(labels: Any) -> tuple[str, ...] | None:
-    """Return the label_names of a config.json, which are a list or a dict."""
-    values = labels.values() if isinstance(labels, dict) else labels
-    return tuple(map(str, values)) if values else None
 
 
 def _count_classes(

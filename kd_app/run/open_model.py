@@ -247,6 +247,7 @@ def _load_folder(folder: Path, name: str, run: Path | None, device: torch.device
         embedder = NormalizedEmbedding(create(spec, input_spec, 0, seed=0).model)
         return TorchModel(embedder, (), input_spec, decoding, device, repr(name))
     model = create(spec, input_spec, origin.num_classes, seed=0).model
-    names = origin.label_names or describe_classes(spec.record.classes.names)
+    record = spec.record
+    names = record.classes.names if record.is_named else describe_classes(record.classes.names)
     classes = names or tuple(map(str, range(origin.num_classes)))
     return TorchModel(model, classes, input_spec, decoding, device, repr(name))

@@ -225,3 +225,31 @@ def test_a_suggested_tag_exists_in_timm() -> None:
     assert suggest_pretrained_tag("resnet18") == ", for example resnet18.a1_in1k"
     assert suggest_pretrained_tag("resnet8") == ""
     assert suggest_pretrained_tag("no_such_net") == ""
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"label_names": {"2": "2", "3": "10", "0": "0", "1": "1"}},
+        {"label_names": {"10": 3, "0": 0, "2": 2, "1": 1}},
+        {"id2label": {"2": "2", "3": "10", "0": "0", "1": "1"}, "label_names": None},
+    ],
+)
+def test_class_names_by_number_are_read_in_the_order_of_the_outputs(
+    entries: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = teacher_folder(tmp_path / "model", classes=("0", "1", "2", "10"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **entries}))
+    spec = request(checkpoint=folder)
+    assert spec.origin.label_names == ("0", "1", "2", "10")
+    assert spec.bind_classes(("0", "1", "10", "2")).rows == (0, 1, 3, 2)
+
+
+def test_names_of_another_number_than_the_outputs_are_noted_and_not_used(tmp_path: Path) -> None:
+    folder = teacher_folder(tmp_path / "model", classes=("a", "b", "c"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "label_names": ["b", "a"]}))
+    match = request(checkpoint=folder).bind_classes(("a", "b", "c"))
+    assert match.rows is None
+    assert "records 2 class names for its 3 outputs" in match.note
