@@ -79,6 +79,11 @@ class CsvTable:
                 f"{str(self.file)!r} has no header: its first row is {some}. Add a first row with"
                 f" the names of the columns. {fix}"
             )
+        if len(known) == 1 and re.search(rf"\b{re.escape(name)}\b", known[0], re.IGNORECASE):
+            hint = (
+                "Its columns seem to be separated by something else than comma, semicolon, tab or"
+                " pipe, which are read: replace it. "
+            )
         raise RequestError(
             f"{str(self.file)!r} has no column {name!r}; its header has: {some or 'nothing'}."
             f" {hint or suggest_closest(name, known)}{fix}"
@@ -90,18 +95,19 @@ def read_table(file: Path, names: Sequence[str]) -> CsvTable:
     semicolon, tab or pipe.
 
     names: the columns to read; of several possible delimiters, the one that yields
-    these columns is used. Blank rows are left out. Raises `RequestError` for another
+    these columns is used. Blank rows, and comments (#) above the header, are left out.
+    Raises `RequestError` for another
     encoding, another kind of file, an open quote, and a row with more cells than the
     header.
     """
     lines = io.StringIO(_decode(file), newline="")
-    first = lines.readline()
-    start = 1
+    start = _skip_lines(lines, names)
+    place, first = lines.tell(), lines.readline()
     if match := _SEPARATOR_LINE.fullmatch(first):
-        delimiter, start = match[1], 2
+        delimiter, start = match[1], start + 1
     else:
         delimiter = _find_delimiter(first, names)
-        lines.seek(0)
+        lines.seek(place)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
         header = next(reader, [])
@@ -111,6 +117,8 @@ def read_table(file: Path, names: Sequence[str]) -> CsvTable:
             f"{str(file)!r} can't be read: {error}, in line {reader.line_num + start - 1}. Expected"
             " a CSV file; a cell with a quote in it is itself quoted. Correct that line."
         ) from None
+    # numpy writes a header as a comment
+    header[:1] = [name.lstrip("# ") for name in header[:1]]
     return CsvTable(file, tuple(name.strip() for name in header), rows)
 
 
@@ -128,15 +136,31 @@ def _read_rows(
         yield Row(number, [cell.strip() for cell in cells])
 
 
-def _find_delimiter(header: str, names: Sequence[str]) -> str:
+def _skip_lines(lines: io.StringIO, names: Sequence[str]) -> int:
+    """Move to the header, over empty lines and comments (#); return its line number."""
+    number = 1
+    while True:
+        place, line = lines.tell(), lines.readline()
+        is_comment = line.startswith("#") and not _list_delimiters(line.lstrip("# "), names)
+        if not line or (line.strip() and not is_comment):
+            lines.seek(place)
+            return number
+        number += 1
+
+
+def _list_delimiters(header: str, names: Sequence[str]) -> list[str]:
+    """Return the delimiters with which a header has the columns `names`."""
     wanted = {name.lower() for name in names}
 
     def has_columns(delimiter: str) -> bool:
         cells = next(csv.reader([header], delimiter=delimiter), [])
         return wanted <= {cell.strip().lower() for cell in cells}
 
-    suitable = [each for each in _DELIMITERS if has_columns(each)]
-    return max(suitable or _DELIMITERS, key=header.count)
+    return [each for each in _DELIMITERS if has_columns(each)]
+
+
+def _find_delimiter(header: str, names: Sequence[str]) -> str:
+    return max(_list_delimiters(header.lstrip("# "), names) or _DELIMITERS, key=header.count)
 
 
 def _decode(file: Path) -> str:
@@ -156,7 +180,7 @@ def _decode(file: Path) -> str:
         )
     is_wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        return content.decode("utf-16" if is_wide else "utf-8-sig")
+        text = content.decode("utf-16" if is_wide else "utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise RequestError(
@@ -164,3 +188,9 @@ def _decode(file: Path) -> str:
             f" 'CSV (UTF-8)', or convert it: iconv -f WINDOWS-1252 -t UTF-8 {file.name} >"
             " utf8.csv"
         ) from None
+    if "\0" in text:
+        raise RequestError(
+            f"{str(file)!r} is not a table in UTF-8: it has bytes that are 0, as in UTF-16 without a"
+            " byte order mark, UTF-32, or a file that is no text. Save the file as 'CSV (UTF-8)'."
+        )
+    return text

@@ -304,16 +304,14 @@ def _suggest_place(reader: _RowReader, row: _Row) -> str:
     cell, base = reader.read_path(row), reader.images
     parts = re.split(r"[/\\]", cell)
     ends = ("/".join(parts[start:]) for start in range(1, len(parts)))
-    inner = next((end for end in ends if end and (base / end).is_file()), None)
+    ends = (end for end in ends if end and not end.startswith("/"))
+    inner = next((end for end in ends if (base / end).is_file()), None)
     if inner is not None:
         return f"There is {str(base / inner)!r}: the paths should be like {inner!r}. "
     if _WINDOWS_DRIVE.match(cell) or "://" in cell:
         return "Only paths on this machine are read. "
-    place = Path(row.path)
-    siblings = os.listdir(place.parent) if place.parent.is_dir() else []
-    same = next((name for name in siblings if name.lower() == place.name.lower()), None)
-    if same is not None:
-        return f"There is {same!r}, which differs in case. "
+    if (same := _find_other_case(Path(row.path))) is not None:
+        return f"There is {str(same)!r}, which differs in case. "
     folders = (path for path in _list_folders(base) if path != base)
     for folder in (base, *folders):
         for ending in ("", *_LIKELY_ENDINGS):
@@ -324,6 +322,16 @@ def _suggest_place(reader: _RowReader, row: _Row) -> str:
                     settings.insert(0, f"data.source.images={relative}")
                 return f"Did you mean {' '.join(settings)}? " if settings else ""
     return ""
+
+
+def _find_other_case(path: Path) -> Path | None:
+    """Return the file at a path that differs in capital letters; None without one."""
+    if path.exists():
+        return path
+    parent = path if path == path.parent else _find_other_case(path.parent)
+    names = os.listdir(parent) if parent is not None and parent.is_dir() else []
+    same = next((name for name in names if name.lower() == path.name.lower()), None)
+    return None if parent is None or same is None else parent / same
 
 
 def _list_folders(base: Path) -> list[Path]:

@@ -17,6 +17,7 @@ _RARE = ",;|"
 """Delimiters that names of classes seldom have."""
 _LIST = re.compile(r"\[.*\]|\{.*\}|\(\s*['\"].*\)", re.DOTALL)
 _MISSING = frozenset(["nan", "n/a", "#n/a", "na", "null", "?", "-", "unlabeled", "unlabelled"])
+_DECIMAL = re.compile(r"-?\d*\.\d+")
 _QUOTES = " \t'\""
 _SHOWN = 3
 
@@ -77,7 +78,13 @@ def note_spellings(labels: Iterable[str]) -> list[str]:
     same = [name for name in names if spellings[_normalize(name)] > 1]
     missing = [name for name in names if name.lower() in _MISSING]
     notes = [f"The classes {quote_some(same)} differ only in case, or as numbers in '.0'."]
-    return (notes if same else []) + [
+    decimals = [name for name in names if _DECIMAL.fullmatch(name) and float(name) % 1]
+    if 2 * len(decimals) > len(names):
+        notes.append(
+            f"Labels with decimals are read as names of classes: {quote_some(decimals, _SHOWN)}. An"
+            " amount can't be predicted here: divide its range into a few classes."
+        )
+    return (notes if same else notes[1:]) + [
         f"The label {name!r} is read as a class. If it means that the label is missing, remove"
         " these rows."
         for name in missing

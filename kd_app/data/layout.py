@@ -60,12 +60,19 @@ def find_layout(root: Path, level: ClassLevel | None) -> Layout:
     doubtful layout.
     """
     if level is not None:
-        splits, notes = find_splits(root)
+        splits, notes = ({}, []) if _find_splits_in_names(root) else find_splits(root)
         parts = splits or {"": root}
         return Layout(
             root, {split: _find_classes(part, level)[0] for split, part in parts.items()}, (*notes,)
         )
     base = _enter_wrapper(root)
+    classes = _find_splits_in_names(base)
+    if classes:
+        note = (
+            f"In {str(base)!r}, the names of the folders have split and class:"
+            f" {_describe_names(classes)}. data.source.class_level=1 makes each folder a class."
+        )
+        return Layout(base, classes, (note,))
     splits, notes = find_splits(base)
     parts = splits or {"": base}
     inner = _enter_image_folders({split: _enter_wrapper(part) for split, part in parts.items()})
@@ -262,6 +269,40 @@ def _find_splits_in_classes(folder: Path) -> dict[str, dict[str, list[Path]]]:
             f" data.root to one of the folders, for example data.root={folder / names[0]}. {LAYOUT}"
         )
     return {split: parts[split] for split in SPLITS if split in parts}
+
+
+def _find_splits_in_names(folder: Path) -> dict[str, dict[str, list[Path]]]:
+    """Return split -> class -> folders for ``train_cat``, ``train_dog``, ``test_cat``
+    ...: every folder has a split in its name, and what is left of the names is the same
+    in all splits. Nothing for another layout.
+    """
+    names = list_folders(folder)
+    if any(list_folders(folder / name) for name in names):
+        return {}
+    matches = match_splits(names)
+    parts: dict[str, dict[str, list[Path]]] = {}
+    for name, match in matches.items():
+        ends = re.split(match.word, name, maxsplit=1, flags=re.IGNORECASE)
+        rest = "_".join(filter(None, (re.sub(r"^[\W_]+|[\W_]+$", "", end) for end in ends)))
+        parts.setdefault(match.split, {}).setdefault(rest, []).append(folder / name)
+    classes = list(parts.get("train", {}))
+    is_product = len(names) == len(matches) == len(parts) * len(classes)
+    if not is_product or len(parts) < 2 or len(classes) < 2 or not all(map(_has_letter, classes)):
+        return {}
+    if any(sorted(each) != sorted(classes) for each in parts.values()):
+        return {}
+    return {split: parts[split] for split in SPLITS if split in parts}
+
+
+def _has_letter(name: str) -> bool:
+    return re.search(r"[^\W\d_]", name) is not None
+
+
+def _describe_names(parts: Mapping[str, Mapping[str, Sequence[Path]]]) -> str:
+    """Return "'test_cat' is 'cat' in test" for the last folder of `parts`."""
+    split, classes = list(parts.items())[-1]
+    name, folders = next(iter(classes.items()))
+    return f"{folders[0].name!r} is {name!r} in {split}"
 
 
 def _note_sibling_splits(root: Path) -> list[str]:

@@ -25,6 +25,7 @@ _GROUP_NAMES = frozenset(
         *("group", "patient", "subject", "participant", "person", "individual", "animal", "family"),
         *("case", "study", "exam", "series", "session", "visit", "video", "clip", "scene", "burst"),
         *("sequence", "slide", "specimen", "donor", "site", "camera", "location"),
+        *("ptid", "pid", "mrn"),
     ]
 )
 """Words in the name of a column that tells which images belong together."""

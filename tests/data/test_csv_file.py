@@ -99,6 +99,8 @@ def test_the_message_for_a_missing_table_lists_other_tables(tmp_path: Path) -> N
         "path;label\na.png;x,1\nb.png;y\n",
         "path\tlabel\r\na.png\tx,1\r\nb.png\ty\r\n",
         '\ufeff"Path", Label \na.png,"x,1"\n\nb.png, y\n',
+        '\n# by me\n# path,label\na.png,"x,1"\nb.png,y\n',
+        '\r\n"sep=;"\r\npath;label\r\na.png;x,1\r\nb.png;y\r\n',
     ],
 )
 def test_separators_and_encodings_of_spreadsheets_are_read(tmp_path: Path, text: str) -> None:
@@ -140,7 +142,11 @@ def test_whole_numbers_are_sorted_numerically(tmp_path: Path) -> None:
         ("path,label\na.png,x\nC:\\d\\e.png,y\n", "Row 3 .*Only paths on this machine"),
         ("path,label\nC:\\me\\sub\\c.png,y\n", "There is .*like 'sub/c.png'"),
         ("path,label\n/content/drive/a.png,y\n", "There is .*like 'a.png'"),
-        ("path,label\nA.PNG,y\n", "There is 'a.png', which differs in case"),
+        ("path,label\nSUB/C.PNG,y\n", "There is .*sub/c.png', which differs in case"),
+        ("path,label\nfile:///home/me/sub/c.png,y\n", "There is .*like 'sub/c.png'"),
+        ("path label\na.png x\n", "separated by something else than comma"),
+        ("path,label\na.png,x\0\n", "bytes that are 0, as in UTF-16 without"),
+        ("# path,label\n\na.png,x\n,y\n", "Row 4 .* no path"),
         ("filename,cat\na.png,1\n", "no column 'path'.* cat. The column 'filename' holds names"),
         ("path,cat,dog\na.png,0,1\nb.png,1,0\n", "'cat', 'dog' hold 0 and 1, as if each were a"),
         ("path,label\na.png,x\nhttps://a.org/e.png,y\n", "Row 3 .*Only paths on this machine"),
@@ -263,6 +269,11 @@ def test_labels_that_differ_in_spelling_or_mean_none_are_noted(tmp_path: Path) -
     case, missing = source(path).list_images().notes
     assert case == "The classes 'Cat', 'cat' differ only in case, or as numbers in '.0'."
     assert "The label 'NaN' is read as a class. If it means that the label is missing" in missing
+
+
+def test_amounts_in_the_place_of_labels_are_noted(tmp_path: Path) -> None:
+    path = table(tmp_path, "path,label\na.png,0.25\nb.png,1.5\nsub/c.png,2.0\n")
+    assert "An amount can't be predicted here" in source(path).list_images().notes[0]
 
 
 def test_names_are_found_in_the_other_form_of_their_accents(tmp_path: Path) -> None:

@@ -247,3 +247,26 @@ def test_folders_named_like_annotations_are_classes_if_the_level_says_so(tmp_pat
         Folder(
             root=put(tmp_path / "yolo", ["images/1.png"]), channels=1, class_level=None
         ).list_images()
+
+
+def test_names_with_split_and_class_are_splits(tmp_path: Path) -> None:
+    names = ["train_Cat1", "train_Cat2", "test_Cat1", "test_Cat2", "Cat1 val", "Cat2 val"]
+    found = layout(tmp_path, [f"{name}/1.png" for name in names])
+    assert {split: list(part) for split, part in found.parts.items()} == dict.fromkeys(
+        ("train", "validation", "test"), ["Cat1", "Cat2"]
+    )
+    assert "'test_Cat1' is 'Cat1' in test" in found.notes[0]
+    assert list(find_layout(tmp_path, 1).parts) == [""]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train_cat", "train_dog", "test_cat"],
+        ["train_cat", "train_dog", "test_cat", "test_dog", "eel"],
+        ["freight_train", "passenger_train", "crash_test", "blood_test"],
+        ["train_cat", "train_dog"],
+    ],
+)
+def test_names_with_splits_of_some_classes_are_classes(tmp_path: Path, names: list[str]) -> None:
+    assert list(layout(tmp_path, [f"{name}/1.png" for name in names]).parts) == [""]
