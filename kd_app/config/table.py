@@ -190,7 +190,7 @@ def _decode(file: Path) -> str:
         ) from None
     if "\0" in text:
         raise RequestError(
-            f"{str(file)!r} is not a table in UTF-8: it has bytes that are 0, as in UTF-16 without a"
-            " byte order mark, UTF-32, or a file that is no text. Save the file as 'CSV (UTF-8)'."
+            f"{str(file)!r} is not a table in UTF-8: it has bytes that are 0, as in UTF-16 without"
+            " a byte order mark, UTF-32, or a file that is no text. Save the file as 'CSV (UTF-8)'."
         )
     return text

@@ -17,7 +17,7 @@ from kd_app.data.base import Capability, Lack, exclude_capabilities, require
 from kd_app.data.batch import Batch
 from kd_app.data.corruptions import Corruption
 from kd_app.data.evaluation import Evaluation
-from kd_app.data.external_batches import NumberedLoader, OrderedLoader, check_images
+from kd_app.data.external_batches import NumberedLoader, OrderedLoader, check_images, note_values
 from kd_app.data.partners import PartnerKind
 from kd_app.data.targets import check_target
 
@@ -59,6 +59,7 @@ class ExternalDataModule(LightningDataModule):
         self._first: Batch | None = None
         self._targets: dict[str, Int64[np.ndarray, " images"]] = {}
         self._lengths: dict[str, int] = {}
+        self._digests: dict[str, set[bytes]] = {}
 
     @property
     def lacks(self) -> dict[Capability, Lack]:
@@ -123,6 +124,7 @@ class ExternalDataModule(LightningDataModule):
         if self._first is None:
             raise _build_empty_split_error("train")
         check_images(self._first.image)
+        self.notes = (*note_values(self._first.image), *self._note_copies())
         names = getattr(self.module, "classes", None) or getattr(self.module, "class_names", None)
         count = self._count_classes(self._first)
         self.classes = tuple(str(name) for name in names or range(count))
@@ -160,6 +162,16 @@ class ExternalDataModule(LightningDataModule):
                 " __len__, or use a dataset with __getitem__."
             ) from None
 
+    def _note_copies(self) -> tuple[str, ...]:
+        """Return a note about images that are in validation and in test."""
+        copies = len(self._digests["validation"] & self._digests["test"])
+        if not copies:
+            return ()
+        return (
+            f"{copies:,} images are in the validation and in the test loader of the data module:"
+            " they choose the best epoch and measure it, so metrics on test are too high.",
+        )
+
     def _count_classes(self, first: Batch) -> int:
         if first.target.dim() == 2:
             return first.target.shape[1]
@@ -170,8 +182,12 @@ class ExternalDataModule(LightningDataModule):
         loader = self.build_evaluation_loader(split, None)
         labels: list[np.ndarray] = []
         first: Batch | None = None
+        self._digests[split] = digests = set()
         for batch in loader:
             first = first or batch
+            digests.update(
+                hashlib.sha256(each.tobytes()).digest() for each in batch.image.cpu().numpy()
+            )
             labels.append(batch.to_hard_target().numpy())
         if first is None:
             raise _build_empty_split_error(split)

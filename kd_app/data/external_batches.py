@@ -14,6 +14,10 @@ from kd_app.data.batch import Batch
 from kd_app.data.targets import check_target
 from kd_app.data.worker_loader import iterate_workers
 
+_CHANNELS = (1, 3, 4)
+_UNUSUAL = 50.0
+"""Largest value from which images are not normalized; 8-bit images reach 255."""
+
 
 @dataclass
 class OrderedLoader:
@@ -94,10 +98,14 @@ class NumberedLoader:
 
 
 def check_batch(batch: Batch, split: str, num_classes: int | None) -> Batch:
-    """Return the batch with checked targets. Only images of train may lack a label."""
+    """Return the batch with converted images and checked targets. Only images of train
+    may lack a label.
+    """
     labeled = batch.labeled if split == "train" else None
     target = check_target(batch.target, labeled, num_classes, where=split)
-    return batch if target is batch.target else replace(batch, target=target)
+    image = convert_images(batch.image)
+    is_same = target is batch.target and image is batch.image
+    return batch if is_same else replace(batch, image=image, target=target)
 
 
 def split_item(item: Any) -> tuple[Tensor, Tensor]:
@@ -111,7 +119,7 @@ def split_item(item: Any) -> tuple[Tensor, Tensor]:
             f"A batch of the data module is of type {type(item).__name__}. Expected: (image,"
             " target), two tensors. Change the data module."
         )
-    image, target = item
+    image, target = convert_images(item[0]), item[1]
     if len(image) != len(target) or target.dim() not in (1, 2):
         raise RequestError(
             f"A batch of the data module has images of shape {tuple(image.shape)} and targets of"
@@ -122,10 +130,33 @@ def split_item(item: Any) -> tuple[Tensor, Tensor]:
 
 
 def check_images(image: Tensor) -> None:
-    """Raise `RequestError` for images that are not normalized floats."""
+    """Raise `RequestError` for images that are not normalized floats [B, C, H, W]."""
     if image.dim() != 4 or not image.is_floating_point():
         raise RequestError(
             f"The data module provides images of shape {tuple(image.shape)} and type"
             f" {image.dtype}. Expected: float images [B, C, H, W], normalized for the student."
             " Change the data module."
         )
+    _, channels, height, width = image.shape
+    if width in _CHANNELS and channels > max(_CHANNELS) and height > max(_CHANNELS):
+        raise RequestError(
+            f"The data module provides images of shape {tuple(image.shape)}, which seems to be"
+            f" [B, H, W, C]: {channels} channels, {width} pixels wide. Expected: [B, C, H, W]."
+            " Change the data module: image.permute(0, 3, 1, 2)."
+        )
+
+
+def note_values(image: Tensor) -> tuple[str, ...]:
+    """Return a note about images that can't be normalized: values up to 255."""
+    largest = float(image.abs().max()) if image.numel() else 0.0
+    if not _UNUSUAL < largest < float("inf"):
+        return ()
+    return (
+        f"The images of the data module have values up to {largest:,.0f}. Normalized images have"
+        " values of about -3 to 3: subtract the mean of the images and divide by their deviation.",
+    )
+
+
+def convert_images(image: Tensor) -> Tensor:
+    """Return images of 16 or 64 bits in the 32 bits of the weights."""
+    return image.float() if image.is_floating_point() else image

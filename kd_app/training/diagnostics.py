@@ -46,8 +46,8 @@ def find_faults(
             yield TermFault(
                 name,
                 "not-finite",
-                f"The loss term {name} is {values[name].item()} in the first steps. Lower"
-                " optimizer.lr, or use trainer.precision=32-true.",
+                f"The loss term {name} is {values[name].item()} in the first steps."
+                f" {_explain_nonfinite(batch)}",
             )
             continue
         if (
@@ -70,6 +70,16 @@ def find_faults(
                 f"The loss term {name} has no gradient for the student in the first steps, so the"
                 " term has no effect. Remove the term, or change its settings.",
             )
+
+
+def _explain_nonfinite(batch: Batch) -> str:
+    bad = ~batch.image.flatten(1).isfinite().all(dim=1)
+    if bool(bad.any()):
+        return (
+            f"{int(bad.sum())} of {len(bad)} images of the batch have NaN or infinite pixels:"
+            " correct them, or what normalizes them (a deviation of 0)."
+        )
+    return "Lower optimizer.lr, or use trainer.precision=32-true."
 
 
 def compute_gradient_norms(

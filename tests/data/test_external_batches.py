@@ -119,3 +119,30 @@ def test_images_may_have_any_shape_that_the_model_has(channels: int) -> None:
     data.bind(InputSpec(channels, 48, 20, *statistics), order_seed=0)
     with pytest.raises(RequestError, match=rf"{channels}x48x20 images.*image_size=\[48,20\]"):
         data.bind(InputSpec(channels, 48, 48, *statistics), order_seed=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.bfloat16])
+def test_images_of_any_precision_get_that_of_the_weights(dtype: torch.dtype) -> None:
+    batches = [(images(2).to(dtype), torch.tensor([0, 1]))]
+    data = served(train=Loader(*batches), test=Loader(*batches))
+    assert next(iter(data.train_dataloader()))[0].dtype == torch.float32
+    assert gathered(data.build_evaluation_loader("test", None))[0].dtype == torch.float32
+
+
+def test_images_with_the_channels_last_are_refused() -> None:
+    with pytest.raises(RequestError, match=r"\[B, H, W, C\].*image.permute\(0, 3, 1, 2\)"):
+        served(train=Loader((torch.zeros(2, 8, 8, 3), torch.tensor([0, 1]))))
+
+
+def test_images_that_are_not_normalized_are_noted() -> None:
+    batch = (images(2) * 100 + 100, torch.tensor([0, 1]))
+    assert "Normalized images have values of about -3 to 3" in served(train=Loader(batch)).notes[0]
+
+
+def test_the_same_images_to_choose_by_and_to_test_on_are_noted() -> None:
+    module = Module()
+    module.loaders["test"] = module.loader("validation")
+    (note,) = served(module).notes
+    assert note.startswith("7 images are in the validation and in the test loader")
+    module.loaders["test"] = Loader((images(2) + 9, torch.tensor([0, 1])))
+    assert served(module).notes == ()

@@ -68,6 +68,14 @@ def test_a_term_that_is_not_finite_ends_the_run_by_name(
         run_checks(loss)
 
 
+def test_pixels_that_are_not_finite_are_named_as_the_reason() -> None:
+    images = batch()
+    images.image[1, 0, 0, 0] = float("nan")
+    loss = DistillationLoss({"labels": Labels(factor=1.0)}, {"labels": 1.0})
+    (fault,) = find_faults(loss, {"labels": torch.tensor(float("nan"))}, student(), images)
+    assert f"1 of {len(images)} images of the batch have NaN or infinite pixels" in fault.text
+
+
 def test_a_distillation_term_that_is_exactly_zero_ends_the_run_by_name() -> None:
     with pytest.raises(RunError, match="soft_target is exactly zero"):
         run_checks(
