@@ -176,6 +176,12 @@ def _explain_unknown_key(key: str, primary: str, overrides: Sequence[str]) -> st
             " of Hydra. The settings of a search need hydra/sweeper=search or hparams_search=."
         )
     tree = _compose_tree(primary, overrides)
+    if name and tree.get(group, "") is None and (choices := list_choices(group)):
+        return (
+            f"{key} has no effect, because {group}= chooses nothing. Choose one first, for example"
+            f" {group}={'folder' if 'folder' in choices else choices[0]}. Choices of {group}=:"
+            f" {', '.join(choices)}."
+        )
     closest, siblings = suggest_closest_keys(key, _list_keys(tree)), _describe_siblings(key, tree)
     if not siblings and not closest:
         siblings = f"Groups and settings: {', '.join(tree)}. "

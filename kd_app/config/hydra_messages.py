@@ -150,6 +150,14 @@ _MESSAGES: Final = (
         " configuration, so each value has to be of the same kind. '--cfg job' prints them.",
     ),
     (
+        re.compile(r"Error merging override ([^\s=]+=\[.*?) Cannot merge DictConfig with"),
+        "{0} is a list. Expected named values: {{name: value}}.",
+    ),
+    (
+        re.compile(r"Error merging override ([^\s=]+=\{.*?) Cannot merge DictConfig with"),
+        "{0} has named values. Expected a list: [value, value].",
+    ),
+    (
         re.compile(r"Error merging override (\S+) (.+?)(?: full_key: .*)?$"),
         "{0} does not fit: {1}. '--cfg all' prints all settings with their values.",
     ),

@@ -36,7 +36,7 @@ def make(node: Any, kind: type[Any], **more: Any) -> Any:
         # a class of the user may raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise RequestError(
-            f"{target} can't be built: {reason} The settings are"
+            f"{target} can't be built: {reason.rstrip('.')}. The settings are"
             f" { {k: v for k, v in node.items() if k != TARGET}!r}."
         ) from error
     if not isinstance(part, kind):

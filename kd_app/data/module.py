@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from kd_app.config import InputSpec, RequestError, Typed
+from kd_app.config.pixels import Side
 from kd_app.data.augment import Augment
 from kd_app.data.base import Capability, Lack, ScanJob, ViewReplay, exclude_capabilities
 from kd_app.data.corruptions import Corruption
@@ -65,7 +66,7 @@ class ImageData(LightningDataModule, Typed):
         decoder: Decoder,
         on_error: Literal["raise", "skip"],
         seed: NonNegativeInt,
-        image_size: PositiveInt | None,
+        image_size: Side | None,
         split: SplitRatios,
         views: PositiveInt | None,
         label_fraction: Annotated[float, Field(gt=0, le=1)] | None,

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import timm
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import nn
 
 import kd_app.models.small  # noqa: F401
 from kd_app.config import InputSpec, RequestError, Typed, build_unknown_error
 from kd_app.config.links import check_links
+from kd_app.config.pixels import Side
 from kd_app.config.recorded_files import check_recorded
 from kd_app.models.class_names import ClassMatch, ModelClasses, match_classes, parse_labels
 from kd_app.models.layer_widths import Widths
@@ -63,7 +64,7 @@ EmbeddingKind = Literal["pooled", "class_token", "both"]
 """The embedding of a model without a head: the input of its classifier, its class
 token, or class token and mean of the patches.
 """
-ImageSize = PositiveInt | Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
+ImageSize = Side | Annotated[list[Side], Field(min_length=2, max_length=2)]
 """A side in pixels, or [height, width]."""
 
 

@@ -331,3 +331,8 @@ def test_conf_is_found() -> None:
 def test_a_word_without_a_setting_is_answered_with_what_one_looks_like(word: str) -> None:
     with pytest.raises(RequestError, match=r"names no setting\. Expected <setting>=<value>"):
         compose_config("distill", [word])
+
+
+def test_a_setting_of_a_group_that_chooses_nothing_names_the_choices() -> None:
+    with pytest.raises(RequestError, match=r"data= chooses nothing.* for example data=folder"):
+        compose_config("evaluate", ["run=a", "out=b", "data.root=photos"])

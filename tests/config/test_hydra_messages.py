@@ -34,6 +34,8 @@ def refuse(command: str, *overrides: str) -> str:
         (["data@x=digits"], r"There is no group 'data@x' .*Did you mean data\?"),
         (["optimizer@s=sgd"], r"'optimizer@s' .*mean optimizer, optimizer@teacher\.optimizer\?"),
         (["seed=choice(1,2)"], r"seed=choice\(1,2\) is a sweep .*Add -m"),
+        (["student.kwargs=[1]"], r"^student\.kwargs=\[1\] is a list. Expected named values"),
+        (["tags={a: b}"], r"^tags=\{a: b\} has named values. Expected a list"),
         (["hydra.mode=foo"], r"hydra\.mode=foo does not fit: Invalid value 'foo', expected one of"),
         (["trainer.max_epochs=${nope}"], r"trainer\.max_epochs refers to the setting 'nope'"),
         (["seed=${oc.env:NO_SUCH}"], r"seed reads the environment variable NO_SUCH, which is not"),
