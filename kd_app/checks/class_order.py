@@ -69,15 +69,10 @@ def is_order_testable(predictions: Predictions, names: Sequence[str]) -> bool:
     return len(predictions.target) >= FEWEST_IMAGES * len(names)
 
 
-def try_class_orders(
-    predictions: Predictions, names: tuple[str, ...]
-) -> Iterator[InputAlternative]:
-    """Orders of the class names in which tools list classes; and, with enough images,
-    the order that fits the predictions best.
-    """
+def fit_class_order(predictions: Predictions, names: tuple[str, ...]) -> Iterator[InputAlternative]:
+    """The order of the classes that fits the predictions best, with enough images."""
     target, before = predictions.target, predictions.hits
     predicted = predictions.logits.argmax(axis=1)
-    chance = float(np.bincount(target).max() / len(target))
     if is_order_testable(predictions, names):
         hits = _fit_permutation(predicted, target)
         meaning = find_permutation(predicted, target)
@@ -89,9 +84,19 @@ def try_class_orders(
             f" {', '.join(moved)} ...",
             before,
             hits,
-            chance,
+            _compute_chance(target),
             _invert(meaning, predicted, target, len(names)),
         )
+
+
+def try_known_orders(
+    predictions: Predictions, names: tuple[str, ...]
+) -> Iterator[InputAlternative]:
+    """The orders in which other tools list these class names, with any number of
+    images.
+    """
+    target, before = predictions.target, predictions.hits
+    predicted = predictions.logits.argmax(axis=1)
     for order, outputs in list_candidate_orders(names).items():
         meaning = {output: number for number, output in enumerate(outputs)}
         ordered = [names[meaning[output]] for output in range(min(4, len(names)))]
@@ -104,9 +109,14 @@ def try_class_orders(
             " folder, as `classes` in the checkpoint, or with teacher.classes=<a CSV file>.",
             before,
             hits,
-            chance,
+            _compute_chance(target),
             outputs,
         )
+
+
+def _compute_chance(target: np.ndarray) -> float:
+    """The accuracy of always predicting the most frequent class."""
+    return float(np.bincount(target).max() / len(target))
 
 
 def _fit_permutation(predicted: np.ndarray, target: np.ndarray) -> Bool[np.ndarray, " images"]:

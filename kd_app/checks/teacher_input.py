@@ -13,8 +13,9 @@ from timm.data import constants
 from kd_app.checks.alternative import InputAlternative, compute_p_value
 from kd_app.checks.class_order import (
     FEWEST_IMAGES,
+    fit_class_order,
     is_order_testable,
-    try_class_orders,
+    try_known_orders,
     write_class_map,
 )
 from kd_app.checks.context import CheckContext, swap_channels
@@ -49,7 +50,10 @@ def check_teacher_input(context: CheckContext) -> Iterator[Finding]:
     if context.teacher is None:
         return
     better: dict[str, InputAlternative] = {}
-    orders = try_class_orders(context.judged, context.workspace.classes)
+    classes = context.workspace.classes
+    # A known order is not fitted, so images of train can test it, too.
+    most = max(context.judged, context.predictions, key=lambda each: len(each.target))
+    orders = (*fit_class_order(context.judged, classes), *try_known_orders(most, classes))
     for alternative in (*orders, *_try_inputs(context)):
         known = better.get(alternative.name)
         if alternative.is_better(context.limits) and (

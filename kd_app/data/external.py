@@ -12,12 +12,18 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from kd_app.config import InputSpec, RequestError
-from kd_app.config.errors import take_first_line
+from kd_app.config.errors import quote_some, take_first_line
 from kd_app.data.base import Capability, Lack, exclude_capabilities, require
 from kd_app.data.batch import Batch
 from kd_app.data.corruptions import Corruption
 from kd_app.data.evaluation import Evaluation
-from kd_app.data.external_batches import NumberedLoader, OrderedLoader, check_images, note_values
+from kd_app.data.external_batches import (
+    NumberedLoader,
+    OrderedLoader,
+    check_images,
+    note_values,
+    read_train_labels,
+)
 from kd_app.data.partners import PartnerKind
 from kd_app.data.targets import check_target
 
@@ -128,6 +134,7 @@ class ExternalDataModule(LightningDataModule):
         names = getattr(self.module, "classes", None) or getattr(self.module, "class_names", None)
         count = self._count_classes(self._first)
         self.classes = tuple(str(name) for name in names or range(count))
+        self.notes += self._note_untrained()
         for split, targets in self._targets.items():
             check_target(torch.from_numpy(targets), None, len(self.classes), where=split)
         check_target(self._first.target, self._first.labeled, len(self.classes), where="train")
@@ -170,6 +177,26 @@ class ExternalDataModule(LightningDataModule):
         return (
             f"{copies:,} images are in the validation and in the test loader of the data module:"
             " they choose the best epoch and measure it, so metrics on test are too high.",
+        )
+
+    def _note_untrained(self) -> tuple[str, ...]:
+        """Return a note about classes of validation or test that train lacks, if the
+        labels of train are known.
+        """
+        trained = read_train_labels(self._call("train_dataloader"))
+        if trained is None:
+            return ()
+        measured = np.unique(np.concatenate([*self._targets.values()]))
+        missing = [
+            self.classes[number]
+            for number in np.setdiff1d(measured, trained.numpy())
+            if number < len(self.classes)
+        ]
+        if not missing:
+            return ()
+        return (
+            f"Validation or test have images of {quote_some(missing)}, but train has none, so no"
+            " model can learn them. Expected: images of every class in train.",
         )
 
     def _count_classes(self, first: Batch) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from kd_app.config import RequestError
 from kd_app.data.batch import Batch
@@ -160,3 +160,28 @@ def note_values(image: Tensor) -> tuple[str, ...]:
 def convert_images(image: Tensor) -> Tensor:
     """Return images of 16 or 64 bits in the 32 bits of the weights."""
     return image.float() if image.is_floating_point() else image
+
+
+def read_train_labels(loader: Any) -> Tensor | None:
+    """Return the class numbers of a loader's images if its dataset states them, as
+    torchvision's do (`targets`); None if they are only known by reading the images.
+    """
+    return _read_dataset_labels(getattr(loader, "dataset", None))
+
+
+def _read_dataset_labels(dataset: Any) -> Tensor | None:
+    if isinstance(dataset, Subset):
+        labels = _read_dataset_labels(dataset.dataset)
+        return None if labels is None else labels[torch.as_tensor(list(dataset.indices))]
+    if isinstance(dataset, TensorDataset):
+        labels = dataset.tensors[-1]
+    elif getattr(dataset, "target_transform", None) is None:
+        labels = getattr(dataset, "targets", None)
+    else:
+        return None
+    try:
+        numbers = torch.as_tensor(labels)
+        is_label = numbers.dim() == 1 and len(numbers) == len(dataset)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    return numbers.long() if is_label and not numbers.is_floating_point() else None

@@ -1,14 +1,23 @@
 """The order of a teacher's classes is found, and can be used."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import timm
 import torch
 
-from kd_app.checks.class_order import _invert, find_permutation, try_class_orders, write_class_map
+from kd_app.checks.class_order import (
+    _invert,
+    find_permutation,
+    fit_class_order,
+    try_known_orders,
+    write_class_map,
+)
 from kd_app.checks.quick import read_limits
+from kd_app.checks.teacher_input import check_teacher_input
 from kd_app.metrics.record import Predictions
 from tests.checks.planted import build_context
 
@@ -21,7 +30,7 @@ def find_better_orders(
 ) -> list[str]:
     logits = np.eye(len(names), dtype=np.float32)[predicted]
     predictions = Predictions(np.arange(len(target)), target, logits)
-    orders = try_class_orders(predictions, names)
+    orders = (*fit_class_order(predictions, names), *try_known_orders(predictions, names))
     return [each.change for each in orders if each.is_better(LIMITS)]
 
 
@@ -44,6 +53,27 @@ def test_names_in_natural_order_are_tried_in_the_order_of_folders() -> None:
     numbers = np.array([NUMBERS.index(name) for name in names])
     (change,) = find_better_orders(numbers[target], target, names)
     assert change.startswith("its classes in string order (0, 1, 10, 11, ...)")
+
+
+def test_a_known_order_is_tested_with_images_of_train_where_validation_has_few() -> None:
+    rows = np.array([int(name) for name in NUMBERS])
+    few, more = (
+        Predictions(
+            np.arange(12 * images),
+            target := np.repeat(np.arange(12), images),
+            np.eye(12, dtype=np.float32)[rows[target]],
+        )
+        for images in (1, 5)
+    )
+    workspace = SimpleNamespace(classes=NUMBERS, spec=SimpleNamespace(teacher=None))
+    context: Any = SimpleNamespace(
+        teacher=workspace, judged=few, hits=np.ones(1), limits=LIMITS, workspace=workspace
+    )
+    context.predictions = few
+    assert not [each for each in check_teacher_input(context) if each.severity == "refusal"]
+    context.predictions = more
+    (finding,) = [each for each in check_teacher_input(context) if each.severity == "refusal"]
+    assert "natural order" in finding.text
 
 
 def test_a_teacher_that_always_predicts_one_class_has_no_other_order() -> None:

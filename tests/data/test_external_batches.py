@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from kd_app.config import InputSpec, RequestError
 from tests.data.test_external import Loader, Module, gathered, images, served
@@ -146,3 +146,13 @@ def test_the_same_images_to_choose_by_and_to_test_on_are_noted() -> None:
     assert note.startswith("7 images are in the validation and in the test loader")
     module.loaders["test"] = Loader((images(2) + 9, torch.tensor([0, 1])))
     assert served(module).notes == ()
+
+
+def test_classes_that_only_validation_or_test_have_are_noted() -> None:
+    module = Module(classes=5)
+    module.sets["train"] = Subset(module.sets["train"], [0, 1, 2, 5, 6, 7])
+    assert any(
+        "have images of '3', '4', but train has none" in note for note in served(module).notes
+    )
+    module.loaders["train"] = Loader(*DataLoader(module.sets["train"], 2))
+    assert not any("train has none" in note for note in served(module).notes)
