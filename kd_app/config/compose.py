@@ -38,7 +38,7 @@ COMPOSE_ERRORS = (
 _PRESETS = "data.presets"
 """Defaults for other groups, which users do not set."""
 _SCHEDULE = re.compile(r"^(loss\.\w+\.schedule)=([a-z]\w*(?:,\w+)*)$")
-_FREE_FORM = re.compile(r"^(?:(?:[\w]+\.)*(?:kwargs|members)\.[\w.]+|loss\.\w+\.teacher)=")
+_FREE_FORM = re.compile(r"^(?:(?:[\w]+\.)*(?:kwargs|members)(?:\.[\w.]+=|=\{)|loss\.\w+\.teacher=)")
 _NO_KEY = re.compile(r"Key '[^']+' (?:is not in struct|not in '\w+').*?full_key: (\S+)")
 _NO_CHOICE = re.compile(r"Could not (?:find|load) '([\w/]+)/([^/']*)'")
 
@@ -46,8 +46,8 @@ _NO_CHOICE = re.compile(r"Could not (?:find|load) '([\w/]+)/([^/']*)'")
 def normalize_overrides(overrides: Iterable[str], *, is_sweep: bool = False) -> list[str]:
     """Rewrite short overrides of kd_app into Hydra's syntax.
 
-    Free-form keys (``<part>.kwargs.*``, ``teacher.members.*``, ``loss.<term>.teacher``)
-    get the prefix ``++``. ``loss.<term>.schedule=<name>`` becomes a choice of the group
+    Free-form keys (``<part>.kwargs.*``, ``<part>.kwargs={...}``,
+    ``teacher.members.*``, ``loss.<term>.teacher``) get the prefix ``++``. ``loss.<term>.schedule=<name>`` becomes a choice of the group
     scheduler: ``+scheduler@loss.<term>.schedule=<name>``. Paths are quoted, see
     `quote_path`. A data module of the user's own replaces the digits with all labels.
     Normalized overrides do not change again.

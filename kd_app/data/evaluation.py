@@ -1,5 +1,6 @@
 """Images that only measure trained models: their classes are those of the models."""
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -31,16 +32,17 @@ class Evaluation:
     def match_classes(self, listing: Listing) -> tuple[Listing, tuple[str, ...]]:
         """Number the labels as the models do; return the listing and notes.
 
-        Classes are matched by name, without regard to case if that is unambiguous.
-        Raises `RequestError` for a class that the models don't have.
+        Classes are matched by name, without regard to case, outer spaces and the form
+        of accents if that is unambiguous. Raises `RequestError` for a class that the
+        models don't have.
         """
         if self.classes is None:
             return listing, ()
         by_case: dict[str, list[str]] = {}
         for name in self.classes:
-            by_case.setdefault(name.casefold(), []).append(name)
+            by_case.setdefault(_normalize(name), []).append(name)
         matches = {
-            name: [name] if name in self.classes else by_case.get(name.casefold(), [])
+            name: [name] if name in self.classes else by_case.get(_normalize(name), [])
             for name in listing.classes
         }
         unknown = [name for name, match in matches.items() if len(match) != 1]
@@ -77,11 +79,15 @@ class Evaluation:
         )
 
 
+def _normalize(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold().strip()
+
+
 def _note_case(matches: Mapping[str, Sequence[str]]) -> list[str]:
     pairs = [f"{name!r} as {match[0]!r}" for name, match in matches.items() if name != match[0]]
     if not pairs:
         return []
-    return [f"Class names that differ only in case are read as equal: {', '.join(pairs)}."]
+    return [f"Class names that differ only in spelling are read as equal: {', '.join(pairs)}."]
 
 
 def _note_missing(classes: Sequence[str], target: np.ndarray) -> list[str]:

@@ -1,6 +1,7 @@
 """Batches of a user's loaders: their order, their numbers, and their kind."""
 
-from collections.abc import Callable, Iterable, Iterator
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -185,3 +186,27 @@ def _read_dataset_labels(dataset: Any) -> Tensor | None:
     except (TypeError, ValueError, RuntimeError):
         return None
     return numbers.long() if is_label and not numbers.is_floating_point() else None
+
+
+def read_class_names(module: Any) -> tuple[str, ...]:
+    """Return the `classes` or `class_names` of a data module: a sequence, or a dict of
+    names by number or of numbers by name; nothing without them.
+    """
+    names = getattr(module, "classes", None)
+    names = getattr(module, "class_names", None) if names is None else names
+    if isinstance(names, Mapping):
+        is_by_name = all(isinstance(number, int) for number in names.values())
+        numbers = {n: name for name, n in names.items()} if is_by_name else dict(names)
+        if set(numbers) == set(range(len(names))):
+            return tuple(str(numbers[number]) for number in range(len(numbers)))
+    elif names is None or not isinstance(names, str | set | frozenset):
+        return () if names is None else tuple(map(str, names))
+    raise RequestError(
+        f"The classes of the data module {type(module).__name__} are {names!r}. Expected: a list"
+        " of their names in the order of the class numbers, or a dict of name -> number from 0."
+    )
+
+
+def hash_images(image: Tensor) -> list[bytes]:
+    """Return the sha256 of each image of a batch."""
+    return [hashlib.sha256(each.tobytes()).digest() for each in image.cpu().numpy()]

@@ -1,6 +1,7 @@
 """Images in one folder per class, optionally in train, validation and test folders."""
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -154,15 +155,27 @@ def _check_classes(
 
 
 def _compare_case(names: Sequence[str], others: Sequence[str]) -> str:
-    lower = {name.lower(): name for name in others}
-    pairs = [f"{name!r} and {lower[name.lower()]!r}" for name in names if name.lower() in lower]
-    return f" The names differ in case: {', '.join(pairs[:3])}." if pairs else ""
+    known = {_normalize(name): name for name in others}
+    pairs = [f"{name!r} and {known[key]!r}" for name in names if (key := _normalize(name)) in known]
+    return (
+        f" The names differ in case, spaces or the form of accents: {', '.join(pairs[:3])}."
+        if pairs
+        else ""
+    )
+
+
+def _normalize(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold().strip()
 
 
 def _note_case(names: Sequence[str]) -> list[str]:
-    lower = Counter(name.lower() for name in names)
-    same = [name for name in names if lower[name.lower()] > 1]
-    return [f"The classes {quote_some(same)} differ only in case."] if same else []
+    counts = Counter(map(_normalize, names))
+    same = [name for name in names if counts[_normalize(name)] > 1]
+    return (
+        [f"The classes {quote_some(same)} differ only in case, spaces or the form of accents."]
+        if same
+        else []
+    )
 
 
 def _note_unlabeled(names: Sequence[str]) -> list[str]:

@@ -272,6 +272,8 @@ def test_arguments_of_a_model_or_an_optimizer_need_no_plus() -> None:
         ],
     )
     assert config["teacher"]["kwargs"] == {"drop_rate": 0.1}
+    whole = compose_config("distill", ["student.kwargs={img_size: 32, a: {b: 1}}"])
+    assert whole["student"]["kwargs"] == {"img_size": 32, "a": {"b": 1}}
     assert config["optimizer"]["kwargs"] == {"betas": [0.9, 0.95]}
     assert config["teacher"]["optimizer"]["kwargs"] == {"eps": 1e-6}
     assert normalize_overrides(["loss.a.schedule=warmup", "loss.a.schedule=null"]) == [

@@ -1,5 +1,6 @@
 """Images that only measure models: classes by name, and no split is drawn."""
 
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,13 @@ def test_names_that_differ_in_case_are_matched_with_a_note(tmp_path: Path) -> No
     data = serve(root, Evaluation(("Class1", "CLASS0")), tmp_path)
     assert data.list_targets("test").tolist() == [1, 1, 0, 0]  # type: ignore[union-attr]
     assert "read as equal: 'class0' as 'CLASS0', 'class1' as 'Class1'" in data.notes[0]
+
+
+def test_names_that_differ_in_spaces_and_in_the_form_of_accents_are_matched(tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "photos", images=2)
+    (root / "class0").rename(root / unicodedata.normalize("NFD", "größe "))
+    data = serve(root, Evaluation(("class1", unicodedata.normalize("NFC", "Größe"))), tmp_path)
+    assert sorted(data.list_targets("test").tolist()) == [0, 0, 1, 1]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("classes", [("class0", "b"), ("CLASS1", "Class1", "class0")])

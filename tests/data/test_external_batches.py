@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -156,3 +157,36 @@ def test_classes_that_only_validation_or_test_have_are_noted() -> None:
     )
     module.loaders["train"] = Loader(*DataLoader(module.sets["train"], 2))
     assert not any("train has none" in note for note in served(module).notes)
+
+
+@pytest.mark.parametrize(
+    "names", [["b", "a"], {"a": 1, "b": 0}, {1: "a", 0: "b"}, np.array(["b", "a"])]
+)
+def test_class_names_are_read_in_the_order_of_the_numbers(names: Any) -> None:
+    module = Module(classes=2)
+    module.class_names = names
+    assert served(module).classes == ("b", "a")
+
+
+@pytest.mark.parametrize("names", [{"a", "b"}, "ab", {"a": 1, "b": 2}, {0: "a", 2: "b"}])
+def test_class_names_without_an_order_are_refused(names: Any) -> None:
+    module = Module(classes=2)
+    module.class_names = names
+    with pytest.raises(RequestError, match="Expected: a list of their names in the order"):
+        served(module)
+
+
+def test_other_images_with_the_same_labels_are_other_data() -> None:
+    batch = (images(2), torch.tensor([0, 1]))
+    first = served(test=Loader(batch)).fingerprint
+    assert served(test=Loader(batch)).fingerprint == first
+    assert served(test=Loader((batch[0] + 1, batch[1]))).fingerprint != first
+
+
+def test_pixels_that_change_with_each_reading_are_noted() -> None:
+    class Random(Loader):
+        def __iter__(self) -> Iterator[Any]:
+            return iter((torch.rand(2, 3, 8, 8), torch.tensor([0, 1])) for _ in range(2))
+
+    (note,) = served(test=Random(None, None)).notes[:1]
+    assert "test loader of the data module gives other pixels when it is read again" in note
