@@ -47,10 +47,11 @@ def normalize_overrides(overrides: Iterable[str], *, is_sweep: bool = False) -> 
     """Rewrite short overrides of kd_app into Hydra's syntax.
 
     Free-form keys (``<part>.kwargs.*``, ``<part>.kwargs={...}``,
-    ``teacher.members.*``, ``loss.<term>.teacher``) get the prefix ``++``. ``loss.<term>.schedule=<name>`` becomes a choice of the group
-    scheduler: ``+scheduler@loss.<term>.schedule=<name>``. Paths are quoted, see
-    `quote_path`. A data module of the user's own replaces the digits with all labels.
-    Normalized overrides do not change again.
+    ``teacher.members.*``, ``loss.<term>.teacher``) get the prefix ``++``.
+    ``loss.<term>.schedule=<name>`` becomes a choice of the group scheduler:
+    ``+scheduler@loss.<term>.schedule=<name>``. Paths are quoted, see `quote_path`. A
+    data module of the user's own replaces the digits with all labels. Normalized
+    overrides do not change again.
     """
     overrides = list(overrides)
     if any(override.lstrip("+").startswith("data._target_=") for override in overrides):
