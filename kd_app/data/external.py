@@ -282,13 +282,13 @@ class ExternalDataModule(LightningDataModule):
         images = len(loader) * len(self._first or ())
         if isinstance(loader, DataLoader) and loader.batch_size and not loader.drop_last:
             images = len(loader.dataset)  # type: ignore[arg-type]
-        train = images
-        return {"train": train, **{name: len(targets) for name, targets in self._targets.items()}}
+        return {"train": images, **{name: len(labels) for name, labels in self._targets.items()}}
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of the first training batch, and of all images and labels of
-        validation and test.
+        """sha256 of the first training batch, of the number of training images and
+        their labels if they are known, and of all images and labels of validation and
+        test.
         """
         assert self._first is not None
         digest = hashlib.sha256(
@@ -298,6 +298,9 @@ class ExternalDataModule(LightningDataModule):
             digest.update(targets.tobytes())
         for images in self._digests.values():
             digest.update(b"".join(images))
+        trained = read_train_labels(self._call("train_dataloader"))
+        digest.update(str(self.sizes["train"]).encode())
+        digest.update(b"" if trained is None else trained.numpy().tobytes())
         return digest.hexdigest()
 
     @property

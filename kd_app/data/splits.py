@@ -397,7 +397,8 @@ def _check(
         ]
         some = list_some(missing)
         if not present[part]:
-            grouped = f" in {num_groups} group(s)" if num_groups < len(names) else ""
+            groups = f" in {num_groups} group(s) (copies, or the same value of group)"
+            grouped = groups if num_groups < len(names) else ""
             raise RequestError(
                 f"The {part} set would be empty: {len(names)} image(s){grouped} of"
                 f" {len(listing.classes)} classes are too few to divide. Expected: at"

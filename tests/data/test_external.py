@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from kd_app.config import InputSpec, RequestError
 from kd_app.data.batch import Batch
@@ -53,11 +53,12 @@ class Module(LightningDataModule):
         super().__init__()
         self.batch_size = batch_size
         self.diary: list[str] = []
-        self.sets: dict[str, Dataset[Any]] = {
+        self.sets = {
             name: TensorDataset(images(n, channels), torch.arange(n) % classes)
             for name, n in SIZES.items()
         }
         self.loaders = loaders
+        self.class_names: Any = None
 
     def prepare_data(self) -> None:
         self.diary.append("prepare")

@@ -151,11 +151,12 @@ def test_the_same_images_to_choose_by_and_to_test_on_are_noted() -> None:
 
 def test_classes_that_only_validation_or_test_have_are_noted() -> None:
     module = Module(classes=5)
-    module.sets["train"] = Subset(module.sets["train"], [0, 1, 2, 5, 6, 7])
+    some = Subset(module.sets["train"], [0, 1, 2, 5, 6, 7])
+    module.loaders["train"] = DataLoader(some, 2)
     assert any(
         "have images of '3', '4', but train has none" in note for note in served(module).notes
     )
-    module.loaders["train"] = Loader(*DataLoader(module.sets["train"], 2))
+    module.loaders["train"] = Loader(*DataLoader(some, 2))
     assert not any("train has none" in note for note in served(module).notes)
 
 
@@ -181,6 +182,8 @@ def test_other_images_with_the_same_labels_are_other_data() -> None:
     first = served(test=Loader(batch)).fingerprint
     assert served(test=Loader(batch)).fingerprint == first
     assert served(test=Loader((batch[0] + 1, batch[1]))).fingerprint != first
+    more = served(test=Loader(batch), train=Loader(*DataLoader(Module().sets["train"], 4), batch))
+    assert more.fingerprint != first
 
 
 def test_pixels_that_change_with_each_reading_are_noted() -> None:

@@ -316,5 +316,5 @@ def test_an_image_without_a_split_follows_its_copy_with_one() -> None:
 
 
 def test_too_few_different_images_are_refused_with_their_number() -> None:
-    with pytest.raises(RequestError, match=r"10 image\(s\) in 2 group\(s\) of 2 classes"):
+    with pytest.raises(RequestError, match=r"10 image\(s\) in 2 group\(s\) \(copies, "):
         divide_with_copies(listing([0, 1] * 5), [0, 1] * 5)
