@@ -55,7 +55,7 @@ def test_more_values_are_added() -> None:
         (None, "No Part can be built from None: it has no _target_"),
         ({"_target_": None}, "it has no _target_"),
         ({"_target_": NAME, "_partial_": "x"}, "_partial_ flag must be a bool, got 'x'"),
-        ({"_target_": NAME, "error": "boom"}, r"Part can't be built: 'boom' The settings are"),
+        ({"_target_": NAME, "error": "boom"}, r"Part can't be built: 'boom'. The settings are"),
         (
             {"_target_": "kd_app.nowhere.X"},
             r"can't be built: module 'kd_app' has no attribute 'nowhere'",
