@@ -13,8 +13,6 @@ from kd_app.schedules import Share
 
 _FUSED = {"adam", "adamw", "sgd", "momentum"}
 """Optimizers with a fused kernel."""
-Rate = Annotated[float, Field(gt=0, le=1e4)]
-"""A learning rate. Above the largest, no optimizer of timm trains anything."""
 
 
 class Optimizer(Typed):
@@ -33,9 +31,9 @@ class Optimizer(Typed):
         self,
         *,
         name: str,
-        lr: Rate | Literal["auto"],
-        scratch_lr: Rate,
-        finetune_lr: Rate,
+        lr: PositiveFloat | Literal["auto"],
+        scratch_lr: PositiveFloat,
+        finetune_lr: PositiveFloat,
         weight_decay: NonNegativeFloat,
         momentum: Share,
         kwargs: dict[str, Any],

@@ -70,7 +70,7 @@ def test_a_term_that_is_not_finite_ends_the_run_by_name(
 
 def test_pixels_that_are_not_finite_are_named_as_the_reason() -> None:
     images = batch()
-    images.image[1, 0, 0, 0] = float("nan")
+    images.image[1, 0] = float("nan")
     loss = DistillationLoss({"labels": Labels(factor=1.0)}, {"labels": 1.0})
     (fault,) = find_faults(loss, {"labels": torch.tensor(float("nan"))}, student(), images)
     assert f"1 of {len(images)} images of the batch have NaN or infinite pixels" in fault.text
