@@ -291,9 +291,8 @@ class ExternalDataModule(LightningDataModule):
         test.
         """
         assert self._first is not None
-        digest = hashlib.sha256(
-            self._first.image.numpy().tobytes() + self._first.target.numpy().tobytes()
-        )
+        image, target = self._first.image.numpy(), self._first.target.numpy()
+        digest = hashlib.sha256(image.tobytes() + target.tobytes())
         for targets in self._targets.values():
             digest.update(targets.tobytes())
         for images in self._digests.values():
