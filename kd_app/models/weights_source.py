@@ -102,7 +102,9 @@ def build_record(
     )
     kept = names if is_named else name_imagenet_classes(count)
     total = len(kept) if count is None and kept else count
-    return WeightsRecord(ModelClasses(total, kept), _select_arguments(arguments or {}), is_named, note)
+    return WeightsRecord(
+        ModelClasses(total, kept), _select_arguments(arguments or {}), is_named, note
+    )
 
 
 class _Arguments(BaseModel):
