@@ -8,7 +8,7 @@ Composing costs a third of a second of processor time otherwise, 1,600 times.
 import pickle
 from collections.abc import Callable
 from copy import copy, deepcopy
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 from hydra._internal import defaults_list
@@ -27,8 +27,7 @@ _list_defaults = defaults_list._create_defaults_list
 _merge_defaults = ConfigLoaderImpl._compose_config_from_defaults_list
 _parsed: dict[tuple[object, ...], ConfigResult] = {}
 _listed: dict[tuple[object, ...], tuple[list[ResultDefault], dict[str, Any]]] = {}
-_merged: dict[tuple[object, ...], bytes] = {}
-"""Pickled: a third of the time of a deep copy."""
+_merged: dict[tuple[object, ...], "Kept"] = {}
 _GROUPS = ("override_choices", "append_group_defaults", "deletions")
 _NOTES = (
     "override_choices",
@@ -38,6 +37,19 @@ _NOTES = (
     "deletions",
 )
 """What Hydra writes into the overrides while it lists the defaults."""
+
+
+class Kept(NamedTuple):
+    """A configuration that nobody changes, and the same pickled."""
+
+    config: DictConfig
+    pickled: bytes
+
+
+def copy_kept(kept: Kept) -> DictConfig:
+    """Unpickle, which takes a third of the time of a deep copy."""
+    copied: DictConfig = pickle.loads(kept.pickled)
+    return copied
 
 
 def _is_constant(source: ConfigSource) -> bool:
@@ -98,9 +110,9 @@ def _merge_once(
         return _merge_defaults(loader, defaults, repo)
     key = (*sources, repr(defaults))
     if key not in _merged:
-        _merged[key] = pickle.dumps(_merge_defaults(loader, defaults, repo))
-    merged: DictConfig = pickle.loads(_merged[key])
-    return merged
+        config = _merge_defaults(loader, defaults, repo)
+        _merged[key] = Kept(config, pickle.dumps(config))
+    return copy_kept(_merged[key])
 
 
 REPLACED: dict[Callable[..., Any], tuple[object, str]] = {

@@ -59,9 +59,9 @@ class FolderScheduling(LoadFileScheduling):  # type: ignore[misc]
         return EXPORTING[0] if is_exporting else super()._split_scope(nodeid)
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FolderScheduling:
-    """Distribute the tests."""
-    return FolderScheduling(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FolderScheduling | None:
+    """Distribute the tests with ``--dist loadfile``."""
+    return FolderScheduling(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -3,12 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Final
-
-from pydantic import Field
-
-Side = Annotated[int, Field(ge=1, le=2**14)]
-"""A side of a model's input in pixels, as a setting."""
+from typing import Final
 
 MIN_DECODED_SIDE: Final = 320
 """The smallest bound (pixels) on the shorter side of decoded images."""

@@ -2,13 +2,15 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import ConfigDict, ValidationError, validate_call
+from pydantic import ConfigDict, Field, ValidationError, validate_call
 from pydantic_core import ErrorDetails
 
 from kd_app.config.errors import RequestError, suggest_closest
 
+Side = Annotated[int, Field(ge=1, le=2**14)]
+"""A side of a model's input in pixels, as a setting."""
 _CONFIG = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
 _EXPECTED = "Input should be "
 

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningDataModule
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from kd_app.config import InputSpec, RequestError, Typed
-from kd_app.config.pixels import Side
+from kd_app.config.typed import Side
 from kd_app.data.augment import Augment
 from kd_app.data.base import Capability, Lack, ScanJob, ViewReplay, exclude_capabilities
 from kd_app.data.corruptions import Corruption

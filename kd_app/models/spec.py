@@ -16,8 +16,8 @@ from torch import nn
 import kd_app.models.small  # noqa: F401
 from kd_app.config import InputSpec, RequestError, Typed, build_unknown_error
 from kd_app.config.links import check_links
-from kd_app.config.pixels import Side
 from kd_app.config.recorded_files import check_recorded
+from kd_app.config.typed import Side
 from kd_app.models.class_names import ClassMatch, ModelClasses, match_classes, parse_labels
 from kd_app.models.layer_widths import Widths
 from kd_app.models.license import NONE, UNKNOWN

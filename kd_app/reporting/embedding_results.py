@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from kd_app.reporting.constraints import Count, Finite, Number, Probability
 
@@ -44,6 +44,13 @@ class EmbeddingMetrics(_Part):
     effective_rank: Number = None
 
 
+def _require_models(models: dict[str, EmbeddingMetrics]) -> dict[str, EmbeddingMetrics]:
+    needed = {"teacher", "student", *(("untouched",) if "random" in models else ())}
+    if missing := sorted(needed - models.keys()):
+        raise ValueError(f"lacks {' and '.join(missing)}")
+    return models
+
+
 class EmbeddingSplit(_Part):
     """Metrics of all models on the queries of one split.
 
@@ -60,7 +67,7 @@ class EmbeddingSplit(_Part):
     num_labeled: Count
     k: Annotated[int, Field(ge=1)]
     confidence: Probability
-    models: dict[str, EmbeddingMetrics]
+    models: Annotated[dict[str, EmbeddingMetrics], AfterValidator(_require_models)]
     gap_closed: dict[str, Bounded] = {}
     gains: dict[str, dict[str, Bounded]] = {}
 

@@ -26,6 +26,7 @@ from kd_app.run.open_run import build_saved_spec, read_run
 from kd_app.run.spec import build_spec
 from kd_app.run.task_choice import Purpose
 from kd_app.search.study import Search, SearchSettings
+from tests import composition_cache
 from tests.builders import DIGITS, teacher_folder
 from tests.reporting.run_folders import build_model, build_results
 from tests.security.guard import STRANGER, watch
@@ -79,6 +80,8 @@ PAYLOADS: list[Any] = [
 @pytest.fixture(autouse=True)
 def _secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setenv("KD_TEST_SECRET", SECRET)
+    # unpickling is watched
+    monkeypatch.setattr(composition_cache, "copy_kept", lambda kept: copy.deepcopy(kept.config))
     monkeypatch.chdir(tmp_path)
     yield
     assert not (tmp_path / "mark").exists()
