@@ -110,8 +110,8 @@ def check_dominant_class(context: CheckContext) -> Iterator[Finding]:
             "class-dominates",
             f"{count / len(targets):.1%} of the {len(targets):,} images of {split} are"
             f" {classes[largest]!r}: a model that always predicts this class is right as often,"
-            " so top-1 accuracy says little. Set verdict.metric=balanced_accuracy; with"
-            " loss.cross_entropy.class_weights=balanced, rare classes count more in training.",
+            " so top-1 accuracy says little. Set verdict.metric=balanced_accuracy;"
+            " loss.cross_entropy.class_weights (auto) makes rare classes count more in training.",
         )
         return
 

@@ -31,6 +31,7 @@ from kd_app.run.role_jobs import (
     build_teacher_job,
     check_batches,
     check_pair,
+    note_class_weights,
 )
 from kd_app.run.run_folder import build_run_name, check_out, check_stages, claim_folder
 from kd_app.run.run_length import list_length_notes
@@ -299,7 +300,7 @@ def _prepare(
     """
     spec, console = workspace.spec, workspace.console
     builder.notes += _prepare_data(workspace, inputs)
-    for note in list_length_notes(workspace):
+    for note in (*list_length_notes(workspace), *note_class_weights(workspace)):
         builder.notes.append(note)
         console.print(f"Note: {note}")
     select_measurement(workspace).check_run(workspace)

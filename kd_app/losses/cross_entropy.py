@@ -13,7 +13,7 @@ from kd_app.data.batch import Batch
 from kd_app.losses.base import Level, LossTerm
 from kd_app.models.outputs import Outputs
 
-BALANCED = "balanced"
+BALANCED, AUTO = "balanced", "auto"
 
 
 class CrossEntropy(LossTerm):
@@ -40,12 +40,13 @@ class CrossEntropy(LossTerm):
         self,
         *,
         smoothing: Annotated[float, Field(ge=0, lt=1)],
-        class_weights: list[PositiveFloat] | Literal["balanced"] | None,
+        class_weights: list[PositiveFloat] | Literal["auto", "balanced"] | None,
     ) -> None:
         super().__init__()
         self.smoothing = smoothing
         is_list = isinstance(class_weights, list)
         weights = torch.tensor(class_weights) if is_list else None
+        # auto is equal weights where no run resolves it
         self._is_unresolved = class_weights == BALANCED
         self.register_buffer("class_weights", weights, persistent=False)
 
@@ -57,7 +58,8 @@ class CrossEntropy(LossTerm):
             raise RequestError(
                 f"cross_entropy: class_weights has {len(self.class_weights)} entries for"
                 f" {classes} classes. Expected one positive number per class, in the order of the"
-                " classes, 'balanced', or null for equal weights."
+                " classes, 'auto', 'balanced', or null for equal"
+                " weights."
             )
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:

@@ -20,7 +20,7 @@ from kd_app.run.run_model import RunModel
 from kd_app.run.teacher_views import cache_teacher_views
 from kd_app.run.workspace import Workspace
 from kd_app.training.fit import build
-from kd_app.training.job import JobTeacher, Recipe, TrainingJob
+from kd_app.training.job import JobTeacher, Recipe, TrainingJob, is_imbalanced
 from kd_app.training.single_image import check_single_image
 from kd_app.training.timing import (
     EPOCHS,
@@ -127,20 +127,37 @@ def check_batches(workspace: Workspace, *, ready: bool) -> None:
 
 
 def balance_classes(recipe: Recipe, data: RunData) -> Recipe:
-    """The recipe with numbers in place of ``class_weights=balanced``.
+    """The recipe with numbers, or none, in place of ``class_weights=balanced`` and
+    ``class_weights=auto``.
 
-    Raises `RequestError` if the labels of the training images are not known.
+    Raises `RequestError` for 'balanced' if the labels of the training images are not
+    known.
     """
-    if not recipe.is_balanced:
+    if not recipe.counts_classes:
         return recipe
     counts = data.count_labels()
-    if counts is None:
+    if counts is None and recipe.is_balanced:
         raise RequestError(
             "class_weights=balanced needs the labels of all training images, which a data module"
             " of your own does not list. Set one positive number per class, for example"
             f" class_weights=[{','.join(['1'] * min(len(data.classes), 3))}]."
         )
-    return recipe.balance_classes(counts.tolist())
+    return recipe.balance_classes([] if counts is None else counts.tolist())
+
+
+def note_class_weights(workspace: Workspace) -> list[str]:
+    """A sentence if ``class_weights=auto`` weights the classes."""
+    spec, counts = workspace.spec, workspace.data.count_labels()
+    recipes = (spec.teacher_recipe, spec.recipe)
+    is_auto = any(each and each.counts_classes and not each.is_balanced for each in recipes)
+    if counts is None or not is_auto or not is_imbalanced(counts.tolist()):
+        return []
+    return [
+        f"the largest class has {counts.max():,} labeled training images and the smallest"
+        f" {counts[counts > 0].min():,}, so the labels of rare classes count more"
+        " (loss.cross_entropy.class_weights=auto; null: all images count alike). Top-1 accuracy"
+        " can be lower for it, balanced accuracy is higher."
+    ]
 
 
 def _build_control(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from lightning.pytorch.callbacks import Callback
 
@@ -16,7 +16,7 @@ from kd_app.data.base import RunData
 from kd_app.data.partners import PartnerKind
 from kd_app.data.pseudo_labels import hash_pseudo_labels
 from kd_app.losses.base import LossTerm
-from kd_app.losses.cross_entropy import BALANCED
+from kd_app.losses.cross_entropy import AUTO, BALANCED
 from kd_app.models.composite import EmaTeacher
 from kd_app.models.create import create
 from kd_app.models.spec import LoadedModel, ModelSpec
@@ -30,6 +30,10 @@ from kd_app.training.trainer import TrainerSettings
 
 Config = dict[str, Any]
 _CLASS_WEIGHTS = "class_weights"
+IMBALANCE: Final = 5
+"""Images of the largest class for each of the smallest, from which on
+``class_weights=auto`` weights the classes. Measured at 20, see docs/recipes.md.
+"""
 _KEYS_OF_THE_SUM = ("weight", "schedule", "teacher")
 """Keys in the config of a loss term that `DistillationLoss` reads, not the term."""
 
@@ -126,16 +130,27 @@ class Recipe:
     @property
     def is_balanced(self) -> bool:
         """Whether a term weights the classes by their number of images."""
-        return any(node.get(_CLASS_WEIGHTS) == BALANCED for node in self.loss.values())
+        return self._has_class_weights(BALANCED)
+
+    @property
+    def counts_classes(self) -> bool:
+        """Whether weights of the classes depend on their number of images."""
+        return self.is_balanced or self._has_class_weights(AUTO)
+
+    def _has_class_weights(self, choice: str) -> bool:
+        return any(node.get(_CLASS_WEIGHTS) == choice for node in self.loss.values())
 
     def balance_classes(self, counts: Sequence[int]) -> "Recipe":
         """The recipe with the class weights ``images / (classes * count)`` in place of
-        'balanced'. counts: labeled training images by class.
+        'balanced', and of 'auto' if the classes are `is_imbalanced`; otherwise with
+        equal weights for 'auto'. counts: labeled training images by class; none if they
+        are not known.
         """
         weights = [sum(counts) / (len(counts) * max(count, 1)) for count in counts]
+        choices = {BALANCED: weights, AUTO: weights if is_imbalanced(counts) else None}
         loss = {
-            name: {**node, _CLASS_WEIGHTS: weights}
-            if node.get(_CLASS_WEIGHTS) == BALANCED
+            name: {**node, _CLASS_WEIGHTS: choices[node[_CLASS_WEIGHTS]]}
+            if node.get(_CLASS_WEIGHTS) in (BALANCED, AUTO)
             else node
             for name, node in self.loss.items()
         }
@@ -144,6 +159,14 @@ class Recipe:
     def to_json(self) -> dict[str, Any]:
         """The fields as plain data."""
         return {field.name: getattr(self, field.name) for field in fields(Recipe)}
+
+
+def is_imbalanced(counts: Sequence[int]) -> bool:
+    """Whether the largest class has `IMBALANCE` times the images of the smallest one
+    that has any.
+    """
+    present = [count for count in counts if count]
+    return bool(present) and max(present) >= IMBALANCE * min(present)
 
 
 @dataclass(frozen=True)

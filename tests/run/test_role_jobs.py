@@ -18,6 +18,7 @@ from kd_app.run.role_jobs import (
     check_batches,
     check_pair,
     draft_role_job,
+    note_class_weights,
 )
 from kd_app.run.run_model import RunModel
 from kd_app.run.workspace import Workspace
@@ -36,7 +37,8 @@ def teacher_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def workspace(teacher_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     overrides = (f"teacher.checkpoint={teacher_path}", "student.name=resnet8", ALL)
     epochs = ("trainer.max_epochs=3", "teacher.max_epochs=3")
-    return build_workspace(tmp_path_factory.mktemp("run"), *overrides, *epochs)
+    equal = "loss.cross_entropy.class_weights=null"  # else a job has another recipe than the run
+    return build_workspace(tmp_path_factory.mktemp("run"), *overrides, *epochs, equal)
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +217,19 @@ def test_a_last_batch_of_one_image_is_refused_if_a_trained_model_can_not_take_it
     check_batches(workspace, ready=True)  # resnet8 has maps of more than one value
     with pytest.raises(RequestError, match=r"A training batch has one image, .* of the teacher"):
         check_batches(workspace, ready=False)
+
+
+def test_a_plan_says_that_rare_classes_count_more(tmp_path: Path) -> None:
+    folder = image_folder(tmp_path / "photos", images=30)
+    for path in sorted((folder / "class1").iterdir())[5:]:
+        path.unlink()
+    words = ("data=folder", f"data.root={folder}", "teacher=none", "loss=[cross_entropy]")
+    workspace = build_workspace(tmp_path, *words)
+    (note,) = note_class_weights(workspace)
+    assert "22 labeled training images and the smallest 3" in note
+    assert build_student_job(workspace, None).recipe.loss["cross_entropy"]["class_weights"]
+    equal = build_workspace(tmp_path, *words, "loss.cross_entropy.class_weights=null")
+    assert note_class_weights(equal) == []
 
 
 def test_balanced_class_weights_count_the_labeled_training_images(tmp_path: Path) -> None:

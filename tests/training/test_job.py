@@ -248,4 +248,21 @@ def test_balanced_classes_have_weights_inverse_to_their_images() -> None:
     assert not balanced.is_balanced
     # every class has the same total weight
     assert 30 * weights[0] == pytest.approx(10 * weights[1])
+
+
+@pytest.mark.parametrize(
+    ("counts", "is_weighted"),
+    [([50, 10, 30], True), ([49, 10, 30], False), ([50, 0, 30], False), ([], False)],
+)
+def test_classes_are_weighted_by_themselves_if_the_largest_is_five_times_the_smallest(
+    counts: list[int], is_weighted: bool
+) -> None:
+    node = {**CROSS_ENTROPY, "class_weights": "auto"}
+    recipe = replace(RECIPE, loss={"cross_entropy": node})
+    assert recipe.counts_classes
+    assert not recipe.is_balanced
+    resolved = recipe.balance_classes(counts).loss["cross_entropy"]["class_weights"]
+    balanced = replace(recipe, loss={"cross_entropy": {**node, "class_weights": "balanced"}})
+    expected = balanced.balance_classes(counts).loss["cross_entropy"]["class_weights"]
+    assert resolved == (expected if is_weighted else None)
     balanced.build_loss()
