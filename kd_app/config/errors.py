@@ -2,14 +2,22 @@
 
 import difflib
 from collections.abc import Iterable, Sequence
+from typing import Final
+
+_ESCAPES: Final = {
+    number: repr(chr(number))[1:-1] for number in range(160) if not 32 <= number < 127
+}
 
 
 class RequestError(ValueError):
     """The request is wrong; nothing was computed or overwritten (exit code 2).
 
     The message is one paragraph: the setting, the value, the expected value, and the
-    fix.
+    fix. Control characters of what a file or word held are shown as escapes.
     """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message.translate(_ESCAPES))
 
 
 class RunError(RuntimeError):

@@ -1,5 +1,6 @@
 """Failures of a user's own code: one paragraph that names the class and the method."""
 
+import errno
 import os
 import re
 import sysconfig
@@ -25,6 +26,8 @@ _LIBRARIES: Final = tuple(
     )
 )
 """Folders whose code is not the user's: Python, installed packages, and kd_app."""
+_DISK: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""A disk that is full or can't be written is no fault of the code that writes."""
 _WORKER: Final = re.compile(r"Caught (\w+) in \w+ worker process")
 _WORKER_FRAME: Final = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
 
@@ -59,7 +62,9 @@ def describe_own_error(error: BaseException, packages: frozenset[str] = frozense
     packages: installed packages that are the user's.
     """
     is_stop = isinstance(error, SystemExit) and error.code in (130, 143)
-    if is_stop or isinstance(error, RequestError | RunError) or is_out_of_memory(error):
+    is_explained = isinstance(error, RequestError | RunError) or is_out_of_memory(error)
+    is_disk = isinstance(error, OSError) and error.errno in _DISK
+    if is_stop or is_explained or is_disk:
         return None
     place = _find_place(error, packages) or _find_worker_place(error)
     if place is None:

@@ -3,10 +3,15 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kd_app.config import build_unknown_error, suggest_closest
+from kd_app.config import RequestError, build_unknown_error, suggest_closest
 from kd_app.config.errors import suggest_closest_keys
 
 WORDS = ["temperature", "weight", "smoothing"]
+
+
+def test_a_message_is_one_paragraph_whatever_a_name_holds() -> None:
+    error = RequestError("there is no 'a\nb\x1b[31m'. Umlauts: ü.")
+    assert str(error) == r"there is no 'a\nb\x1b[31m'. Umlauts: ü."
 
 
 def test_the_closest_choice_is_named_and_none_where_none_is_near() -> None:

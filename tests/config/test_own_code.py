@@ -1,5 +1,6 @@
 """Failures of a user's own code are told by class and method."""
 
+import errno
 import runpy
 import sys
 from collections.abc import Callable
@@ -50,7 +51,10 @@ def test_the_paragraph_names_class_method_place_and_error() -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [RequestError("x"), RunError("x"), SystemExit(143), SystemExit(130), MemoryError()],
+    [
+        *(RequestError("x"), RunError("x"), SystemExit(143), SystemExit(130), MemoryError()),
+        OSError(errno.ENOSPC, "No space left on device"),
+    ],
 )
 def test_what_is_explained_elsewhere_is_left_alone(error: BaseException) -> None:
     assert describe_own_error(fail(error)) is None
