@@ -25,7 +25,7 @@ SCRATCH_PAIR: Final = "wrn_16_2 -> resnet8"
 OTHER_PAIR: Final = "resnet20 -> wrn_16_1"
 TUNED_PAIR: Final = "lite1 -> lite0"
 SEARCH, TUNING, BAR, IMBALANCE, AVERAGE = "search", "tuning", "bar", "imbalance", "average"
-LONGER, VIT = "longer", "transformer"
+LONGER, VIT, FEW = "longer", "transformer", "few"
 
 
 class Regime(NamedTuple):
@@ -190,7 +190,7 @@ def list_survivors(
 
 
 _RATES: Final = {
-    "from random weights": (0.005, 0.01),
+    "from random weights": (0.005, 0.01, 0.02),
     "from pretrained weights": (1e-3, 3e-3),
 }
 _TEMPERATURES: Final = (2.0, 4.0)
@@ -309,6 +309,17 @@ def list_average(scale: str, pairs: int, known: Mapping[Trial, Measured]) -> Ite
                 yield Trial(AVERAGE, data, scale, SCRATCH_PAIR, LABELS, options, seed)
 
 
+FEW_LABELS: Final = "data.label_fraction=0.1"
+
+
+def list_few(scale: str, pairs: int, known: Mapping[Trial, Measured]) -> Iterator[Trial]:
+    """A tenth of the labels, which are the teacher's, too."""
+    for seed in range(5):
+        for data, models in REGIMES[1].pairs.items():
+            for arm in (LABELS, DISTILLED):
+                yield Trial(FEW, data, scale, models[0], arm, FEW_LABELS, seed)
+
+
 Study = Callable[[str, int, Mapping[Trial, Measured]], Iterator[Trial]]
 STUDIES: Final[Mapping[str, Study]] = {
     "screen": lambda scale, pairs, _: list_screen(scale, pairs=pairs),
@@ -317,6 +328,7 @@ STUDIES: Final[Mapping[str, Study]] = {
     VIT: list_vit,
     TUNING: list_tuning,
     BAR: list_bar,
+    FEW: list_few,
     IMBALANCE: list_imbalance,
     AVERAGE: list_average,
 }
