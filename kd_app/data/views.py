@@ -10,7 +10,7 @@ import random
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -228,11 +228,25 @@ def _scale_images(images: Pictures, input_spec: InputSpec) -> Pictures:
     return np.ascontiguousarray(scaled.permute(0, 2, 3, 1).numpy())
 
 
+class _CropRange(NamedTuple):
+    """Ranges of a random crop, see `ResizedCrop`."""
+
+    scale: tuple[float, float]
+    ratio: tuple[float, float]
+
+
+SMALL_SIDE: Final = 64
+"""Pixels of the shorter side up to which an image is small."""
+_PHOTO: Final = _CropRange((0.35, 1.0), (0.75, 1.3333))
+_SMALL: Final = _CropRange((0.85, 1.0), (0.9, 1.1))
+
+
 class ResizedCrop(View):
     """A random crop of the image, resized to the model's size.
 
     scale: range of the crop's share of the area (uniform). ratio: range of the crop's
-    width / height (log-uniform). flip: mirror half of the images. jitter: brightness,
+    width / height (log-uniform). auto: `_PHOTO`, or `_SMALL` for images whose shorter
+    side has at most `SMALL_SIDE` pixels, which lose what they show sooner. flip: mirror half of the images. jitter: brightness,
     contrast and saturation are multiplied by factors from ``1 - jitter`` to ``1 +
     jitter``. C. Szegedy et al., Going Deeper with Convolutions, CVPR 2015,
     arXiv:1409.4842.
@@ -243,15 +257,17 @@ class ResizedCrop(View):
     def __init__(
         self,
         *,
-        scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]],
-        ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]],
+        scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]]
+        | Literal["auto"],
+        ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+        | Literal["auto"],
         flip: bool,
         jitter: Annotated[NonNegativeFloat, Field(le=1)],
     ) -> None:
-        for name, (low, high) in (("scale", scale), ("ratio", ratio)):
-            if low > high:
+        for name, value in (("scale", scale), ("ratio", ratio)):
+            if value != "auto" and value[0] > value[1]:
                 raise RequestError(
-                    f"ResizedCrop: {name}=[{low}, {high}] is an empty range. Expected: the smaller"
+                    f"ResizedCrop: {name}=[{value[0]}, {value[1]}] is an empty range. Expected: the smaller"
                     " number first."
                 )
         self.scale = scale
@@ -284,9 +300,12 @@ class ResizedCrop(View):
         If none of ten random crops fits into the image, the largest centered crop with
         a ratio in range is returned.
         """
-        low, high = (math.log(ratio) for ratio in self.ratio)
+        usual = _SMALL if min(width, height) <= SMALL_SIDE else _PHOTO
+        scale = usual.scale if self.scale == "auto" else self.scale
+        ratios = usual.ratio if self.ratio == "auto" else self.ratio
+        low, high = map(math.log, ratios)
         for _ in range(_ATTEMPTS):
-            area = width * height * random.uniform(*self.scale)
+            area = width * height * random.uniform(*scale)
             ratio = math.exp(random.uniform(low, high))
             across, down = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < across <= width and 0 < down <= height:
@@ -296,7 +315,7 @@ class ResizedCrop(View):
                     across,
                     down,
                 )
-        ratio = min(max(width / height, self.ratio[0]), self.ratio[1])
+        ratio = min(max(width / height, ratios[0]), ratios[1])
         across = max(1, min(width, round(height * ratio)))
         down = max(1, min(height, round(width / ratio)))
         return (width - across) // 2, (height - down) // 2, across, down

@@ -311,6 +311,20 @@ def test_resized_crop_has_the_requested_area_and_ratio() -> None:
     assert np.log(ratios).mean() == pytest.approx(0, abs=0.1)
 
 
+@pytest.mark.parametrize(("side", "least"), [(64, 0.85), (65, 0.35)])
+def test_by_default_small_images_keep_more_of_themselves(side: int, least: float) -> None:
+    ramp = np.stack(
+        [*np.meshgrid(np.arange(side), np.arange(side)), np.zeros((side, side))], axis=-1
+    ).astype(np.uint8)
+    view = crop_resize(scale="auto", ratio="auto", flip=False, jitter=0.0)
+    images, keys = Pictures([ramp] * 300), compute_image_keys(0, np.arange(300), 0)
+    result = view(images, keys, input_spec(side)).astype(float)
+    widths, heights = result[:, 9, -1, 0] - result[:, 9, 0, 0], np.ptp(result[:, :, 9, 1], axis=1)
+    areas = (widths + 1) * (heights + 1) / side**2
+    assert areas.min() == pytest.approx(least, abs=0.05)
+    assert areas.max() == pytest.approx(1.0, abs=0.05)
+
+
 def test_resized_crop_mirrors_half_of_the_images() -> None:
     ramp = np.tile(np.arange(64, dtype=np.uint8)[None, :, None], (64, 1, 3))
     result = crop_resize(jitter=0.0)(
