@@ -246,10 +246,10 @@ class ResizedCrop(View):
 
     scale: range of the crop's share of the area (uniform). ratio: range of the crop's
     width / height (log-uniform). auto: `_PHOTO`, or `_SMALL` for images whose shorter
-    side has at most `SMALL_SIDE` pixels, which lose what they show sooner. flip: mirror half of the images. jitter: brightness,
-    contrast and saturation are multiplied by factors from ``1 - jitter`` to ``1 +
-    jitter``. C. Szegedy et al., Going Deeper with Convolutions, CVPR 2015,
-    arXiv:1409.4842.
+    side has at most `SMALL_SIDE` pixels, which lose what they show sooner. flip: mirror
+    half of the images. jitter: brightness, contrast and saturation are multiplied by
+    factors from ``1 - jitter`` to ``1 + jitter``. C. Szegedy et al., Going Deeper with
+    Convolutions, CVPR 2015, arXiv:1409.4842.
     """
 
     reads_crops = True
