@@ -292,7 +292,8 @@ def list_imbalance(scale: str, pairs: int, known: Mapping[Trial, Measured]) -> I
     """
     lr = choose_by_hand(known, REGIMES[0], LABELS, scale)
     for seed in range(3):
-        for options in ("", "loss.cross_entropy.class_weights=balanced"):
+        for choice in ("null", "balanced"):
+            options = f"loss.cross_entropy.class_weights={choice}"
             yield Trial(IMBALANCE, IMBALANCED, scale, SCRATCH_PAIR, LABELS, options, seed)
         for balance in ("none", "weights", "sampler"):
             candidate = f"{lr} careful.balance={balance}"

@@ -267,8 +267,8 @@ class ResizedCrop(View):
         for name, value in (("scale", scale), ("ratio", ratio)):
             if value != "auto" and value[0] > value[1]:
                 raise RequestError(
-                    f"ResizedCrop: {name}=[{value[0]}, {value[1]}] is an empty range. Expected: the smaller"
-                    " number first."
+                    f"ResizedCrop: {name}=[{value[0]}, {value[1]}] is an empty range. Expected: the"
+                    " smaller number first."
                 )
         self.scale = scale
         self.ratio = ratio
