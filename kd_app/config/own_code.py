@@ -63,7 +63,7 @@ def describe_own_error(error: BaseException, packages: frozenset[str] = frozense
     """
     is_stop = isinstance(error, SystemExit) and error.code in (130, 143)
     is_explained = isinstance(error, RequestError | RunError) or is_out_of_memory(error)
-    is_disk = isinstance(error, OSError) and error.errno in _DISK
+    is_disk = getattr(error, "errno", None) in _DISK or _is_disk_text(str(error))
     if is_stop or is_explained or is_disk:
         return None
     place = _find_place(error, packages) or _find_worker_place(error)
@@ -74,6 +74,11 @@ def describe_own_error(error: BaseException, packages: frozenset[str] = frozense
     if _WORKER.search(str(error)):
         reason = lines[-1]
     return f"{place} failed: {reason}. It is not part of kd_app: correct it, or leave it out."
+
+
+def _is_disk_text(text: str) -> bool:
+    """Whether a library wrote an error of the system into its own."""
+    return any(os.strerror(number) in text for number in _DISK)
 
 
 def _find_place(error: BaseException, packages: frozenset[str]) -> str | None:

@@ -18,6 +18,7 @@ from kd_app.config import InputSpec, RequestError, Typed, build_unknown_error
 from kd_app.config.links import check_links
 from kd_app.config.recorded_files import check_recorded
 from kd_app.config.typed import Side
+from kd_app.config.values import shorten
 from kd_app.models.class_names import ClassMatch, ModelClasses, match_classes, parse_labels
 from kd_app.models.layer_widths import Widths
 from kd_app.models.license import NONE, UNKNOWN
@@ -105,11 +106,18 @@ class ModelSpec(Typed):
         self.kwargs = kwargs
         self.image_size = image_size
         self.factory = factory
-        self.origin = (
-            _resolve_factory(factory, checkpoint, pretrained)
-            if factory
-            else _resolve_timm(role, name, pretrained, checkpoint)
-        )
+        try:
+            self.origin = (
+                _resolve_factory(factory, checkpoint, pretrained)
+                if factory
+                else _resolve_timm(role, name, pretrained, checkpoint)
+            )
+        except OSError as error:
+            # such as a recorded name that is too long, or a folder of another user
+            raise RequestError(
+                f"{role}.checkpoint={shorten(repr(str(checkpoint)))} can't be looked at:"
+                f" {error.strerror}. Name a file or folder that this user may read."
+            ) from None
         self.match: ClassMatch | None = None
         if not factory:
             _check_arguments(role, self.origin, kwargs)

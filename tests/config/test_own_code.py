@@ -54,6 +54,7 @@ def test_the_paragraph_names_class_method_place_and_error() -> None:
     [
         *(RequestError("x"), RunError("x"), SystemExit(143), SystemExit(130), MemoryError()),
         OSError(errno.ENOSPC, "No space left on device"),
+        ValueError("Error while serializing: No space left on device (os error 28)"),
     ],
 )
 def test_what_is_explained_elsewhere_is_left_alone(error: BaseException) -> None:

@@ -253,3 +253,16 @@ def test_names_of_another_number_than_the_outputs_are_noted_and_not_used(tmp_pat
     match = request(checkpoint=folder).bind_classes(("a", "b", "c"))
     assert match.rows is None
     assert "records 2 class names for its 3 outputs" in match.note
+
+
+def test_a_checkpoint_whose_name_is_too_long_is_refused() -> None:
+    with pytest.raises(RequestError, match=r"teacher\.checkpoint='xxx.* can't be looked at: File"):
+        ModelSpec(
+            role="teacher",
+            name="resnet18",
+            pretrained="auto",
+            checkpoint=Path("x" * 300),
+            kwargs={},
+            image_size=None,
+            factory=None,
+        )
