@@ -47,8 +47,9 @@ of each.
 """
 
 
-# a shell starts background jobs with Ctrl-C ignored
+# a shell starts background jobs with Ctrl-C ignored, and nohup with SIGHUP ignored
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 class FolderScheduling(LoadFileScheduling):  # type: ignore[misc]

@@ -43,7 +43,7 @@ def list_words(photos: Path) -> list[str]:
 def test_a_signal_to_all_processes_stops_the_run_with_its_state(
     trainer: str, photos: Path, tmp_path: Path, fault: Fault
 ) -> None:
-    words = [*list_words(photos), f"trainer={trainer}", "trainer.max_epochs=80"]
+    words = [*list_words(photos), f"trainer={trainer}", "trainer.max_epochs=30"]
     log = str(tmp_path / "log")
     for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)):
         process = commanded([*words, *places(tmp_path / "stopped")], log)
