@@ -54,8 +54,8 @@ def write_answer(cascade: CascadeRecord) -> str:
 
 
 def format_times(more: float, less: float) -> str:
-    """'3.4 times'."""
-    return f"{more / less:.3g} times"
+    """'3.4 times'; 'many times' for nothing, which only a changed record has."""
+    return f"{more / less:.3g} times" if less > 0 else "many times"
 
 
 def _compare_amounts(reference: float, amount: float) -> str:

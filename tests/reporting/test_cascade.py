@@ -9,7 +9,7 @@ import pytest
 from kd_app.metrics.model_pair import CASCADE
 from kd_app.metrics.report_metrics import measure_split
 from kd_app.metrics.verdict import VerdictRule
-from kd_app.reporting.cascade import write_details
+from kd_app.reporting.cascade import format_times, write_details
 from kd_app.reporting.html.collect import build_report
 from kd_app.reporting.html.run_section import build_run_part, select_split
 from kd_app.reporting.html.sections import build_sections
@@ -124,3 +124,8 @@ def test_tables_of_classes_and_flips_name_candidate_and_reference(folder: Path) 
     assert "The reference is right, the candidate wrong, the most confident first" in heads
     assert part.classes[0].change == min(row.change or 0 for row in part.classes)
     assert not [head for head in heads if "student" in head or "teacher" in head]
+
+
+def test_costs_are_compared_as_a_ratio() -> None:
+    assert format_times(6.8, 2.0) == "3.4 times"
+    assert format_times(1.0, 0.0) == "many times"
