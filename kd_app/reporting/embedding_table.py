@@ -242,7 +242,7 @@ def _describe_control(split: EmbeddingSplit, role: str) -> str:
     what, better, not_shown = _CONTROLS.get(
         role, (role.replace("_", " "), "distillation is better", "no difference is shown")
     )
-    judge = gains["purity" if "purity" in gains else "overlap"]
+    judge = gains.get("purity") or gains.get("overlap") or Bounded(value=None)
     conclusion = not_shown
     if judge.low is not None and judge.low > 0:
         conclusion = better
