@@ -63,8 +63,7 @@ def describe_own_error(error: BaseException, packages: frozenset[str] = frozense
     """
     is_stop = isinstance(error, SystemExit) and error.code in (130, 143)
     is_explained = isinstance(error, RequestError | RunError) or is_out_of_memory(error)
-    is_disk = getattr(error, "errno", None) in _DISK or _is_disk_text(str(error))
-    if is_stop or is_explained or is_disk:
+    if is_stop or is_explained or _is_disk_failure(str(error)):
         return None
     place = _find_place(error, packages) or _find_worker_place(error)
     if place is None:
@@ -76,8 +75,8 @@ def describe_own_error(error: BaseException, packages: frozenset[str] = frozense
     return f"{place} failed: {reason}. It is not part of kd_app: correct it, or leave it out."
 
 
-def _is_disk_text(text: str) -> bool:
-    """Whether a library wrote an error of the system into its own."""
+def _is_disk_failure(text: str) -> bool:
+    """Whether an error, or a library in its own, has the system's words for one."""
     return any(os.strerror(number) in text for number in _DISK)
 
 

@@ -17,7 +17,7 @@ _EXPECTED = (
 _MAX_SIDE, _MAX_CHANNELS, _MAX_CLASSES = 2**15, 2**12, 2**24
 
 # strict: timm reads the file as it is, so '8' must not pass for 8
-Side = Annotated[int, Field(strict=True, ge=1, le=_MAX_SIDE)]
+RecordedSide = Annotated[int, Field(strict=True, ge=1, le=_MAX_SIDE)]
 Channels = Annotated[int, Field(strict=True, ge=1, le=_MAX_CHANNELS)]
 Statistics = Annotated[
     tuple[Annotated[float, Field(strict=True, gt=-1e6, lt=1e6)], ...], Field(min_length=1)
@@ -32,7 +32,7 @@ class PretrainedConfig(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    input_size: tuple[Channels, Side, Side] = (3, 224, 224)
+    input_size: tuple[Channels, RecordedSide, RecordedSide] = (3, 224, 224)
     fixed_input_size: bool = False
     mean: Statistics = (0.5,)
     std: Annotated[

@@ -19,7 +19,7 @@ from kd_app.config.records import parse_with
 from kd_app.models.checkpoint import Checkpoint, read_checkpoint
 from kd_app.models.class_names import ModelClasses, name_imagenet_classes, parse_labels
 from kd_app.models.license import UNKNOWN
-from kd_app.models.model_config import Channels, Side, Statistics
+from kd_app.models.model_config import Channels, RecordedSide, Statistics
 from kd_app.models.place import find_place
 
 Kind = Literal["random", "hub", "folder", "file", "own"]
@@ -112,8 +112,8 @@ class _Arguments(BaseModel):
 
     in_chans: Channels | None = None
     chans: Channels | None = None
-    input_size: tuple[Channels, Side, Side] | None = None
-    img_size: Side | None = None
+    input_size: tuple[Channels, RecordedSide, RecordedSide] | None = None
+    img_size: RecordedSide | None = None
     interpolation: Annotated[str, Field(max_length=40)] | None = None
     mean: Statistics | None = None
     std: Statistics | None = None
