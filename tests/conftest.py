@@ -42,8 +42,24 @@ LONG = (
 """Files with slow tests, which start first so that the processes end together."""
 
 EXPORTING = ("tests/jobs/", "tests/compression/", "tests/deployment/")
-"""Folders whose tests share a process: importing what writes programs takes ten seconds
-of each.
+"""Tests that share a process: importing what writes programs takes ten seconds of
+each.
+"""
+
+FORKING = (
+    "tests/faults/test_kill",
+    "tests/faults/test_stops",
+    "tests/faults/test_trackers",
+    "tests/faults/test_two_at_a_time",
+    "tests/metrics/test_two_ranks",
+    "tests/training/distributed/",
+    "tests/training/test_own_parts",
+    "tests/training/test_resume",
+    "tests/run/test_controls",
+    "tests/commands/test_searches",
+)
+"""Tests that share a process, and with it the fork server of `tests.training.processes`,
+whose imports take six seconds.
 """
 
 
@@ -53,11 +69,13 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 class FolderScheduling(LoadFileScheduling):  # type: ignore[misc]
-    """Each file is left to one process, and all files of `EXPORTING` to one."""
+    """Each file is left to one process, and all files of a group to one."""
 
     def _split_scope(self, nodeid: str) -> str:
-        is_exporting = nodeid.startswith(EXPORTING)
-        return EXPORTING[0] if is_exporting else super()._split_scope(nodeid)
+        for group in (EXPORTING, FORKING):
+            if nodeid.startswith(group):
+                return group[0]
+        return super()._split_scope(nodeid)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FolderScheduling | None:

@@ -30,7 +30,7 @@ def _followed(words: list[str], log: Path, environment: Mapping[str, str], kills
     """In a process of its own: the run with W&B, whose processes are killed during the
     first validation where `kills`.
     """
-    from kd_app.config.compose import compose_config
+    from kd_app.config.compose import choose_all_labels, compose_config
     from kd_app.jobs.distill import distill
     from kd_app.training.module import Distillation
 
@@ -55,7 +55,8 @@ def _followed(words: list[str], log: Path, environment: Mapping[str, str], kills
         plain(module, batch, batch_idx)
 
     with patch.object(Distillation, "validation_step", validation_step):
-        os._exit(run_to_exit_code(lambda: distill(compose_config("distill", words))))
+        config = compose_config("distill", choose_all_labels(words))
+        os._exit(run_to_exit_code(lambda: distill(config)))
 
 
 def _timed(words: list[str], log: Path, environment: Mapping[str, str], times: Path) -> None:
