@@ -21,7 +21,8 @@ from timm.models.mlp_mixer import MlpMixer
 from torch import nn
 
 from benchmarks.headline import ALONE, DISTILLED, STUDENT, run_command
-from kd_app.reporting.results import Split, read
+from kd_app.reporting.measurement_results import Split
+from kd_app.reporting.results import read
 from kd_app.reporting.sentences import format_difference, format_interval, format_percent
 
 SIDE, PATCH = 32, 4

@@ -27,7 +27,7 @@ from kd_app.metrics.embedding_report import (
     ModelEmbeddings,
 )
 from kd_app.metrics.record import Predictions
-from kd_app.reporting.embedding_results import Bounded
+from kd_app.reporting.measurement_results import Estimate
 from kd_app.reporting.results import read
 from kd_app.run_files import RESULTS
 
@@ -144,7 +144,7 @@ def parse_run(out: Path, set: str, seed: int, loss: str) -> Line:
     )
     values: dict[str, float] = {}
     for metric in _METRICS:
-        bounded: Bounded = getattr(student, metric)
+        bounded: Estimate = getattr(student, metric)
         values[metric] = _round(bounded.value)
         values[f"{metric}_low"], values[f"{metric}_high"] = map(_round, (bounded.low, bounded.high))
         values[f"{metric}_gap_closed"] = _round(split.gap_closed[metric].value)

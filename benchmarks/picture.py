@@ -11,7 +11,8 @@ mpl.use("svg")
 
 import matplotlib.pyplot as plt
 
-from kd_app.reporting.results import ModelMetrics, ModelRecord, Results, read
+from kd_app.reporting.measurement_results import ModelMetrics
+from kd_app.reporting.results import ModelRecord, Results, read
 
 NAMES = {"teacher": "teacher", "labels_only": "labels only", "student": "distilled"}
 COLORS = {"teacher": "#0072B2", "labels_only": "#7F7F7F", "student": "#D55E00"}

@@ -58,8 +58,8 @@ FORKING = (
     "tests/run/test_controls",
     "tests/commands/test_searches",
 )
-"""Tests that share a process, and with it the fork server of `tests.training.processes`,
-whose imports take six seconds.
+"""Tests that share a process, and with it the fork server of
+`tests.training.processes`, whose imports take six seconds.
 """
 
 
@@ -75,7 +75,7 @@ class FolderScheduling(LoadFileScheduling):  # type: ignore[misc]
         for group in (EXPORTING, FORKING):
             if nodeid.startswith(group):
                 return group[0]
-        return super()._split_scope(nodeid)
+        return str(super()._split_scope(nodeid))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FolderScheduling | None:

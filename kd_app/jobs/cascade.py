@@ -23,10 +23,11 @@ from kd_app.metrics.model_pair import CASCADE
 from kd_app.metrics.record import Predictions
 from kd_app.metrics.report_metrics import measure_split
 from kd_app.reporting.cascade import build_cascade_tables
+from kd_app.reporting.cascade_results import CascadeRecord as CascadePart
+from kd_app.reporting.cascade_results import CascadeSplit
 from kd_app.reporting.console import Console
 from kd_app.reporting.html import write_report
-from kd_app.reporting.results import CascadeRecord as CascadePart
-from kd_app.reporting.results import CascadeSplit, Results
+from kd_app.reporting.results import Results
 from kd_app.run.cascade_record import CASCADE as WHOLE
 from kd_app.run.cascade_record import (
     ImageCall,

@@ -22,8 +22,8 @@ from kd_app.metrics.record import Predictions
 from kd_app.metrics.verdict import Judgment, VerdictRule
 from kd_app.reporting.console import Console
 from kd_app.reporting.html import write_report
+from kd_app.reporting.measurement_results import Difference
 from kd_app.reporting.results import CompressionStep as StepPart
-from kd_app.reporting.results import Difference
 from kd_app.reporting.tables import build_summary, build_waterfall
 from kd_app.run.measurement import (
     describe_model,

@@ -8,7 +8,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from kd_app.reporting.results import CascadeRecord, LatencyStats, Results, RoutingCurve, Rung
+from kd_app.reporting.cascade_results import CascadeRecord, LatencyStats, RoutingCurve, Rung
+from kd_app.reporting.results import Results
 from kd_app.reporting.sentences import (
     format_interval,
     format_margin,

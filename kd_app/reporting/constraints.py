@@ -62,12 +62,22 @@ Rate = Annotated[Number, AfterValidator(_require_non_negative)]
 """A rate, a cost or a time; null if unknown."""
 
 
-class _RunConfig(BaseModel):
+class Part(BaseModel):
+    """Rejects unknown keys: no code would read a metric that is not declared."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class OpenPart(BaseModel):
+    """Allows further keys."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class _RunConfig(OpenPart):
     """The groups of a configuration that reports read. A command that has no such group
     leaves it out.
     """
-
-    model_config = ConfigDict(extra="allow")
 
     data: "_DataConfig | None" = None
     student: dict[str, Any] | None = None
@@ -81,15 +91,11 @@ class _RunConfig(BaseModel):
     verdict: "_VerdictConfig | None" = None
 
 
-class _DataConfig(BaseModel):
-    model_config = ConfigDict(extra="allow")
-
+class _DataConfig(OpenPart):
     label_fraction: Annotated[Probability, Field(strict=True)] | None = None
 
 
-class _VerdictConfig(BaseModel):
-    model_config = ConfigDict(extra="allow")
-
+class _VerdictConfig(OpenPart):
     margin: Annotated[Probability, Field(strict=True)] = 0.01
 
 

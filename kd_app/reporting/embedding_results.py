@@ -2,28 +2,15 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
-from kd_app.reporting.constraints import Count, Finite, Number, Probability
+from kd_app.reporting.constraints import Count, Finite, Number, Part, Probability
+from kd_app.reporting.measurement_results import Estimate
 
 Outcome = Literal["kept", "lost", "not shown"]
 
 
-class _Part(BaseModel):
-    """Rejects unknown keys: no code would read a metric that is not declared."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class Bounded(_Part):
-    """A value and the ends of its interval over the queries."""
-
-    value: Number
-    low: Number = None
-    high: Number = None
-
-
-class EmbeddingMetrics(_Part):
+class EmbeddingMetrics(Part):
     """Metrics of one model's embedding.
 
     overlap: mean share of a query's nearest gallery images that are also nearest for
@@ -35,10 +22,10 @@ class EmbeddingMetrics(_Part):
     """
 
     width: Count
-    overlap: Bounded
-    knn_top1: Bounded | None = None
-    purity: Bounded | None = None
-    probe_top1: Bounded | None = None
+    overlap: Estimate
+    knn_top1: Estimate | None = None
+    purity: Estimate | None = None
+    probe_top1: Estimate | None = None
     cka: Number = None
     uniformity: Number = None
     effective_rank: Number = None
@@ -51,7 +38,7 @@ def _require_models(models: dict[str, EmbeddingMetrics]) -> dict[str, EmbeddingM
     return models
 
 
-class EmbeddingSplit(_Part):
+class EmbeddingSplit(Part):
     """Metrics of all models on the queries of one split.
 
     models: in the order of the table · gallery: the images among which neighbors are
@@ -68,11 +55,11 @@ class EmbeddingSplit(_Part):
     k: Annotated[int, Field(ge=1)]
     confidence: Probability
     models: Annotated[dict[str, EmbeddingMetrics], AfterValidator(_require_models)]
-    gap_closed: dict[str, Bounded] = {}
-    gains: dict[str, dict[str, Bounded]] = {}
+    gap_closed: dict[str, Estimate] = {}
+    gains: dict[str, dict[str, Estimate]] = {}
 
 
-class EmbeddingVerdict(_Part):
+class EmbeddingVerdict(Part):
     """Whether the student has the teacher's neighbors.
 
     outcome: kept, if the interval of the student's overlap lies at ``1 - margin`` or
@@ -90,7 +77,7 @@ class EmbeddingVerdict(_Part):
     split: str
 
 
-class EmbeddingRecord(_Part):
+class EmbeddingRecord(Part):
     """The evaluation of an embedding.
 
     teacher_embedding: which output of the teacher · ships: what the student outputs:

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from kd_app.reporting.embedding_results import (
-    Bounded,
     EmbeddingMetrics,
     EmbeddingRecord,
     EmbeddingSplit,
 )
+from kd_app.reporting.measurement_results import Estimate
 from kd_app.reporting.results import ModelRecord, Results
 from kd_app.reporting.sentences import format_count, format_difference, format_percent
 
@@ -75,7 +75,7 @@ def build_embedding_table(results: Results) -> EmbeddingTable | None:
     rows = [("model", [_name_model(results, role) for role in roles])]
     rows.append(("width", [str(each.width) for each in metrics]))
     for name, title in _BOUNDED.items():
-        cells = [_format_bounded(getattr(each, name)) for each in metrics]
+        cells = [_format_estimate(getattr(each, name)) for each in metrics]
         if any(cells):
             rows.append((_add_k(title, name, split), cells))
     rows += [
@@ -114,7 +114,7 @@ def _add_k(title: str, name: str, split: EmbeddingSplit) -> str:
     return title if name == "probe_top1" else f"{title} (k={split.k})"
 
 
-def _format_bounded(value: Bounded | None) -> str:
+def _format_estimate(value: Estimate | None) -> str:
     if value is None or value.value is None:
         return ""
     text = format_percent(value.value)
@@ -123,7 +123,7 @@ def _format_bounded(value: Bounded | None) -> str:
     return f"{text} ({100 * value.low:.1f} to {100 * value.high:.1f})"
 
 
-def _format_gain(gain: Bounded | None) -> str:
+def _format_gain(gain: Estimate | None) -> str:
     if gain is None or gain.value is None:
         return ""
     value, bounds = format_difference(gain.value, gain.low, gain.high)
@@ -220,15 +220,15 @@ def _describe_others(split: EmbeddingSplit) -> list[str]:
     if pca is not None:
         sentences.append(
             f"The width costs: the teacher's embedding, cut to the student's {pca.width} dimensions"
-            f" by PCA, keeps {_format_bounded(pca.overlap)} of its neighbors."
+            f" by PCA, keeps {_format_estimate(pca.overlap)} of its neighbors."
         )
     random = models.get("random")
     if random is not None:
         sentences.append(
-            f"The same net with random weights finds {_format_bounded(random.overlap)} of the"
+            f"The same net with random weights finds {_format_estimate(random.overlap)} of the"
             " teacher's neighbors, the untouched student"
-            f" {_format_bounded(models['untouched'].overlap)},"
-            f" the distilled one {_format_bounded(student.overlap)}."
+            f" {_format_estimate(models['untouched'].overlap)},"
+            f" the distilled one {_format_estimate(student.overlap)}."
         )
     return sentences + [_describe_control(split, role) for role in models if role not in _ALWAYS]
 
@@ -242,7 +242,7 @@ def _describe_control(split: EmbeddingSplit, role: str) -> str:
     what, better, not_shown = _CONTROLS.get(
         role, (role.replace("_", " "), "distillation is better", "no difference is shown")
     )
-    judge = gains.get("purity") or gains.get("overlap") or Bounded(value=None)
+    judge = gains.get("purity") or gains.get("overlap") or Estimate(value=None)
     conclusion = not_shown
     if judge.low is not None and judge.low > 0:
         conclusion = better

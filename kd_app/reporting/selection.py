@@ -3,7 +3,8 @@
 from typing import Final, NamedTuple
 
 from kd_app.reporting.embedding_results import EmbeddingSplit
-from kd_app.reporting.results import Results, Split
+from kd_app.reporting.measurement_results import Split
+from kd_app.reporting.results import Results
 
 SELECTION: Final = "selection"
 """Name of that metric among the objectives of a search."""

@@ -10,7 +10,8 @@ from kd_app.metrics.class_similarity import ClassSimilarity, measure_soft_labels
 from kd_app.metrics.examples import choose_examples
 from kd_app.metrics.record import Predictions
 from kd_app.reporting.examples import write_examples
-from kd_app.reporting.results import Knowledge, Results, SimilarPair
+from kd_app.reporting.knowledge_results import Knowledge, SimilarPair
+from kd_app.reporting.results import Results
 from kd_app.run.workspace import Workspace
 from kd_app.run_files import EXAMPLES
 

@@ -26,12 +26,12 @@ from kd_app.models.create import create, measure_width, resolve_input
 from kd_app.models.save import EMBEDDING, save_model
 from kd_app.models.spec import ModelSpec
 from kd_app.reporting.embedding_results import (
-    Bounded,
     EmbeddingMetrics,
     EmbeddingRecord,
     EmbeddingSplit,
     EmbeddingVerdict,
 )
+from kd_app.reporting.measurement_results import Estimate
 from kd_app.run.embedding_map import write_embedding_map
 from kd_app.run.measurement import add_data, describe_model, find_license, measure_speed
 from kd_app.run.member_overlap import measure_members
@@ -260,8 +260,8 @@ def describe_split(comparison: EmbeddingComparison) -> EmbeddingSplit:
     )
 
 
-def _bound(value: float, interval: tuple[float, float]) -> Bounded:
-    return Bounded(value=value, low=interval[0], high=interval[1])
+def _bound(value: float, interval: tuple[float, float]) -> Estimate:
+    return Estimate(value=value, low=interval[0], high=interval[1])
 
 
 def judge(comparison: EmbeddingComparison, margin: float, split: str) -> EmbeddingVerdict:

@@ -14,9 +14,9 @@ from kd_app.metrics.verdict import VerdictRule
 from kd_app.models.composite import RuntimeModel
 from kd_app.models.cost import count_macs, count_params
 from kd_app.models.save import WEIGHTS
+from kd_app.reporting.measurement_results import Estimate
 from kd_app.reporting.results import (
     Data,
-    Estimate,
     LicenseRecord,
     ModelRecord,
     RefitRecord,

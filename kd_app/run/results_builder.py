@@ -9,25 +9,25 @@ from kd_app.metrics.record import Predictions
 from kd_app.metrics.report_metrics import measure_split
 from kd_app.metrics.verdict import Judgment, VerdictRule
 from kd_app.reporting.card import write_card
+from kd_app.reporting.cascade_results import CascadeRecord
 from kd_app.reporting.cautions import describe_cautions
 from kd_app.reporting.embedding_results import EmbeddingRecord
+from kd_app.reporting.knowledge_results import Knowledge
+from kd_app.reporting.measurement_results import Split
+from kd_app.reporting.measurement_results import Verdict as VerdictPart
 from kd_app.reporting.results import (
-    CascadeRecord,
     CompressionStep,
     Data,
     ImageStatistics,
-    Knowledge,
     LicenseRecord,
     ModelRecord,
     Results,
     Speed,
-    Split,
     StageRecord,
     TeacherLabels,
     read,
     write,
 )
-from kd_app.reporting.results import Verdict as VerdictPart
 from kd_app.run.environment import describe_environment
 from kd_app.run.run_output import list_files
 from kd_app.run_files import RESULTS, STUDENT

@@ -10,7 +10,7 @@ from kd_app.data.corruptions import SETTINGS, Corruption
 from kd_app.data.stage_array import read_classes
 from kd_app.files import replace_file
 from kd_app.metrics.blocks import slice_rows
-from kd_app.reporting.results import CorruptionMetrics
+from kd_app.reporting.measurement_results import CorruptionMetrics
 from kd_app.run.run_model import RunModel
 from kd_app.run.workspace import Workspace
 

@@ -14,7 +14,7 @@ from kd_app.config import RequestError, Typed, build_unknown_error
 from kd_app.config.compose import explain_not_chosen, is_choice
 from kd_app.config.paths import list_choices
 from kd_app.models.license import Policy
-from kd_app.reporting.results import Split
+from kd_app.reporting.measurement_results import Split
 from kd_app.run.controls import ControlSettings
 from kd_app.run.known_images import KnownImagesRule
 from kd_app.tasks.build import TaskName

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from kd_app.metrics.record import Predictions
-from kd_app.reporting.results import Results, SimilarPair
+from kd_app.reporting.knowledge_results import SimilarPair
+from kd_app.reporting.results import Results
 from kd_app.run.dark_knowledge import measure_teacher_knowledge, show_examples
 from kd_app.run.workspace import Workspace
 from tests.builders import DIGITS

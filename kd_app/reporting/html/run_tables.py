@@ -15,7 +15,7 @@ from kd_app.reporting.html.tables import (
     format_short_percent,
     format_size,
 )
-from kd_app.reporting.results import Knowledge
+from kd_app.reporting.knowledge_results import Knowledge
 from kd_app.reporting.sentences import format_count
 
 STEPS_NOTE = (

@@ -7,34 +7,23 @@ attribute.
 
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from kd_app.metrics.model_pair import CASCADE, DISTILLATION, ModelPair
 from kd_app.metrics.spec import Format
-from kd_app.reporting.constraints import Number
+from kd_app.reporting.cascade_results import CascadeRecord
+from kd_app.reporting.constraints import Number, Part
 from kd_app.reporting.embedding_map import MapRow
 from kd_app.reporting.embedding_results import EmbeddingRecord
 from kd_app.reporting.embedding_table import EmbeddingTable
-from kd_app.reporting.results import (
-    CascadeRecord,
-    CompressionStep,
-    CorruptionMetrics,
-    Estimate,
-    Group,
-    Knowledge,
-    Verdict,
-)
+from kd_app.reporting.knowledge_results import Knowledge
+from kd_app.reporting.measurement_results import CorruptionMetrics, Estimate, Group, Verdict
+from kd_app.reporting.results import CompressionStep
 
 VERSION: Final = 1
 
 
-class _Part(BaseModel):
-    """Unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class ModelPart(_Part):
+class ModelPart(Part):
     """One model of a run.
 
     params: number of parameters · macs: multiply-adds per image · size_bytes: on disk ·
@@ -52,7 +41,7 @@ class ModelPart(_Part):
     metrics: dict[str, Estimate] = Field(serialization_alias="figures")
 
 
-class PairPart(_Part):
+class PairPart(Part):
     """A metric that compares the student with its teacher or with a control.
 
     unit: the `format` of the `MetricSpec`.
@@ -65,7 +54,7 @@ class PairPart(_Part):
     estimate: Estimate = Field(serialization_alias="figure")
 
 
-class Curve(_Part):
+class Curve(Part):
     """One metric of one training: one value per epoch."""
 
     role: str
@@ -74,7 +63,7 @@ class Curve(_Part):
     values: list[Number]
 
 
-class ClassPart(_Part):
+class ClassPart(Part):
     """One class.
 
     support: number of images · accuracy: by model · change: student minus teacher, null
@@ -90,7 +79,7 @@ class ClassPart(_Part):
     positive_flips: Number = None
 
 
-class ConfusedPair(_Part):
+class ConfusedPair(Part):
     """Images of class `label` that the model predicts as class `predicted`.
 
     share: of the images of `label`.
@@ -102,7 +91,7 @@ class ConfusedPair(_Part):
     share: float
 
 
-class Confusion(_Part):
+class Confusion(Part):
     """Predictions of the student by label.
 
     counts: rows are labels, columns are predictions; null where there are too many
@@ -114,7 +103,7 @@ class Confusion(_Part):
     strongest: list[ConfusedPair]
 
 
-class Bin(_Part):
+class Bin(Part):
     """Images whose top-1 probability is in one bin.
 
     count: number of images · confidence: mean top-1 probability.
@@ -125,7 +114,7 @@ class Bin(_Part):
     accuracy: float
 
 
-class Reliability(_Part):
+class Reliability(Part):
     """Calibration of one model."""
 
     role: str
@@ -133,7 +122,7 @@ class Reliability(_Part):
     bins: list[Bin]
 
 
-class PredictionPart(_Part):
+class PredictionPart(Part):
     """Prediction of one model for one image, with the probability of that class."""
 
     role: str
@@ -141,7 +130,7 @@ class PredictionPart(_Part):
     probability: Number
 
 
-class ExamplePart(_Part):
+class ExamplePart(Part):
     """One example image.
 
     why: reason for showing the image · image: PNG as base64, null without a thumbnail ·
@@ -159,7 +148,7 @@ class ExamplePart(_Part):
     divergence: Number = None
 
 
-class Point(_Part):
+class Point(Part):
     """Accuracy and cost of one model."""
 
     run: str
@@ -171,7 +160,7 @@ class Point(_Part):
     macs: int | None
 
 
-class Provenance(_Part):
+class Provenance(Part):
     """Configuration, data and environment of a run.
 
     settings: the main settings · config: all settings by dotted key · stages: name,
@@ -185,7 +174,7 @@ class Provenance(_Part):
     config: dict[str, str]
 
 
-class NeighborPart(_Part):
+class NeighborPart(Part):
     """The nearest images of a query by one model. png: base64."""
 
     role: str
@@ -193,7 +182,7 @@ class NeighborPart(_Part):
     png: list[str | None]
 
 
-class QueryPart(_Part):
+class QueryPart(Part):
     """A held-out image with its nearest images by each model. overlap: share of the
     teacher's neighbors that the student finds.
     """
@@ -204,7 +193,7 @@ class QueryPart(_Part):
     models: list[NeighborPart]
 
 
-class RunPart(_Part):
+class RunPart(Part):
     """All details of one run.
 
     gains: sentences about what distillation gained · missing: what the page leaves out,
@@ -252,7 +241,7 @@ class RunPart(_Part):
         return DISTILLATION if self.cascade is None else CASCADE
 
 
-class RunRow(_Part):
+class RunRow(Part):
     """One run in the table of all runs.
 
     differs: the settings that not all runs share · best: selected on validation among
@@ -272,7 +261,7 @@ class RunRow(_Part):
     gain: Estimate | None = None
 
 
-class SeedStatistics(_Part):
+class SeedStatistics(Part):
     """A metric of one method over seeds.
 
     values: by seed · estimate: the mean with its t-interval.
@@ -284,7 +273,7 @@ class SeedStatistics(_Part):
     corrected: Number = None
 
 
-class MethodPart(_Part):
+class MethodPart(Part):
     """One configuration with its seeds.
 
     runs: by seed · gain, to_teacher, to_baseline: the student minus the labels-only
@@ -301,7 +290,7 @@ class MethodPart(_Part):
     to_baseline: SeedStatistics | None
 
 
-class ComparisonPart(_Part):
+class ComparisonPart(Part):
     """Comparison of the methods on one set of images by `kd_app.reporting.comparison`.
 
     sentences: each states whether the comparison is of methods or of models.
@@ -317,7 +306,7 @@ class ComparisonPart(_Part):
     sentences: list[str] = Field(serialization_alias="says")
 
 
-class FilePart(_Part):
+class FilePart(Part):
     """One exported file of a run, or one of its models in torch (then `file` is empty).
 
     role: of the model · tier: number among the files that no other file beats in both
@@ -356,7 +345,7 @@ class FilePart(_Part):
         return self.test or self.validation
 
 
-class Choice(_Part):
+class Choice(Part):
     """The file that is best for a goal. run, file: null if no file reaches the goal."""
 
     goal: str = Field(serialization_alias="asked")
@@ -365,7 +354,7 @@ class Choice(_Part):
     sentence: str = Field(serialization_alias="says")
 
 
-class FamilyPart(_Part):
+class FamilyPart(Part):
     """All files for one data set that were measured on one device.
 
     choices: selected on validation, described by their test metrics.
@@ -379,7 +368,7 @@ class FamilyPart(_Part):
     basis: list[str]
 
 
-class Report(_Part):
+class Report(Part):
     """Content of the whole report."""
 
     schema_version: Literal[1] = VERSION

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING
 from kd_app.config import RequestError
 from kd_app.config.csv_cells import write_rows
 from kd_app.config.records import load_record
-from kd_app.reporting.embedding_results import Bounded
 from kd_app.reporting.html.collect import build_report
 from kd_app.reporting.html.run_section import label_models
 from kd_app.reporting.html.schema import FilePart, Report, RunPart
 from kd_app.reporting.html.sections import Section, build_overview, build_sections
 from kd_app.reporting.html.tables import Table
-from kd_app.reporting.results import Estimate
+from kd_app.reporting.measurement_results import Estimate
 from kd_app.stages import write_atomically
 
 if TYPE_CHECKING:
@@ -205,7 +204,7 @@ def _iterate_embedding_metrics(run: RunPart) -> Iterator[list[object]]:
     last = run.embedding.last if run.embedding else None
     for role, metrics in last[1].models.items() if last else ():
         for name, value in metrics:
-            if isinstance(value, Bounded):
+            if isinstance(value, Estimate):
                 yield [role, name, value.value, value.low, value.high]
             elif value is not None:
                 yield [role, name, value, None, None]
