@@ -41,7 +41,14 @@ LONG = (
 )
 """Files with slow tests, which start first so that the processes end together."""
 
-EXPORTING = ("tests/jobs/", "tests/compression/", "tests/deployment/")
+EXPORTING = (
+    "tests/jobs/",
+    "tests/compression/",
+    "tests/deployment/",
+    "tests/run/test_exported_files",
+    "tests/run/test_latency_budget",
+    "tests/test_exports_table",
+)
 """Tests that share a process: importing what writes programs takes ten seconds of
 each.
 """

@@ -74,7 +74,8 @@ def execute_together(names: Iterable[str], folder: Path) -> dict[str, Any]:
     notebooks = {name: read_without_outputs(name) for name in names}
     main = sys.modules["__main__"]  # which the shell replaces
     shell: Any = InteractiveShell.instance()
-    select_figure_formats(shell, {"png"})  # type: ignore[no-untyped-call]
+    # drawn once, not also to find the box that holds everything
+    select_figure_formats(shell, {"png"}, bbox_inches=None)  # type: ignore[no-untyped-call]
     shell.display_trap.hook = show_value
     with mpl.rc_context(), chdir(folder), warnings.catch_warnings():
         warnings.simplefilter("default")

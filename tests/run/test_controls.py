@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -27,6 +28,7 @@ from kd_app.run.controls import (
     solve_smoothing,
 )
 from kd_app.run.spec import build_spec
+from kd_app.training import timing
 from kd_app.training.curve_log import read_curves
 from tests.builders import results, stage, teacher_folder
 from tests.commands.call import TINY, done
@@ -52,12 +54,12 @@ FEW_CANDIDATES = [
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with every control; its stages beside it."""
+    """A run with every control; its stages beside it. Epochs are timed in one turn."""
     folder = tmp_path_factory.mktemp("controls")
-    (folder / "output").write_text(
-        done(*OVERRIDES, *FEW_CANDIDATES, f"out={folder / 'run'}", f"stages={folder / 'stages'}"),
-        encoding="utf-8",
-    )
+    places = (f"out={folder / 'run'}", f"stages={folder / 'stages'}")
+    with patch.object(timing, "_TURNS", 1):
+        output = done(*OVERRIDES, *FEW_CANDIDATES, *places)
+    (folder / "output").write_text(output, encoding="utf-8")
     return folder / "run"
 
 
