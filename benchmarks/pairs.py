@@ -7,7 +7,7 @@ import numpy as np
 from kd_app.data.arrays import Arrays, ArraySource
 from kd_app.data.fashion_mnist import FashionMNIST
 
-TEST_IMAGES = 10_000
+TEST_IMAGES = 20_000
 
 
 class PairedClothes(ArraySource):
@@ -15,7 +15,7 @@ class PairedClothes(ArraySource):
     the ordered pair of their classes.
 
     `images` pairs without a split from the training images, each with a random right
-    one, and 10,000 test pairs from the test images.
+    one, and 20,000 test pairs from the 10,000 test images.
     """
 
     size = 28
@@ -41,7 +41,11 @@ class PairedClothes(ArraySource):
             (np.flatnonzero(~is_test), self.images),
             (np.flatnonzero(is_test), TEST_IMAGES),
         ):
-            left, right = (random.permutation(rows)[:count] for _ in range(2))
+            times = -(-count // len(rows))
+            left, right = (
+                np.concatenate([random.permutation(rows) for _ in range(times)])[:count]
+                for _ in range(2)
+            )
             images.append(np.concatenate((pixels[left, :, ::2], pixels[right, :, ::2]), axis=2))
             labels.append(10 * target[left] + target[right])
         splits = ("",) * len(labels[0]) + ("test",) * len(labels[1])

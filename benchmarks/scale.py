@@ -100,23 +100,58 @@ def measure_predictions(rows: int, folder: Path) -> None:
     """
     from kd_app.metrics.record import Predictions
     from kd_app.metrics.report_metrics import measure_split
-    from kd_app.reporting.predictions import write_predictions
 
-    random = np.random.default_rng(0)
+    logits, target = _draw_logits(rows)
     index = np.arange(rows)
+    records = {name: Predictions(index, target, each) for name, each in logits.items()}
+    measure_split(records, seed=0, confidence=0.95)
+    _write_predictions(folder, logits, target)
+
+
+def _draw_logits(rows: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The logits of a teacher and a student, and the labels."""
+    random = np.random.default_rng(0)
     target = random.integers(0, SCORED_CLASSES, rows)
     logits = {
         name: random.standard_normal((rows, SCORED_CLASSES), dtype=np.float32)
         for name in ("teacher", "student")
     }
     for each in logits.values():
-        each[index, target] += 3
-    records = {name: Predictions(index, target, each) for name, each in logits.items()}
-    measure_split(records, seed=0, confidence=0.95)
-    file = [f"{number:08}.jpg" for number in range(rows)]
-    write_predictions(
-        folder / "predictions.parquet", index=index, file=file, target=target, logits=logits
-    )
+        each[np.arange(rows), target] += 3
+    return logits, target
+
+
+def _write_predictions(folder: Path, logits: dict[str, np.ndarray], target: np.ndarray) -> None:
+    from kd_app.reporting.predictions import write_predictions
+    from kd_app.run_files import PREDICTIONS
+
+    index = np.arange(len(target))
+    file = [f"{number:08}.jpg" for number in index]
+    write_predictions(folder / PREDICTIONS, index=index, file=file, target=target, logits=logits)
+
+
+def report(rows: int, folder: Path) -> None:
+    """Write the page of a finished run, which is made before, with its tables."""
+    from kd_app.reporting.html import write_report
+
+    write_report([folder / "run"], folder / "page")
+
+
+def write_run(rows: int, folder: Path) -> None:
+    """Make the run for `report`: a small one, with the predictions of many images."""
+    import json
+
+    from kd_app.digest import seal
+    from kd_app.run_files import EXAMPLES, PREDICTIONS, RESULTS
+
+    run(SMALL, folder)
+    _write_predictions(folder / "run", *_draw_logits(rows))
+    (folder / "run" / EXAMPLES).unlink()  # examples are chosen from the predictions then
+    path = folder / "run" / RESULTS
+    results = json.loads(path.read_text(encoding="utf-8"))
+    changed = (PREDICTIONS, EXAMPLES)
+    results["files"] = [file for file in results["files"] if file["name"] not in changed]
+    path.write_text(json.dumps(seal(results)), encoding="utf-8")
 
 
 def run(rows: int, folder: Path) -> None:
@@ -152,14 +187,25 @@ PARTS: Final[Mapping[str, Callable[[int, Path], None]]] = {
     "split": split,
     "split_groups": split_groups,
     "measure_predictions": measure_predictions,
+    "report": report,
     "run": run,
 }
+PREPARATIONS: Final[Mapping[str, Callable[[int, Path], None]]] = {
+    "list_files": write_files,
+    "report": write_run,
+}
+"""What is written before a part is measured."""
 
 
 def measure_part(part: str, rows: int, folder: Path) -> Cost:
-    """Run a part in a process of its own, and measure that process."""
+    """Run a part in a process of its own, and measure that process. What the part needs
+    is written before, by another process.
+    """
     command = [sys.executable, "-m", "benchmarks.scale", "--part", part, "--folder", str(folder)]
-    process = subprocess.Popen([*command, "--rows", str(rows)], stdout=subprocess.DEVNULL)
+    command += ["--rows", str(rows)]
+    if part in PREPARATIONS:
+        subprocess.run([*command, "--prepare"], check=True, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
@@ -178,8 +224,6 @@ def print_table(rows: list[int], parts: list[str]) -> None:
             if part == "list_files" and number > FILE_LIMIT:
                 continue
             with tempfile.TemporaryDirectory() as name:
-                if part == "list_files":
-                    write_files(number, Path(name))
                 cost = measure_part(part, number, Path(name))
             costs.append(cost)
         start, *costs = costs
@@ -199,12 +243,14 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--part", help="run only this part, in this process")
+    parser.add_argument("--prepare", action="store_true", help="only write what it needs")
     parser.add_argument("--folder", type=Path)
     arguments = parser.parse_args()
     if arguments.part is None:
         print_table(arguments.rows, arguments.parts)
         return
-    PARTS[arguments.part](arguments.rows[0], arguments.folder)
+    parts = PREPARATIONS if arguments.prepare else PARTS
+    parts[arguments.part](arguments.rows[0], arguments.folder)
 
 
 if __name__ == "__main__":

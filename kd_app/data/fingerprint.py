@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
@@ -44,52 +44,72 @@ nanoseconds. Any write to a file changes one of them.
 """
 
 
+_Entries = dict[str, tuple[int, int, int, bool, bytes]]
+"""By absolute path, the state, whether all bytes were hashed, and the digest."""
+
+
 class DigestBook:
     """Digests of files by absolute path. A digest is computed again only if the state
     of its file has changed.
+
+    path: of the file that keeps the book, read on first use; without a file, or with a
+    damaged one, the book is empty.
     """
 
-    def __init__(self) -> None:
-        self._entries: dict[str, tuple[int, int, int, bool, bytes]] = {}
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._entries: _Entries | None = None
+        self._is_changed = False
 
     def find(self, path: str, state: FileState, *, whole: bool) -> bytes | None:
         """Return the digest of an unchanged file; None if it is unknown."""
-        entry = self._entries.get(os.path.abspath(path))
+        entry = self.open().get(os.path.abspath(path))
         return entry[4] if entry is not None and entry[:4] == (*state, whole) else None
 
     def add(self, path: str, state: FileState, digest: bytes, *, whole: bool) -> None:
         """Add the digest of a file that had this `state` before it was read."""
-        self._entries[os.path.abspath(path)] = (*state, whole, digest)
+        self.open()[os.path.abspath(path)] = (*state, whole, digest)
+        self._is_changed = True
 
-    def save(self, path: Path) -> None:
-        """Write the book, atomically."""
-        names = "\0".join(self._entries).encode("utf-8", "surrogateescape")
-        entries = list(self._entries.values())
-        with replace_file(path) as file:
-            np.savez(
-                file,
-                paths=np.frombuffer(names, dtype=np.uint8),
-                states=np.array([entry[:4] for entry in entries], dtype=np.int64).reshape(-1, 4),
-                digests=np.frombuffer(b"".join(entry[4] for entry in entries), dtype=np.uint8),
-            )
+    def save(self) -> None:
+        """Write the book, atomically, if digests were added; not into a folder that
+        can't be written, such as another user's.
+        """
+        if not self._is_changed:
+            return
+        names = "\0".join(self.open()).encode("utf-8", "surrogateescape")
+        entries = list(self.open().values())
+        with suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with replace_file(self._path) as file:
+                np.savez(
+                    file,
+                    paths=np.frombuffer(names, dtype=np.uint8),
+                    states=np.array([entry[:4] for entry in entries], dtype=np.int64),
+                    digests=np.frombuffer(b"".join(entry[4] for entry in entries), dtype=np.uint8),
+                )
+            self._is_changed = False
 
-    @staticmethod
-    def load(path: Path) -> "DigestBook":
-        """Read a book; an empty one if the file is missing or damaged."""
-        book = DigestBook()
-        try:
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-                text = arrays["paths"].tobytes().decode("utf-8", "surrogateescape")
-                digests = arrays["digests"].tobytes()
-                sizes, modified, changed, whole = arrays["states"].T.tolist()
-            names = text.split("\0") if text else []
-            parts = [digests[start : start + _SIZE] for start in range(0, len(digests), _SIZE)]
-            rows = zip(sizes, modified, changed, map(bool, whole), parts, strict=True)
-            book._entries = dict(zip(names, rows, strict=True))
-        except Exception:
-            # a damaged file can raise any exception
-            return DigestBook()
-        return book
+    def open(self) -> _Entries:
+        """Read the file, once, and return the entries."""
+        if self._entries is None:
+            self._entries = _read_entries(self._path)
+        return self._entries
+
+
+def _read_entries(path: Path) -> _Entries:
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+            text = arrays["paths"].tobytes().decode("utf-8", "surrogateescape")
+            digests = arrays["digests"].tobytes()
+            sizes, modified, changed, whole = arrays["states"].T.tolist()
+        names = text.split("\0") if text else []
+        parts = [digests[start : start + _SIZE] for start in range(0, len(digests), _SIZE)]
+        rows = zip(sizes, modified, changed, map(bool, whole), parts, strict=True)
+        return dict(zip(names, rows, strict=True))
+    except Exception:
+        # a damaged file can raise any exception
+        return {}
 
 
 _BOOK: ContextVar[DigestBook | None] = ContextVar("book", default=None)
@@ -153,7 +173,9 @@ def hash_files(paths: Sequence[str | Path], *, whole: bool | None = None) -> Fil
     if whole is None:
         whole = sum(state[0] for _, state in files if state) <= WHOLE_LIMIT
     chunks = [files[start : start + _CHUNK] for start in range(0, len(files), _CHUNK)]
-    book = _BOOK.get() or DigestBook()
+    book = _BOOK.get()
+    if book is not None:
+        book.open()  # before threads share it
 
     def hash_chunk(chunk: list[tuple[str, FileState | None]]) -> list[bytes]:
         return [_hash_path(path, state, book, whole=whole) for path, state in chunk]
@@ -173,11 +195,13 @@ def _read_state(path: str) -> FileState | None:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _hash_path(path: str, state: FileState | None, book: DigestBook, *, whole: bool) -> bytes:
+def _hash_path(
+    path: str, state: FileState | None, book: DigestBook | None, *, whole: bool
+) -> bytes:
     if state is None:
         # Reading the image raises an error that names the file.
         return b""
-    digest = book.find(path, state, whole=whole)
+    digest = None if book is None else book.find(path, state, whole=whole)
     if digest is not None:
         return digest
     try:
@@ -185,5 +209,6 @@ def _hash_path(path: str, state: FileState | None, book: DigestBook, *, whole: b
             digest = hash_file(file, whole=whole)
     except OSError:
         return b""
-    book.add(path, state, digest, whole=whole)
+    if book is not None:
+        book.add(path, state, digest, whole=whole)
     return digest

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from kd_app.config.keys import NON_IDENTITY_KEYS
-from kd_app.data.fingerprint import hash_files
+from kd_app.data.fingerprint import DigestBook, hash_files
+from kd_app.digest import hash_value
 from kd_app.models.model_config import CONFIG
 from kd_app.models.save import WEIGHTS
 from kd_app.run_files import RESULTS, STUDENT
@@ -77,6 +78,15 @@ def _is_existing(path: Path) -> bool:
     except (OSError, ValueError):
         # too long, or not a path at all
         return False
+
+
+def open_digests(stages: Path, data: Mapping[str, Any]) -> DigestBook:
+    """The digests of the images of `data` (the group of the configuration) and of what
+    else its runs read, which all commands with these images and this folder of stages
+    share.
+    """
+    roots = {key: os.path.abspath(str(data[key])) for key in ("root", "unlabeled") if data.get(key)}
+    return DigestBook(stages / f".digests-{hash_value(roots)[:16]}.npz")
 
 
 def hash_inputs(paths: Mapping[str, Path]) -> dict[str, dict[str, str]]:

@@ -4,7 +4,6 @@ names. A run's folder records them, and a repeated command compares them.
 
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +13,7 @@ from kd_app.config.csv_cells import escape_undecodable
 from kd_app.config.errors import list_some
 from kd_app.config.records import load_record, parse_record
 from kd_app.data.base import RunData
-from kd_app.data.fingerprint import DigestBook, use_digests
+from kd_app.data.fingerprint import use_digests
 from kd_app.data.source import Listing
 from kd_app.data.splits import (
     SplitRow,
@@ -22,14 +21,13 @@ from kd_app.data.splits import (
     read_split,
     shorten_digest,
 )
-from kd_app.digest import SELF, hash_value, is_sealed, seal
+from kd_app.digest import SELF, is_sealed, seal
 from kd_app.reporting.console import Console
 from kd_app.reporting.results import Results
-from kd_app.run.input_files import find_paths, hash_inputs
+from kd_app.run.input_files import find_paths, hash_inputs, open_digests
 from kd_app.run_files import INPUTS, SPLIT
 from kd_app.stages import write_atomically
 
-_BOOK: Final = ".digests"
 _SHOWN: Final = 3
 _ENDED: Final = ("finished", "pruned")
 _OTHER: Final = "images, labels, splits or groups are other ones"
@@ -66,18 +64,16 @@ class InputRecord:
 
 
 class RunInputs:
-    """The inputs of a run now, and their record in the run's folder `out`. Files that
-    have not changed since the record are not hashed again; their digests are in the
-    folder of the stages.
+    """The inputs of a run now, and their record in the run's folder `out`.
+
+    Files that have not changed are not hashed again, see `open_digests`.
     """
 
     def __init__(self, out: Path, config: Mapping[str, Any], data: RunData) -> None:
         self.out = out
         self._config = config
         self.data = data
-        name = f"{_BOOK}-{hash_value(str(out.absolute()))[:16]}.npz"
-        self._path = Path(config["stages"]) / name
-        self._book = DigestBook.load(self._path)
+        self._book = open_digests(Path(config["stages"]), config["data"])
 
     def record(self) -> None:
         """Write the record of the inputs as they are now. The data must be listed."""
@@ -85,9 +81,7 @@ class RunInputs:
 
     def keep_digests(self) -> None:
         """Write the digests of the files, which spare the next command the reading."""
-        with suppress(OSError):  # stages of another user
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._book.save(self._path)
+        self._book.save()
 
     def list_images(self) -> None:
         """List the images of the data.

@@ -13,6 +13,7 @@ from kd_app.config.records import read_record
 from kd_app.data.base import RunData
 from kd_app.data.chained import Chained
 from kd_app.data.corruptions import Corruption
+from kd_app.data.fingerprint import use_digests
 from kd_app.data.worker_loader import explain_lost_worker
 from kd_app.deployment.logits import NonFiniteLogitsError, check_finite, name_images
 from kd_app.deployment.predictions import predict
@@ -25,6 +26,7 @@ from kd_app.models.spec import CompositeTeacher, ImageStats, ModelSpec
 from kd_app.reporting.console import Console
 from kd_app.run.cache_plan import CachePlan, choose_max_views, plan_cache
 from kd_app.run.controls import Control, select_nearest
+from kd_app.run.input_files import open_digests
 from kd_app.run.member_moments import measure_moments
 from kd_app.run.recorded_pixels import RecordedPixels
 from kd_app.run.run_model import RunModel, mark_unmeasured
@@ -77,14 +79,20 @@ class Workspace:
         self._chosen: dict[str, ModelSpec] = {}
 
     def prepare_data(self) -> None:
-        """List the images, decode image files once, and split them."""
-        self.data.list()
+        """List the images, decode image files once, and split them.
+
+        A second command on the same images reads none of them.
+        """
+        digests = open_digests(self.stages.root, self.spec.config["data"])
+        with use_digests(digests):
+            self.data.list()
         scan = self.data.scan_job(self._decoded_side)
         if scan is not None:
             stage = self.find_or_build(
                 "data", scan.config, scan.inputs, lambda folder: scan.run(folder, self._show_scan)
             )
             self.data_folder = stage.path
+            digests.save()
         self.data.load(self.data_folder)
         self._is_loaded = True
         self._bind_models()

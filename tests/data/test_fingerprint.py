@@ -92,12 +92,12 @@ def test_a_book_has_digests_of_unchanged_files_only(tmp_path: Path) -> None:
     files = [tmp_path / name for name in ("a", "b")]
     for file in files:
         file.write_bytes(file.name.encode() * 20_000)
-    book = DigestBook()
+    book = DigestBook(tmp_path / "stages" / "book")
     with use_digests(book):
         first = hash_files(files)
-    book.save(tmp_path / "book")
+    book.save()
     files[0].write_bytes(b"c" * 20_000)
-    again = DigestBook.load(tmp_path / "book")
+    again = DigestBook(tmp_path / "stages" / "book")
     with (
         use_digests(again),
         patch("kd_app.data.fingerprint.hash_file", return_value=b"new") as hashed,
@@ -109,12 +109,12 @@ def test_a_book_has_digests_of_unchanged_files_only(tmp_path: Path) -> None:
 
 def test_a_damaged_book_is_empty(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"a")
-    book = DigestBook()
+    book = DigestBook(tmp_path / "book")
     with use_digests(book):
         hash_files([tmp_path / "a"])
-    book.save(tmp_path / "book")
+    book.save()
     content = (tmp_path / "book").read_bytes()
     for damaged in (b"", content[:100], content.replace(b"digests", b"digestz")):
         (tmp_path / "book").write_bytes(damaged)
-        assert DigestBook.load(tmp_path / "book")._entries == {}
-    assert DigestBook.load(tmp_path / "none")._entries == {}
+        assert DigestBook(tmp_path / "book").open() == {}
+    assert DigestBook(tmp_path / "none").open() == {}

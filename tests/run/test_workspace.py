@@ -10,7 +10,7 @@ from kd_app.config import Decoding, RequestError, RunError
 from kd_app.run.run_model import RunModel
 from kd_app.run.workspace import Workspace
 from kd_app.stages import Stage
-from tests.builders import DIGITS, build_workspace, teacher_folder
+from tests.builders import DIGITS, build_workspace, image_folder, teacher_folder
 
 Models = dict[str, RunModel]
 
@@ -22,6 +22,22 @@ def test_a_prepared_workspace_has_classes_and_image_statistics(digits: Workspace
     assert digits.decoding == Decoding(channels=1, shorter_side=320)
     assert 0 < stats.mean[0] < 1
     digits.check_losses()
+
+
+def test_a_second_command_on_the_same_images_reads_none_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = image_folder(tmp_path / "photos", images=12)
+    image_folder(tmp_path / "more", images=2, classes=1)
+    words = ("data=folder", f"data.root={photos}", f"data.unlabeled={tmp_path / 'more'}")
+    models = ("teacher.name=resnet8", "student.name=resnet8", "controls=[]", "data.image_size=16")
+    first = build_workspace(tmp_path, *words, *models)
+    read: list[object] = []
+    for name in ("data.fingerprint.hash_file", "data.files.open_draft", "data.files.open_image"):
+        monkeypatch.setattr(f"kd_app.{name}", lambda *each, **_: read.append(each))
+    again = build_workspace(tmp_path, *words, *models, "seed=1", f"out={tmp_path / 'other'}")
+    assert again.data.fingerprint == first.data.fingerprint
+    assert read == []
 
 
 def test_a_teacher_with_the_datas_classes_is_used_without_training(models: Models) -> None:
