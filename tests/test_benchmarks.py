@@ -27,7 +27,7 @@ from benchmarks.headline import Headline, describe_context, measure_headline, tr
 from benchmarks.models import parse_table
 from benchmarks.photo_files import write_photos
 from benchmarks.scale import split_groups, write_files
-from benchmarks.sweep import build_overrides, save_teacher, train
+from benchmarks.sweep import build_overrides, train
 from benchmarks.teacher_cache import build_format, describe_difference, measure_reading
 from benchmarks.training_loop import compare
 from kd_app.config import RequestError, RunError
@@ -35,6 +35,7 @@ from kd_app.config.compose import compose_config
 from kd_app.reporting.exports import RatioEstimate
 from kd_app.run.spec import build_spec
 from kd_app.training.cache_format import FORMATS
+from tests.builders import teacher_folder
 
 
 def test_the_training_loop_is_timed_beside_the_bare_one() -> None:
@@ -107,7 +108,7 @@ def test_an_export_that_takes_too_long_is_stopped() -> None:
 
 
 def test_the_trainings_of_a_sweep_run_alone(tmp_path: Path) -> None:
-    save_teacher(tmp_path / "teacher")
+    teacher_folder(tmp_path / "teacher")
     train(
         [
             *build_overrides(tmp_path / "teacher", tmp_path / "stages", 1),

@@ -21,6 +21,7 @@ from typing_extensions import TypedDict
 from kd_app.config import InputSpec, RequestError
 from kd_app.config.memory import MemorySettings, describe_shortage, is_out_of_memory
 from kd_app.data.base import RunData
+from kd_app.digest import hash_value
 from kd_app.reporting.console import Console
 from kd_app.stages import write_atomically
 from kd_app.training.cpu_convolutions import correct_convolutions
@@ -205,6 +206,10 @@ class StepEstimate:
     prediction: float
 
 
+_ESTIMATES: dict[str, StepEstimate] = {}
+"""By network, input and settings: the trials of a sweep share the estimates."""
+
+
 def estimate(
     model: nn.Module,
     input_spec: InputSpec,
@@ -213,11 +218,26 @@ def estimate(
     *,
     train: bool,
 ) -> StepEstimate:
-    """Time `model` on noise, without data loading and loss; `training` is 0 unless
-    `train`.
+    """Time `model` on noise, without data loading and loss, once in a process;
+    `training` is 0 unless `train`.
 
     Raises `RequestError` if memory runs out: a training step takes more.
     """
+    memory = (settings.device.type, settings.precision, settings.channels_last)
+    key = hash_value([repr(model), vars(input_spec), batch_size, memory, train])
+    if key not in _ESTIMATES:
+        _ESTIMATES[key] = _time_batch(model, input_spec, batch_size, settings, train=train)
+    return _ESTIMATES[key]
+
+
+def _time_batch(
+    model: nn.Module,
+    input_spec: InputSpec,
+    batch_size: int,
+    settings: TrainerSettings,
+    *,
+    train: bool,
+) -> StepEstimate:
     with _refuse_shortage(batch_size, settings), correct_convolutions(settings, model):
         device, true_dtype = settings.device, _TRUE_DTYPES.get(settings.precision)
         memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
