@@ -29,6 +29,7 @@ from PIL import Image
 from scipy.stats import t as student_t
 from torch import Tensor
 
+from benchmarks.headline import STUDENT
 from benchmarks.photos import PHOTOS, find_package, write_teacher
 from kd_app.config import RequestError
 from kd_app.config.compose import compose_config
@@ -168,9 +169,11 @@ def compare_accuracy(folder: Path, *, seeds: int, images: int, epochs: int) -> N
         "data.source._target_=benchmarks.pairs.PairedClothes",
         f"+data.source.images={images}",
         "allow=[benchmarks]",
+        "teacher.name=resnet14",
         "teacher.max_epochs=4",
+        *STUDENT,
         f"trainer.max_epochs={epochs}",
-        f"data.views={min(epochs, 4)}",
+        "data.views=2",
         "teacher.outputs=cached",
         "controls=[]",
         "logger=[csv]",
@@ -219,7 +222,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--accuracy", type=int, metavar="SEEDS")
     parser.add_argument("--images", type=int, default=12_000)
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=6)
     arguments = parser.parse_args()
     if arguments.accuracy:
         compare_accuracy(
