@@ -248,13 +248,13 @@ def _time_batch(
         training = 0.0
         with torch.autocast(device.type, dtype=dtype, enabled="mixed" in settings.precision):
             if train:
-                training = _time_fastest(lambda: model(image).float().square().mean().backward())
+                training = _time_call(lambda: model(image).float().square().mean().backward())
             with torch.no_grad():
-                inference = _time_fastest(lambda: model(image))
+                inference = _time_call(lambda: model(image))
         if "mixed" not in settings.precision:
             return StepEstimate(training, inference, inference)
         with torch.no_grad():
-            return StepEstimate(training, inference, _time_fastest(lambda: model(image)))
+            return StepEstimate(training, inference, _time_call(lambda: model(image)))
 
 
 @contextmanager
@@ -270,13 +270,13 @@ def _refuse_shortage(batch_size: int, settings: TrainerSettings) -> Iterator[Non
         raise RequestError(describe_shortage(step, error, limits)) from error
 
 
-def _time_fastest(body: Callable[[], object]) -> float:
-    """Seconds of the fastest of some calls: others are slowed down by other programs. A
-    slow call is not repeated.
+def _time_call(body: Callable[[], object]) -> float:
+    """Median seconds of some calls after the first, which also prepares: other programs
+    slow down single calls. A slow call is not repeated.
     """
     seconds: list[float] = []
     while not seconds or (len(seconds) <= _NOISE_STEPS and seconds[0] < _SLOW):
         start = _read_clock()
         body()
         seconds.append(_read_clock() - start)
-    return min(seconds)
+    return median(seconds[1:] or seconds)
