@@ -26,6 +26,12 @@ def hash_value(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def round_trip_json(value: dict[str, Any]) -> dict[str, Any]:
+    """The value as it is read back from JSON, for comparison with a stored one."""
+    loaded: dict[str, Any] = json.loads(json.dumps(value))
+    return loaded
+
+
 def hash_file(path: Path) -> str:
     """The sha256 of a file's content."""
     with path.open("rb") as file:

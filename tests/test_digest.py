@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from kd_app.digest import SELF, hash_value, is_changed, is_sealed, seal
+from kd_app.digest import SELF, hash_value, is_changed, is_sealed, round_trip_json, seal
 
 RECORD = {"b": [1, 2.5, None], "a": {"c": "ä"}}
 
@@ -30,3 +30,7 @@ def test_a_changed_record_is_recognized(change: dict[str, object]) -> None:
 def test_a_record_without_a_hash_is_neither_sealed_nor_changed() -> None:
     assert not is_sealed(RECORD)
     assert not is_changed(RECORD)
+
+
+def test_a_value_is_compared_as_json_returns_it() -> None:
+    assert round_trip_json({"sides": (1, 2), "b": {3: None}}) == {"sides": [1, 2], "b": {"3": None}}

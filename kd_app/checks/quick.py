@@ -22,6 +22,7 @@ from kd_app.checks.training_length import check_few_steps
 from kd_app.config import RequestError
 from kd_app.config.paths import read_settings
 from kd_app.config.records import read_record
+from kd_app.digest import round_trip_json
 from kd_app.metrics.verdict import VerdictRule
 from kd_app.run.forecast import Forecast
 from kd_app.run.run_model import RunModel
@@ -106,7 +107,7 @@ class QuickChecks:
             "data": self.workspace.data.fingerprint,
             "teacher": teacher.loaded.weights.sha256,
         }
-        key = {"config": json.loads(json.dumps(config)), "inputs": inputs}
+        key = {"config": round_trip_json(config), "inputs": inputs}
         if (stage := stages.find(_STAGE, **key)) is not None:
             return read_record(stage.path / _FINDINGS, list[Finding], expected=_EXPECTED)
         findings = [finding for run_check in TEACHER_CHECKS for finding in run_check(context)]

@@ -3,7 +3,6 @@ finished run, measures what each step loses, and writes a new run.
 """
 
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from kd_app.compression.step import Step
 from kd_app.config import RequestError, RunError, Typed, build_unknown_error
 from kd_app.config.make import make
 from kd_app.config.redact import redact
+from kd_app.digest import round_trip_json
 from kd_app.metrics.record import Predictions
 from kd_app.metrics.verdict import Judgment, VerdictRule
 from kd_app.reporting.console import Console
@@ -361,7 +361,7 @@ def _measure_step(
         macs=description.macs,
         params=description.params,
         size_bytes=description.size_bytes,
-        details=json.loads(json.dumps(details or {})),
+        details=round_trip_json(details or {}),
     )
     workspace.console.print(
         f"{name}: {format_top1(predictions)} on validation, {row.macs:,} multiply-adds,"

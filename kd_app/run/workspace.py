@@ -17,7 +17,7 @@ from kd_app.data.fingerprint import use_digests
 from kd_app.data.worker_loader import explain_lost_worker
 from kd_app.deployment.logits import NonFiniteLogitsError, check_finite, name_images
 from kd_app.deployment.predictions import predict
-from kd_app.digest import hash_file
+from kd_app.digest import hash_file, round_trip_json
 from kd_app.metrics.record import Predictions
 from kd_app.models.cost import count_params
 from kd_app.models.create import create, measure_width, resolve_input
@@ -79,10 +79,7 @@ class Workspace:
         self._chosen: dict[str, ModelSpec] = {}
 
     def prepare_data(self) -> None:
-        """List the images, decode image files once, and split them.
-
-        A second command on the same images reads none of them.
-        """
+        """List, decode and split the images, reading only files that are new."""
         digests = open_digests(self.stages.root, self.spec.config["data"])
         with use_digests(digests):
             self.data.list()
@@ -392,7 +389,7 @@ class Workspace:
         """The stage with this name, configuration and inputs if it exists; not recorded
         as used.
         """
-        return self.stages.find(name, config=_round_trip_json(config), inputs=inputs)
+        return self.stages.find(name, config=round_trip_json(config), inputs=inputs)
 
     def find_or_build(
         self,
@@ -431,7 +428,7 @@ class Workspace:
         check_stop()
         try:
             with explain_memory_error(f"the stage {name}", self.spec.config, self._count_images()):
-                stage = method(name, config=_round_trip_json(config), inputs=inputs, build=build)
+                stage = method(name, config=round_trip_json(config), inputs=inputs, build=build)
         except PermissionError as error:
             if not str(error.filename).startswith(str(self.stages.root)):
                 raise
@@ -450,9 +447,3 @@ class Workspace:
     def _count_images(self) -> int | None:
         """The number of training images; None before the data are loaded."""
         return self.data.sizes["train"] if self._is_loaded else None
-
-
-def _round_trip_json(config: dict[str, Any]) -> dict[str, Any]:
-    """The config as it is read from JSON, for comparison with a stored one."""
-    loaded: dict[str, Any] = json.loads(json.dumps(config))
-    return loaded
