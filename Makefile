@@ -50,6 +50,7 @@ test: setup
 test-all: setup
 	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
+# An hour; it goes on where it was interrupted, as long as no source has changed (.cache/faults).
 faults: setup
 	KD_FAULTS=docs/faults.md $(BIN)/python -m pytest -q -n 2 tests/faults
 

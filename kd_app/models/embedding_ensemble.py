@@ -1,24 +1,31 @@
 """Several teachers whose embeddings are combined into one."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import PositiveFloat
+from pydantic import Field
 from torch import Tensor, nn
 
 from kd_app.config import InputSpec, RequestError
 from kd_app.config.records import read_record
+from kd_app.config.values import shorten
 from kd_app.models.composite import EnsembleModel, TeacherEnsemble
 from kd_app.models.create import create, resolve_input
 from kd_app.models.spec import ImageStats, LoadedModel, ModelSpec
 from kd_app.models.weights import WeightsReport
 
 Combination = Literal["concatenate", "mean"]
+_LARGEST: Final = 1e37
+"""Of the numbers of an embedding and their squares, which are computed in float32."""
+_EXPECTED: Final = (
+    "Expected: mean and variance of the embedding of each member, as measured by the run. Remove"
+    " the folder of the stage moments-teacher to measure them again, or name an unmodified run."
+)
 
 
 @dataclass(frozen=True)
@@ -27,8 +34,10 @@ class Moments:
     it.
     """
 
-    mean: Sequence[float]
-    variance: PositiveFloat
+    mean: Annotated[
+        Sequence[Annotated[float, Field(ge=-_LARGEST, le=_LARGEST)]], Field(min_length=1)
+    ]
+    variance: Annotated[float, Field(ge=1 / _LARGEST, le=_LARGEST)]
 
     def to_json(self) -> dict[str, Any]:
         """The moments as plain data."""
@@ -100,7 +109,7 @@ class EmbeddingEnsemble(TeacherEnsemble):
         a mean of members of several widths.
         """
         assert self.moments is not None, "measure_moments comes first"
-        moments = read_moments(self.moments)
+        moments = read_moments(self.moments, self.members)
         models = self.create_members(self.image_stats)
         widths = {name: len(each.mean) for name, each in moments.items()}
         if self.combination == "mean" and len(set(widths.values())) > 1:
@@ -135,15 +144,18 @@ def _describe_members(moments: Mapping[str, Moments]) -> tuple[str, ...]:
     )
 
 
-def read_moments(path: Path) -> dict[str, Moments]:
-    """Read the output of `Moments.to_json` by member. Raises `RequestError` for a
-    damaged file.
+def read_moments(path: Path, members: Collection[str]) -> dict[str, Moments]:
+    """Read the output of `Moments.to_json` by member, in the order of `members`.
+
+    Raises `RequestError` for a damaged file, and for one of other members.
     """
-    return read_record(
-        path,
-        dict[str, Moments],
-        expected="Remove the folder of that stage to measure the teachers again.",
-    )
+    found = read_record(path, dict[str, Moments], expected=_EXPECTED)
+    if set(found) != set(members):
+        raise RequestError(
+            f"{str(path)!r} describes {', '.join(map(shorten, map(repr, found))) or 'no teacher'},"
+            f" and the teacher's members are {', '.join(map(repr, members))}. {_EXPECTED}"
+        )
+    return {name: found[name] for name in members}
 
 
 class EmbeddingEnsembleModel(EnsembleModel):
@@ -178,6 +190,11 @@ class EmbeddingEnsembleModel(EnsembleModel):
         for number, (name, model, view, scale) in enumerate(members):
             embedding = logits[name] if name in logits else model(view(image))
             mean: Tensor = getattr(self, f"mean_{number}")
+            if embedding.shape[1:] != mean.shape:
+                raise RequestError(
+                    f"The embedding of the teacher's member {name} has {embedding.shape[1]:,}"
+                    f" numbers, and its recorded mean has {len(mean):,}. {_EXPECTED}"
+                )
             blocks.append((embedding.float() - mean) * scale)
         if self.combination == "mean":
             return torch.einsum("m,mbd->bd", self.shares, torch.stack(blocks))

@@ -16,7 +16,7 @@ def measure_members(teacher: ModelSpec, comparison: EmbeddingComparison) -> dict
     model, joint = comparison.models[TEACHER], comparison.find_neighbors(TEACHER).rows
     overlaps: dict[str, float | None] = {}
     start = 0
-    for name, moments in read_moments(teacher.moments).items():
+    for name, moments in read_moments(teacher.moments, teacher.members).items():
         part = slice(start, start := start + len(moments.mean))
         queries, gallery = (each[:, part] for each in (model.queries, model.gallery))
         near = find_neighbors(queries, gallery, comparison.k, is_same=comparison.is_same).rows

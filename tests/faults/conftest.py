@@ -5,30 +5,18 @@ all that it asserts has held. ``make faults`` makes a table of what was told.
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import pytest
 
 from tests.commands.call import done
 from tests.commands.conftest import _cwd, photos, run  # noqa: F401
 from tests.faults.disk import Disk
+from tests.faults.fault_table import FaultTable
 from tests.faults.whole_run import WORDS, places
 
 TABLE = "KD_FAULTS"
 """Environment variable: the file that the table is written to."""
-
-HEAD = """# Faults
-
-Each row is a fault that a test in `tests/faults` caused in the real command: how often, what the
-command did, and what was lost. A test writes its row after all its assertions have held.
-`make faults` runs the tests and writes this file.
-
-| fault | how often | what happened | what was lost |
-|---|---|---|---|
-"""
-
-Row = tuple[str, str, str]
-_told: dict[Row, int] = {}
 
 
 class Fault(Protocol):
@@ -49,22 +37,19 @@ def fault(record_property: Callable[[str, object], None]) -> Fault:
     return tell
 
 
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Gather what the tests told that passed, in whichever process they ran."""
-    rows: list[Any] = [value for name, value in report.user_properties if name == "fault"]
-    for fault, happened, lost, times in rows if report.when == "call" and report.passed else ():
-        _told[fault, happened, lost] = _told.get((fault, happened, lost), 0) + times
-
-
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Write the table when all have passed."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the table where one is asked for."""
     path = os.environ.get(TABLE)
-    if path and exitstatus == 0 and not hasattr(session.config, "workerinput"):
-        rows = [
-            f"| {fault} | {times} | {happened} | {lost} |\n"
-            for (fault, happened, lost), times in sorted(_told.items())
-        ]
-        Path(path).write_text(HEAD + "".join(rows), encoding="utf-8")
+    if path:
+        folders = [Path(each).absolute() for each in config.args]
+        is_chosen = config.getoption("keyword") or config.getoption("markexpr")
+        table = FaultTable(
+            Path(path),
+            Path(".cache", "faults"),
+            is_whole=folders == [Path(__file__).parent] and not is_chosen,
+            writes=not hasattr(config, "workerinput"),
+        )
+        config.pluginmanager.register(table, "fault table")
 
 
 @pytest.fixture

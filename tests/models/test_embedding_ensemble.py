@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from kd_app.models.embedding_ensemble import (
     EmbeddingEnsemble,
     EmbeddingEnsembleModel,
     Moments,
+    read_moments,
 )
 from kd_app.models.spec import ImageStats
 from tests.builders import GRAY, teacher_folder
@@ -88,3 +90,27 @@ def test_a_member_with_random_weights_is_refused() -> None:
     ensemble = EmbeddingEnsemble(members, {"a": 1.0}, "mean")
     with pytest.raises(RequestError, match=r"member a \(resnet8\) has random weights"):
         ensemble.bind_embedding()
+
+
+OTHERS: dict[str, Any] = {
+    "describes 'a', and the teacher's members are 'a', 'b'": {"a": MOMENTS[0].to_json()},
+    "mean: Value should have at least 1 item": {"a": {"mean": [], "variance": 1.0}},
+    "less than or equal to 1e\\+37": {"a": {"mean": [1e300], "variance": 1.0}},
+    "greater than or equal to": {"a": {"mean": [1.0], "variance": 1e-300}},
+}
+
+
+@pytest.mark.parametrize("message", OTHERS)
+def test_moments_of_other_teachers_are_refused(message: str, tmp_path: Path) -> None:
+    path = tmp_path / "moments.json"
+    path.write_text(json.dumps(OTHERS[message]), encoding="utf-8")
+    with pytest.raises(RequestError, match=message):
+        read_moments(path, ["a", "b"])
+
+
+def test_moments_of_another_width_are_refused() -> None:
+    model = EmbeddingEnsembleModel(
+        {"a": (Flat(1.0), PIXELS)}, [1.0], "concatenate", [Moments([0.5], 1.0)], PIXELS
+    )
+    with pytest.raises(RequestError, match=r"member a has 2 numbers, and its recorded mean has 1"):
+        model(torch.zeros(3, 1, 2, 2))
