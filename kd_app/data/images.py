@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from kd_app.config.errors import RequestError
@@ -31,6 +32,9 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """EXIF orientation -> the transposition that turns the stored pixels upright."""
+
+_BLOCK = 2**20
+"""Pixels of more than 8 bits that are converted at a time."""
 
 SWAPPING = frozenset(_UPRIGHT[orientation] for orientation in (5, 6, 7, 8))
 """Transpositions that swap width and height."""
@@ -266,11 +270,21 @@ def _reduce_to_eight_bits(image: Image.Image) -> Image.Image:
         # Pillow reads unsigned integers as signed ones.
         stored = stored.view(np.uint32)
     precision = np.float32 if image.mode.startswith("I;16") else np.float64
-    values = np.nan_to_num(stored.astype(precision), posinf=0.0, neginf=0.0)
-    low, high = _choose_value_range(image.mode, float(values.min()), float(values.max()))
+    # in blocks: a small file may declare many pixels, and these are 8 bytes each
+    height = max(1, _BLOCK // stored.shape[1])
+    blocks = [slice(start, start + height) for start in range(0, len(stored), height)]
+
+    def read(rows: slice) -> NDArray[np.floating]:
+        return np.nan_to_num(stored[rows].astype(precision), posinf=0.0, neginf=0.0)
+
+    extremes = [(float(values.min()), float(values.max())) for values in map(read, blocks)]
+    lows, highs = zip(*extremes, strict=True)
+    low, high = _choose_value_range(image.mode, min(lows), max(highs))
     if bits == 12:
         low, high = 0.0, 4095.0
-    gray = np.rint((values - low) * 255.0 / (high - low)).astype(np.uint8)
+    gray = np.empty(stored.shape, np.uint8)
+    for rows in blocks:
+        gray[rows] = np.rint((read(rows) - low) * 255.0 / (high - low)).astype(np.uint8)
     if image.mode.startswith("I;16") and tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
         # White is 0; Pillow inverts only 8-bit images.
         gray = 255 - gray

@@ -184,8 +184,10 @@ def list_embedding_sentences(results: Results) -> list[str]:
         return []
     split = last[1]
     sentences = [write_embedding_verdict(results)]
-    for name, gap in split.gap_closed.items():
-        title = _BOUNDED[name]
+    for name, title in _BOUNDED.items():
+        gap = split.gap_closed.get(name)
+        if gap is None:
+            continue
         if gap.value is None or gap.low is None or gap.high is None:
             sentences.append(
                 f"Gap closed in {title}: undefined, because teacher and untouched student do not"

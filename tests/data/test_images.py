@@ -423,6 +423,18 @@ def test_a_large_image_below_the_limit_is_read_without_a_warning(
         open_image(tmp_path / "too_large.png", 3)
 
 
+@pytest.mark.parametrize("mode", ["F", "I;16"])
+def test_values_of_more_than_8_bits_are_converted_block_by_block(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = np.random.default_rng(0).integers(0, 9000, (7, 5))
+    image = Image.fromarray(values.astype(np.float32 if mode == "F" else np.uint16))
+    expected = pixels(convert_mode(image, 1))
+    for block in (1, 10, 12):
+        monkeypatch.setattr(images, "_BLOCK", block)
+        assert (pixels(convert_mode(image, 1)) == expected).all()
+
+
 def test_postscript_is_not_run(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"

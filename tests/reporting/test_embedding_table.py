@@ -40,6 +40,15 @@ def test_labels_judge_quality_and_an_undefined_gap_is_explained() -> None:
     assert "random weights finds 10.00 %" in sentences
 
 
+def test_an_unknown_metric_of_a_record_is_left_out() -> None:
+    results = build_embedding_results(labeled=100)
+    assert results.embedding is not None
+    assert results.embedding.test is not None
+    gaps = results.embedding.test.gap_closed
+    gaps["overlah"] = gaps.pop("overlap")
+    assert "Gap closed in purity: undefined" in " ".join(list_embedding_sentences(results))
+
+
 def test_a_control_has_a_column_and_a_paired_difference() -> None:
     table = build_embedding_table(build_embedding_results(gains={"self_supervised": 0.1}))
     assert table is not None
