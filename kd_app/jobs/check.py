@@ -1,5 +1,6 @@
 """The job of ``kd-check``: every check of a run before its start, and its cost."""
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -107,6 +108,14 @@ def check(
     return report
 
 
+def _open_scratch(stages: Path) -> "TemporaryDirectory[str]":
+    """A folder beside the stages, where leftovers of killed processes are removed, or
+    among the temporary files of the system if there are none or another user's.
+    """
+    is_ours = os.access(stages, os.W_OK | os.X_OK)
+    return TemporaryDirectory(prefix=".check-", suffix=".partial", dir=stages if is_ours else None)
+
+
 def inspect_setup(
     config: Config, *, own: ExternalParts | None = None, console: Console
 ) -> CheckReport:
@@ -129,9 +138,7 @@ def inspect_setup(
     except RequestError as error:
         return CheckReport((refuse("data", str(error)),))
     start = time.monotonic()
-    # beside the stages, if any, where leftovers of killed processes are removed
-    root = stages.root if stages.root.is_dir() else None
-    with TemporaryDirectory(prefix=".check-", suffix=".partial", dir=root) as scratch:
+    with _open_scratch(stages.root) as scratch:
         context = CheckContext(workspace, limits, rule, Path(scratch))
         is_ready = context.is_ready
         forecast = context.forecast

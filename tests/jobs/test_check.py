@@ -13,7 +13,14 @@ from kd_app.checks.dry_run import DryRun
 from kd_app.checks.finding import Finding, note, refuse, warn
 from kd_app.checks.quick import read_limits
 from kd_app.config import RequestError
-from kd_app.jobs.check import CHECKS, CheckReport, _run_checks, _train_all_briefly, check
+from kd_app.jobs.check import (
+    CHECKS,
+    CheckReport,
+    _open_scratch,
+    _run_checks,
+    _train_all_briefly,
+    check,
+)
 from kd_app.reporting.console import Console
 from kd_app.run.forecast import Forecast
 from tests.checks.planted import QUIET, build_context
@@ -84,3 +91,13 @@ def test_once_the_time_is_over_other_checks_are_left_out_and_only_the_student_is
     dry_runs, skipped = _train_all_briefly(context, QUIET)
     assert [result.role for result in dry_runs] == ["student"]
     assert skipped == ["the short training of teacher", "the short training of labels_only"]
+
+
+def test_another_users_stages_are_not_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with _open_scratch(tmp_path) as scratch:
+        assert Path(scratch).parent == tmp_path
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with _open_scratch(tmp_path) as scratch:
+        assert Path(scratch).parent != tmp_path

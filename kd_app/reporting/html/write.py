@@ -1,6 +1,7 @@
 """Write a report as an HTML page, JSON, CSV and Markdown."""
 
 import csv
+import errno
 import io
 import os
 from collections.abc import Iterator, Sequence
@@ -64,16 +65,14 @@ def write_report(
     budgets: limits of the p95 latency of one image, milliseconds; the report names the
     best exported file for each.
 
-    Raises `RequestError` if none of the runs can be read or `out` can't be created.
+    Raises `RequestError` if none of the runs can be read, or `out` can't be created or
+    written to.
     """
     report, folder = build_report([Path(run) for run in runs], budgets), Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RequestError(
-            f"The folder out={str(folder)!r} can't be created: {error.strerror or error}. Choose"
-            " another folder with out=."
-        ) from None
+        raise _build_folder_error(folder, "created", error) from None
     views, overview = _build_run_views(report), build_overview(report)
     contents = (
         render_html(report, views, overview),
@@ -82,8 +81,20 @@ def write_report(
         render_markdown(report, views, overview),
     )
     for name, content in zip(FILES, contents, strict=True):
-        write_atomically(folder / name, content)
+        try:
+            write_atomically(folder / name, content)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise _build_folder_error(folder, "written to", error) from None
+            raise
     return folder / PAGE
+
+
+def _build_folder_error(folder: Path, what: str, error: OSError) -> RequestError:
+    return RequestError(
+        f"The folder out={str(folder)!r} can't be {what}: {error.strerror or error}. Choose"
+        " another folder with out=."
+    )
 
 
 def check_owner(folder: Path) -> None:

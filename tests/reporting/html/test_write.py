@@ -218,6 +218,17 @@ def test_somebody_elses_files_are_not_overwritten(
             check_owner(folder)
 
 
+def test_another_users_folder_is_refused(
+    one: tuple[Path, Results], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("kd_app.reporting.html.write.write_atomically", refuse)
+    with pytest.raises(RequestError, match=r"written to: Permission denied\. Choose another"):
+        write_report([one[0]], tmp_path)
+
+
 def test_the_best_run_on_validation_is_marked_and_differing_settings_are_listed(
     tmp_path: Path,
 ) -> None:
