@@ -42,7 +42,8 @@ def pytest_configure(config: pytest.Config) -> None:
     path = os.environ.get(TABLE)
     if path:
         folders = [Path(each).absolute() for each in config.args]
-        is_chosen = config.getoption("keyword") or config.getoption("markexpr")
+        options = ("keyword", "markexpr", "ignore", "ignore_glob", "deselect")
+        is_chosen = any(map(config.getoption, options))
         table = FaultTable(
             Path(path),
             Path(".cache", "faults"),
