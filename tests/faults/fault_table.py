@@ -43,11 +43,9 @@ def build_table(told: Sequence[Sequence[Any]]) -> str:
     times: dict[tuple[str, str, str], int] = {}
     for fault, happened, lost, count in told:
         times[fault, happened, lost] = times.get((fault, happened, lost), 0) + count
-    rows = (
-        f"| {fault} | {count:,} | {happened} | {lost} |\n"
-        for (fault, happened, lost), count in sorted(times.items())
-    )
-    return HEAD + "".join(rows)
+    cells = [(fault, f"{n:,}", happened, lost) for (fault, happened, lost), n in times.items()]
+    rows = (" | ".join(cell.replace("|", r"\|") for cell in row) for row in sorted(cells))
+    return HEAD + "".join(f"| {row} |\n" for row in rows)
 
 
 class FaultTable:

@@ -24,6 +24,8 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
         + content[len(content) // 2 + 16 :]
     ),
 }
+DAMAGED = "cut off, empty, or changed in its middle"
+"""A row of the table for each file: the damages are counted, not listed."""
 OF_STAGES = (
     "student-*/model/model.safetensors",
     "labels_only-*/training.json",
@@ -70,7 +72,7 @@ def test_files_of_stages_that_are_damaged_are_named_and_made_anew(
     assert outcome(tmp_path) == outcome(undisturbed)
     for file in files:
         happened = "a line names it; the stage was made anew, to the same student and figures"
-        fault(f"a stage's {file.name} is {damage}", happened=happened, lost="that stage's time")
+        fault(f"a stage's {file.name} is {DAMAGED}", happened=happened, lost="that stage's time")
 
 
 @pytest.mark.slow
@@ -97,9 +99,9 @@ def test_checkpoints_that_are_damaged_are_named_and_their_trainings_start_again(
     said = done(*words)
     assert f"{checkpoint} is damaged or missing; the training restarts from the beginning" in said
     assert outcome(tmp_path) == outcome(undisturbed)
-    for damage in DAMAGES:
-        happened = "a line names it; that training started again, to the same student and figures"
-        fault(f"last.ckpt is {damage}", happened=happened, lost="that training's time")
+    happened = "a line names it; that training started again, to the same student and figures"
+    times = len(DAMAGES)
+    fault(f"last.ckpt is {DAMAGED}", happened=happened, lost="that training's time", times=times)
 
 
 @pytest.mark.slow
@@ -123,7 +125,7 @@ def test_a_finished_runs_files_that_are_damaged_are_written_again(
         )
         for name in names:
             fault(
-                f"a finished run's {name} is {damage}",
+                f"a finished run's {name} is {DAMAGED}",
                 happened="the same words wrote it again and trained nothing",
                 lost="nothing",
             )
@@ -150,7 +152,7 @@ def test_a_searchs_record_that_is_damaged_is_refused_by_name_and_the_trials_are_
         assert "search.json' can't be read" in refused(*words)
         record.write_bytes(whole)
         fault(
-            f"search.json is {damage}",
+            f"search.json is {DAMAGED}",
             happened="refused in one paragraph that says what to do",
             lost="nothing",
         )
@@ -186,4 +188,4 @@ def test_an_image_that_is_damaged_is_named_or_left_out(
     happened = (
         "refused in one paragraph that names it; with data.on_error=skip the run ended and names it"
     )
-    fault(f"an image is {damage}", happened=happened, lost="that image")
+    fault(f"an image is {DAMAGED}", happened=happened, lost="that image")

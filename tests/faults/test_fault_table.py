@@ -27,7 +27,7 @@ def _run(table: FaultTable, *names: str, fails: bool = False) -> list[str]:
     items: list[Any] = [SimpleNamespace(nodeid=name) for name in names]
     table.pytest_collection_modifyitems(config, items)
     for item in items:
-        rows = [("fault", ["a fault", "happened", "nothing", 2])]
+        rows = [("fault", ["a | fault", "happened", "nothing", 2])]
         for when, passed in (("setup", True), ("call", True), ("teardown", not fails)):
             report: Any = SimpleNamespace(
                 when=when, passed=passed, nodeid=item.nodeid, user_properties=rows
