@@ -12,8 +12,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kd_app.config import InputSpec, RequestError
+from kd_app.config.errors import quote_some
 from kd_app.config.records import read_record
-from kd_app.config.values import shorten
 from kd_app.models.composite import EnsembleModel, TeacherEnsemble
 from kd_app.models.create import create, resolve_input
 from kd_app.models.spec import ImageStats, LoadedModel, ModelSpec
@@ -149,13 +149,13 @@ def read_moments(path: Path, members: Collection[str]) -> dict[str, Moments]:
 
     Raises `RequestError` for a damaged file, and for one of other members.
     """
-    found = read_record(path, dict[str, Moments], expected=_EXPECTED)
-    if set(found) != set(members):
+    moments = read_record(path, dict[str, Moments], expected=_EXPECTED)
+    if set(moments) != set(members):
         raise RequestError(
-            f"{str(path)!r} describes {', '.join(map(shorten, map(repr, found))) or 'no teacher'},"
-            f" and the teacher's members are {', '.join(map(repr, members))}. {_EXPECTED}"
+            f"{str(path)!r} describes {quote_some(list(moments)) or 'no teacher'}, and the"
+            f" teacher's members are {quote_some(list(members))}. {_EXPECTED}"
         )
-    return {name: found[name] for name in members}
+    return {name: moments[name] for name in members}
 
 
 class EmbeddingEnsembleModel(EnsembleModel):
