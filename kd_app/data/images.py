@@ -275,8 +275,10 @@ def _reduce_to_eight_bits(image: Image.Image) -> Image.Image:
     blocks = [slice(start, start + height) for start in range(0, len(stored), height)]
 
     def read(rows: slice) -> NDArray[np.floating]:
-        values: NDArray[np.floating] = stored[rows].astype(precision)
-        return np.nan_to_num(values, posinf=0.0, neginf=0.0)
+        values: NDArray[np.floating] = np.nan_to_num(
+            stored[rows].astype(precision), posinf=0.0, neginf=0.0
+        )
+        return values
 
     extremes = [(float(values.min()), float(values.max())) for values in map(read, blocks)]
     lows, highs = zip(*extremes, strict=True)
