@@ -14,6 +14,7 @@ from PIL import Image, JpegImagePlugin
 from torch.nn.functional import interpolate
 
 from kd_app.config.regular_file import open_regular
+from kd_app.data.bit_depth import load_image
 from kd_app.data.crop import Crop
 from kd_app.data.images import (
     SWAPPING,
@@ -53,7 +54,7 @@ def decode_crop(file: BinaryIO, name: str, channels: int, crop: Crop) -> Image.I
 def _convert_crop(image: Image.Image, channels: int, crop: Crop) -> Image.Image:
     if not isinstance(image, JpegImagePlugin.JpegImageFile):
         # The orientation may follow the pixels.
-        image.load()
+        image = load_image(image)
     if min(image.size) < 1:
         raise ValueError("it has no pixels")
     turn, size = find_turn(image), image.size

@@ -10,12 +10,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from kd_app.config.errors import RequestError
 from kd_app.config.regular_file import open_regular
+from kd_app.data.bit_depth import load_image, reduce_gray
 
 T = TypeVar("T")
 
@@ -33,8 +32,6 @@ _UPRIGHT = {
 }
 """EXIF orientation -> the transposition that turns the stored pixels upright."""
 
-_BLOCK = 2**20
-"""Pixels of more than 8 bits that are converted at a time."""
 
 SWAPPING = frozenset(_UPRIGHT[orientation] for orientation in (5, 6, 7, 8))
 """Transpositions that swap width and height."""
@@ -174,7 +171,7 @@ def convert_image(
     drafted = shorter_side and image.draft(
         "L" if channels == 1 else "RGB", (2 * shorter_side, 2 * shorter_side)
     )
-    image.load()
+    image = load_image(image)
     if min(image.size) < 1:
         raise ValueError("it has no pixels")
     turn = find_turn(image)
@@ -202,7 +199,7 @@ def open_draft(path: Path, channels: int, *, shorter_side: int, least_side: int)
 def _convert_draft(image: Image.Image, channels: int, shorter_side: int, least_side: int) -> Draft:
     stored = image.size
     is_drafted = image.draft("L" if channels == 1 else "RGB", (least_side, least_side))
-    image.load()
+    image = load_image(image)
     if min(image.size) < 1:
         raise ValueError("it has no pixels")
     turn = find_turn(image)
@@ -224,7 +221,7 @@ def convert_mode(image: Image.Image, channels: int) -> Image.Image:
     Transparency and value ranges are converted as in `open_image`.
     """
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = _reduce_to_eight_bits(image)
+        image = reduce_gray(image)
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     plain = image.convert("L" if channels == 1 else "RGB")
@@ -259,51 +256,6 @@ def compute_reduced_size(stored: tuple[int, int], shorter_side: int) -> tuple[in
         return stored
     width, height = (max(shorter_side, round(side * shorter_side / shorter)) for side in stored)
     return width, height
-
-
-def _reduce_to_eight_bits(image: Image.Image) -> Image.Image:
-    """Convert gray with more bits to mode 'L'; the transparent value becomes white."""
-    stored = np.asarray(image)
-    tags = getattr(image, "tag_v2", {})
-    bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (0,))[0]
-    if image.mode == "I" and bits == 32 and tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0] == 1:
-        # Pillow reads unsigned integers as signed ones.
-        stored = stored.view(np.uint32)
-    precision = np.float32 if image.mode.startswith("I;16") else np.float64
-    # in blocks: a small file may declare many pixels, and these are 8 bytes each
-    height = max(1, _BLOCK // stored.shape[1])
-    blocks = [slice(start, start + height) for start in range(0, len(stored), height)]
-
-    def read(rows: slice) -> NDArray[np.floating]:
-        values: NDArray[np.floating] = np.nan_to_num(
-            stored[rows].astype(precision), posinf=0.0, neginf=0.0
-        )
-        return values
-
-    extremes = [(float(values.min()), float(values.max())) for values in map(read, blocks)]
-    lows, highs = zip(*extremes, strict=True)
-    low, high = _choose_value_range(image.mode, min(lows), max(highs))
-    if bits == 12:
-        low, high = 0.0, 4095.0
-    gray = np.empty(stored.shape, np.uint8)
-    for rows in blocks:
-        gray[rows] = np.rint((read(rows) - low) * 255.0 / (high - low)).astype(np.uint8)
-    if image.mode.startswith("I;16") and tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
-        # White is 0; Pillow inverts only 8-bit images.
-        gray = 255 - gray
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        gray[stored == transparent] = 255
-    return Image.fromarray(gray)
-
-
-def _choose_value_range(mode: str, least: float, greatest: float) -> tuple[float, float]:
-    """Return the values that are mapped to 0 and 255."""
-    # Files of 16 bits often hold 8 or 12 bits, which would be black in 0..65535.
-    for full in (1.0, 255.0, 4095.0, 65535.0)[mode != "F" :]:
-        if least >= 0 and greatest <= full:
-            return 0.0, full
-    return least, max(greatest, least + 1)
 
 
 def _silence_pillow() -> None:
