@@ -106,6 +106,9 @@ class CsvFile(FileSource):
             notes += check_single_labels(file, labels, [row.number for row in rows])
         _check_files(reader, rows)
         self.base = _find_base(reader, rows)
+        # The number of an image decides its split and its views, so rows in another
+        # order would be other data.
+        rows.sort(key=lambda row: row.path)
         whole_numbers = all(label.isdecimal() for label in labels)
         classes = sorted(set(labels), key=lambda label: (int(label) if whole_numbers else 0, label))
         if not self.is_only_measured:
@@ -113,7 +116,7 @@ class CsvFile(FileSource):
         return self.build_listing(
             classes,
             [os.path.relpath(row.path, self.base).replace(os.sep, "/") for row in rows],
-            labels,
+            [row.label for row in rows],
             [row.split for row in rows],
             [row.group for row in rows],
             notes=notes,
