@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import numpy as np
 from jaxtyping import Float, UInt8, UInt16
-from PIL import ExifTags, Image, TiffImagePlugin
+from PIL import ExifTags, Image, ImageFile, TiffImagePlugin
 
 _DEEP = re.compile(r"(RGB|RGBA|RGBX|RGBa|LA);16([BLN])")
 """Pillow's names for 16 bits a channel: the channels, and the order of the bytes."""
@@ -49,17 +49,19 @@ def find_deep_color(image: Image.Image) -> tuple[str, str] | None:
 
     None for other images, and for those that are decoded already.
     """
-    tiles, file = getattr(image, "tile", None), getattr(image, "fp", None)
-    if not tiles or file is None or file.closed:
+    if not isinstance(image, ImageFile.ImageFile) or not image.tile:
         return None
-    match = _DEEP.fullmatch(_get_layout(tiles[0].args))
+    if image.fp is None or image.fp.closed:
+        return None
+    match = _DEEP.fullmatch(_get_layout(image.tile[0].args))
     if match is not None:
         return match[1], match[2]
-    tags = getattr(image, "tag_v2", {})
-    if image.mode in ("RGB", "RGBA") and set(tags.get(TiffImagePlugin.BITSPERSAMPLE, ())) == {16}:
-        # For channels that are stored one after the other, Pillow omits the bits.
-        return image.mode, "L" if tags.prefix == b"II" else "B"
-    return None
+    if not isinstance(image, TiffImagePlugin.TiffImageFile) or image.mode not in ("RGB", "RGBA"):
+        return None
+    if set(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, ())) != {16}:
+        return None
+    # For channels that are stored one after the other, Pillow omits the bits.
+    return image.mode, "L" if image.tag_v2.prefix == b"II" else "B"
 
 
 def _get_layout(arguments: object) -> str:
@@ -70,6 +72,9 @@ def _get_layout(arguments: object) -> str:
 
 def _reopen(image: Image.Image, layout: str) -> Image.Image:
     """Open the file of `image` from memory, to be decoded in another layout."""
+    assert isinstance(image, ImageFile.ImageFile)
+    assert image.fp is not None
+    assert image.format is not None
     image.fp.seek(0)
     again = Image.open(io.BytesIO(image.fp.read()), formats=[image.format])
     again.seek(image.tell())
@@ -77,7 +82,7 @@ def _reopen(image: Image.Image, layout: str) -> Image.Image:
         stored = _get_layout(tile.args)
         # A single channel is named by its letter.
         name = stored + layout[layout.index(";") :] if len(stored) == 1 else layout
-        arguments = name if isinstance(tile.args, str) else (name, *tile.args[1:])
+        arguments = (name, *tile.args[1:]) if isinstance(tile.args, tuple) else name
         again.tile[position] = tile._replace(args=arguments)
     return again
 
@@ -99,7 +104,8 @@ def _reduce_color(
 
 def _scale(values: UInt16[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
     low, high = _choose_value_range("I;16", float(values.min()), float(values.max()))
-    return _map_linearly(values.astype(np.float32), low, high)
+    mapped: np.ndarray = _map_linearly(np.arange(2**16, dtype=np.float32), low, high)[values]
+    return mapped
 
 
 def _map_linearly(
@@ -110,7 +116,7 @@ def _map_linearly(
 
 
 def reduce_gray(image: Image.Image) -> Image.Image:
-    """Convert gray of more than 8 bits to mode 'L'; the transparent value becomes white.
+    """Convert gray of more than 8 bits to mode 'L'; the transparent value is white.
 
     Values are mapped linearly to 0..255 from the smallest usual range that contains all
     of them; from 0..4095 if a TIFF file has 12 bits.

@@ -19,14 +19,16 @@ from kd_app.data.batch import Batch
 from kd_app.data.corruptions import Corruption
 from kd_app.data.evaluation import Evaluation
 from kd_app.data.external_batches import (
+    ImageNumbers,
     NumberedLoader,
     OrderedLoader,
     check_images,
     hash_images,
+    hash_repeated,
     note_values,
     read_class_names,
-    read_train_labels,
 )
+from kd_app.data.external_dataset import hash_contents, read_train_labels
 from kd_app.data.partners import PartnerKind
 from kd_app.data.targets import check_target
 
@@ -66,6 +68,7 @@ class ExternalDataModule(LightningDataModule):
         self._config = config
         self._order_seed = 0
         self._first: Batch | None = None
+        self._contents = b""
         self._targets: dict[str, Int64[np.ndarray, " images"]] = {}
         self._lengths: dict[str, int] = {}
         self._digests: dict[str, list[bytes]] = {}
@@ -133,14 +136,18 @@ class ExternalDataModule(LightningDataModule):
         if self._first is None:
             raise _build_empty_split_error("train")
         check_images(self._first.image)
+        self._contents = self._hash_train(self._first)
         self.notes += (*note_values(self._first.image), *self._note_copies())
-        self.classes = read_class_names(self.module) or tuple(
-            map(str, range(self._count_classes(self._first)))
-        )
+        numbers = map(str, range(self._count_classes(self._first)))
+        self.classes = read_class_names(self.module) or tuple(numbers)
         self.notes += self._note_untrained()
         for split, targets in self._targets.items():
             check_target(torch.from_numpy(targets), None, len(self.classes), where=split)
         check_target(self._first.target, self._first.labeled, len(self.classes), where="train")
+
+    def _hash_train(self, first: Batch) -> bytes:
+        again = next(iter(self.build_evaluation_loader("train", None)))
+        return hash_repeated(first, again) + hash_contents(self._call("train_dataloader"))
 
     def _call(self, step: str, *arguments: str) -> Any:
         """Call a method of the module; its failure is a wrong request."""
@@ -286,18 +293,14 @@ class ExternalDataModule(LightningDataModule):
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of the first training batch, of the number of training images and
-        their labels if they are known, and of all images and labels of validation and
-        test.
+        """sha256 of all images and labels of validation and test; of train, of the
+        first batch, the number of images, their labels and `hash_contents`.
         """
-        assert self._first is not None
-        image, target = self._first.image.numpy(), self._first.target.numpy()
-        digest = hashlib.sha256(image.tobytes() + target.tobytes())
+        trained = read_train_labels(self._call("train_dataloader"))
+        digest = hashlib.sha256(self._contents)
         for targets in self._targets.values():
             digest.update(targets.tobytes())
-        for images in self._digests.values():
-            digest.update(b"".join(images))
-        trained = read_train_labels(self._call("train_dataloader"))
+        digest.update(b"".join(each for images in self._digests.values() for each in images))
         digest.update(str(self.sizes["train"]).encode())
         digest.update(b"" if trained is None else trained.numpy().tobytes())
         return digest.hexdigest()
@@ -310,7 +313,7 @@ class ExternalDataModule(LightningDataModule):
     @property
     def files(self) -> Sequence[str]:
         """Image numbers as text: file names are unknown."""
-        return _Numbers()
+        return ImageNumbers()
 
     def make_thumbnail(self, index: int) -> bytes | None:
         """Return None: the normalization of the images is unknown."""
@@ -440,11 +443,3 @@ def _build_empty_split_error(split: str) -> RequestError:
         f"The {split} loader of the data module has no batches. Expected: at least one. Add"
         " images; with drop_last=True, also make the batch size no larger than the split."
     )
-
-
-class _Numbers(Sequence[str]):
-    def __len__(self) -> int:
-        return 2**62
-
-    def __getitem__(self, number: Any) -> Any:
-        return str(number)

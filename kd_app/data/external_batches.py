@@ -1,14 +1,14 @@
 """Batches of a user's loaders: their order, their numbers, and their kind."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset, TensorDataset
+from torch.utils.data import DataLoader
 
 from kd_app.config import RequestError
 from kd_app.data.batch import Batch
@@ -163,31 +163,6 @@ def convert_images(image: Tensor) -> Tensor:
     return image.float() if image.is_floating_point() else image
 
 
-def read_train_labels(loader: Any) -> Tensor | None:
-    """Return the class numbers of a loader's images if its dataset states them, as
-    torchvision's do (`targets`); None if they are only known by reading the images.
-    """
-    return _read_dataset_labels(getattr(loader, "dataset", None))
-
-
-def _read_dataset_labels(dataset: Any) -> Tensor | None:
-    if isinstance(dataset, Subset):
-        labels = _read_dataset_labels(dataset.dataset)
-        return None if labels is None else labels[torch.as_tensor(list(dataset.indices))]
-    if isinstance(dataset, TensorDataset):
-        labels = dataset.tensors[-1]
-    elif getattr(dataset, "target_transform", None) is None:
-        labels = getattr(dataset, "targets", None)
-    else:
-        return None
-    try:
-        numbers = torch.as_tensor(labels)
-        is_label = numbers.dim() == 1 and len(numbers) == len(dataset)
-    except (TypeError, ValueError, RuntimeError):
-        return None
-    return numbers.long() if is_label and not numbers.is_floating_point() else None
-
-
 def read_class_names(module: Any) -> tuple[str, ...]:
     """Return the `classes` or `class_names` of a data module: a sequence, or a dict of
     names by number or of numbers by name; nothing without them.
@@ -210,3 +185,22 @@ def read_class_names(module: Any) -> tuple[str, ...]:
 def hash_images(image: Tensor) -> list[bytes]:
     """Return the sha256 of each image of a batch."""
     return [hashlib.sha256(each.tobytes()).digest() for each in image.cpu().numpy()]
+
+
+def hash_repeated(first: Batch, again: Batch) -> bytes:
+    """Return images and targets of a batch, as far as a second reading has the same."""
+    digest = hashlib.sha256()
+    for one, other in ((first.image, again.image), (first.target, again.target)):
+        if torch.equal(one, other):
+            digest.update(one.cpu().numpy().tobytes())
+    return digest.digest()
+
+
+class ImageNumbers(Sequence[str]):
+    """Image numbers as text, in place of file names."""
+
+    def __len__(self) -> int:
+        return 2**62
+
+    def __getitem__(self, number: Any) -> Any:
+        return str(number)

@@ -1,4 +1,4 @@
-"""Tests of color with more than 8 bits; gray is tested with the files in test_images."""
+"""Tests of color of 16 bits a channel; `test_images` has those of gray."""
 
 import io
 import struct
@@ -146,7 +146,7 @@ def test_crops_and_single_images_have_the_same_colors(tmp_path: Path) -> None:
     with Image.open(tmp_path / "a.png") as image:
         spec = InputSpec(3, 24, 24, (0.5,) * 3, (0.5,) * 3)
         for _ in range(2):
-            pixels = prepare_image(image, spec, Decoding(3, None))
+            pixels = prepare_image(image, spec, Decoding(3, 64))
             assert pixels[:, 5, 5].tolist() == [6, 125, 255]
         assert find_deep_color(image) is not None
         image.load()

@@ -28,6 +28,7 @@ from kd_app.jobs.predict import predict
 from kd_app.models.save import copy_labeled, save_model
 from kd_app.reporting.card_usage import write_usage
 from kd_app.reporting.results import Results
+from tests.data.test_bit_depth import encode_png, encode_tiff
 from tests.data.test_module import build_images
 from tests.deployment.graphs import write_linear
 from tests.reporting.run_folders import build_results
@@ -79,6 +80,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     for name, image in kinds.items():
         image.save(path / "b" / name)
+    deep = np.asarray(color, dtype=np.uint16) << 4
+    (path / "b" / "twelve_bit_color.png").write_bytes(encode_png(deep))
+    (path / "b" / "deep_color.tif").write_bytes(encode_tiff(deep << 4))
     color.quantize(7).save(path / "b" / "clear_palette.png", transparency=bytes([0, 128, 255]))
     color.save(path / "b" / "clear_color.png", transparency=color.getpixel((3, 3)))
     return path
@@ -135,7 +139,7 @@ def test_every_way_to_classify_a_file_has_the_logits_of_the_evaluation(
     (tmp_path / "scan").mkdir()
     expected = read_pixels(folder, tmp_path / "scan", input_spec, decoded_channels)
     names = sorted(expected)
-    assert len(names) == 24
+    assert len(names) == 26
     decoding = Decoding(decoded_channels, BOUND)
 
     file = write_linear(tmp_path, input_spec, CLASSES, decoding=decoding)
