@@ -13,6 +13,11 @@ from kd_app.config import RequestError, Typed
 from kd_app.config.length import LengthNeed
 
 Share = Annotated[float, Field(ge=0, le=1)]
+LearningRate = Annotated[float, Field(ge=1e-12, le=1000)]
+"""A smaller one changes no weight in float32; with a larger one, every training
+diverges, also with LARS and its rates above 10.
+"""
+WeightDecay = Annotated[float, Field(ge=0, le=1000)]
 
 
 class Schedule(Typed):

@@ -2,14 +2,15 @@
 
 from dataclasses import replace
 
-from pydantic import PositiveFloat, PositiveInt
 from torch import nn
 
 from kd_app.compression.step import Step
+from kd_app.config.typed import Epochs
 from kd_app.run.role_jobs import build_student_job
 from kd_app.run.run_model import RunModel
 from kd_app.run.train import train
 from kd_app.run.workspace import Workspace
+from kd_app.schedules import LearningRate
 from kd_app.training.job import Recipe
 
 
@@ -22,7 +23,7 @@ class Finetune(Step):
 
     recovers = True
 
-    def __init__(self, *, max_epochs: PositiveInt | None, lr: PositiveFloat | None) -> None:
+    def __init__(self, *, max_epochs: Epochs | None, lr: LearningRate | None) -> None:
         self.max_epochs = max_epochs
         self.lr = lr
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, StrictBool
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, StrictBool
 from torch import Tensor, fx, nn
 
 from kd_app.compression.graph import (
@@ -34,6 +34,7 @@ from kd_app.run.role_jobs import build_student_job
 from kd_app.run.run_model import RunModel
 from kd_app.run.train import train
 from kd_app.run.workspace import Workspace
+from kd_app.schedules import LearningRate
 from kd_app.stages import write_atomically
 from kd_app.training.curve_log import FILE as CURVES
 from kd_app.training.fit import MODEL, build_trained_spec
@@ -77,7 +78,7 @@ class Quantize(Step):
         *,
         images: PositiveInt,
         epochs: NonNegativeInt,
-        lr: PositiveFloat | None,
+        lr: LearningRate | None,
         terms: Annotated[list[str], Field(min_length=1)] | None,
         keep_float: Literal["auto"] | list[str],
         divergence: NonNegativeFloat,

@@ -11,6 +11,8 @@ from kd_app.config.errors import RequestError, suggest_closest
 
 Side = Annotated[int, Field(ge=1, le=2**14)]
 """A side of a model's input in pixels, as a setting."""
+Epochs = Annotated[int, Field(ge=1, le=10**6)]
+"""Passes over the training images, as a setting."""
 _CONFIG = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
 _EXPECTED = "Input should be "
 

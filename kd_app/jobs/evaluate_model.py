@@ -44,7 +44,7 @@ from kd_app.run.workspace import Workspace
 from kd_app.run_files import MANIFEST, REFERENCE, RESULTS
 from kd_app.stages import Stages
 
-_WEIGHTS: Final = (".safetensors", ".pth", ".pt", ".tar", ".ckpt", ".bin")
+_WEIGHTS: Final = (".safetensors", ".pth", ".pt", ".tar", ".ckpt", ".bin", ".npz", ".pkl")
 _ALONE: Final = ("teacher=none", "loss=[cross_entropy]", "controls=[]", "callbacks=[]", "logger=[]")
 
 

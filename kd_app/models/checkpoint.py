@@ -4,9 +4,7 @@ what the checkpoint records about its classes and its input.
 
 import pickle
 import re
-import sys
 import warnings
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +20,15 @@ from kd_app.config import RequestError
 from kd_app.config.errors import take_first_line
 from kd_app.config.records import parse_values, read_record
 from kd_app.models.class_names import find_names
+from kd_app.models.placeholders import (
+    ArrayPlaceholder,
+    DictPlaceholder,
+    ListPlaceholder,
+    Placeholder,
+    build_placeholder,
+    choose_placeholder,
+)
+from kd_app.models.plain_pickle import is_npz, is_plain_pickle, read_npz, read_plain_pickle
 from kd_app.models.weights_metadata import read_metadata
 
 INDEX = ".safetensors.index.json"
@@ -38,31 +45,6 @@ _FAILURES = (
     AttributeError,
     IndexError,
 )
-_INERT_MODULES = {
-    "argparse",
-    "collections",
-    "copyreg",
-    "datetime",
-    "decimal",
-    "enum",
-    "fractions",
-    "numbers",
-    "pathlib",
-    "random",
-    "typing",
-    "uuid",
-}
-_INERT_NAMES = {
-    "functools.partial",
-    "logging.getLogger",
-    "logging.Logger",
-    "types.SimpleNamespace",
-    *("bool", "bytes", "dict", "float", "frozenset", "int", "list", "object", "range", "slice"),
-    *("str", "tuple"),
-}
-"""Names of Python's own modules that checkpoints contain as plain data. torch reports
-names of `builtins` without their module.
-"""
 _MAX_NAMES, _MAX_DEPTH = 150, 100
 _OTHER_ARCHIVES = ("locating file data.pkl", "file in archive is not in a subdirectory")
 """Parts of torch's messages about archives that are no files of tensors."""
@@ -89,7 +71,8 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a .safetensors file, the index of several, or a torch file.
+    """Read a .safetensors file, the index of several, a torch file, or arrays of numpy
+    (.npz, or a pickled dict).
 
     Objects that are not tensors or plain data are replaced by inert placeholders; code
     from the file never runs. Raises `RequestError` if the file is missing, damaged,
@@ -103,10 +86,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         # torch warns about pickles that it then rejects.
         with warnings.catch_warnings(action="ignore"):
-            if path.name.endswith(INDEX):
-                content: Any = _read_parts(path)
-            else:
-                content = load_file(path) if path.suffix == ".safetensors" else _read_pickle(path)
+            content = _read_content(path)
             tensors, containers, is_module = _collect(content)
     except RequestError:
         raise
@@ -115,7 +95,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"The checkpoint {str(path)!r} can't be read as weights: {_explain_failure(error)} The"
             " file is truncated, has another format, or is a pickle that would run code, which is"
             " never done. Expected a state dict of tensors: save the weights with safetensors or"
-            " torch.save(model.state_dict(), ...)."
+            " torch.save(model.state_dict(), ...), or arrays with numpy.savez."
         ) from None
     if not tensors:
         raise RequestError(
@@ -149,6 +129,16 @@ def _read_header(path: Path) -> dict[str, Any]:
         return header
 
 
+def _read_content(path: Path) -> Any:
+    if path.name.endswith(INDEX):
+        return _read_parts(path)
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    if is_npz(path):
+        return read_npz(path)
+    return read_plain_pickle(path) if is_plain_pickle(path) else _read_pickle(path)
+
+
 class _Index(TypedDict):
     weight_map: dict[str, str]
 
@@ -166,35 +156,6 @@ def _read_parts(index: Path) -> dict[str, Tensor]:
     return state
 
 
-class _Placeholder:
-    """Stands for an object whose class is not loaded: keeps its attributes, and does
-    nothing.
-    """
-
-    def __new__(cls, *_: Any, **__: Any) -> "_Placeholder":
-        return super().__new__(cls)
-
-    def __init__(self, *_: Any, **__: Any) -> None: ...
-
-    def __setstate__(self, state: Any) -> None:
-        for part in state if isinstance(state, tuple) else (state,):
-            if isinstance(part, dict):
-                vars(self).update({str(key): value for key, value in part.items()})
-
-
-class _DictPlaceholder(_Placeholder):
-    def __new__(cls, *_: Any, **__: Any) -> Any:
-        # The only mapping with attributes that torch's unpickler fills.
-        return OrderedDict()
-
-
-class _ListPlaceholder(list[Any]):
-    def __init__(self, *_: Any) -> None:
-        super().__init__()
-
-    def __setstate__(self, state: Any) -> None: ...
-
-
 def _read_pickle(path: Path) -> Any:
     """Read a torch file. Each object that torch's safe unpickler refuses by its class
     is replaced by a placeholder of that name.
@@ -207,31 +168,27 @@ def _read_pickle(path: Path) -> Any:
             ):
                 return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            name, base = _choose_placeholder(str(error))
-            is_known = name in placeholders and issubclass(placeholders[name], base)
-            if not name or is_known or len(placeholders) > _MAX_NAMES:
+            name, base = _parse_refusal(str(error))
+            if base is None or len(placeholders) > _MAX_NAMES:
                 raise
-            placeholders[name] = type(name, (base,), {"__module__": _Placeholder.__name__})
+            if name in placeholders and issubclass(placeholders[name], base):
+                raise
+            placeholders[name] = build_placeholder(name, base)
 
 
-def _choose_placeholder(message: str) -> tuple[str, type]:
+def _parse_refusal(message: str) -> tuple[str, type | None]:
     """Return the name that torch's unpickler refused and the kind of its placeholder;
-    an empty name for what a file of weights has no use for.
+    None for what a file of weights has no use for.
     """
     if match := re.search(r"SETITEMS? for dict.* got <class '\w+\.(\S+)'>", message):
-        return match[1], _DictPlaceholder
+        return match[1], DictPlaceholder
     if match := re.search(r"append to lists.* got <class '\w+\.(\S+)'>", message):
-        return match[1], _ListPlaceholder
+        return match[1], ListPlaceholder
     match = re.search(r"Unsupported global: GLOBAL (\S+) was not", message)
     if match is None:
-        return "", _Placeholder
-    module, _, name = match[1].rpartition(".")
-    root = module.partition(".")[0]
-    is_python = root in sys.stdlib_module_names or not root
-    is_inert = root in _INERT_MODULES or match[1] in _INERT_NAMES
-    if is_python and not is_inert:
-        return "", _Placeholder
-    return (match[1] if module else f"builtins.{name}"), _Placeholder
+        return "", None
+    name = match[1]
+    return name if "." in name else f"builtins.{name}", choose_placeholder(name)
 
 
 def _explain_failure(error: Exception) -> str:
@@ -240,14 +197,13 @@ def _explain_failure(error: Exception) -> str:
     """
     if isinstance(error, pickle.UnpicklingError):
         match = re.search(r"GLOBAL (\S+)", str(error))
+        if match and match[1].startswith("torch."):
+            return "it holds tensors of torch, but was written by pickle.dump, not by torch.save."
         if match:
             return f"it contains {match[1]}, which is not a tensor."
         return "it is not a file of tensors."
     if any(text in str(error) for text in _OTHER_ARCHIVES):
-        return (
-            "it is an archive of another kind, such as a torch.export program (.pt2) or arrays of"
-            " numpy (.npz)."
-        )
+        return "it is an archive of another kind, such as a torch.export program (.pt2)."
     if "TorchScript" in str(error):
         return "it is a TorchScript program. Open it with torch.jit.load and save its state_dict()."
     return take_first_line(error)[:200]
@@ -255,10 +211,15 @@ def _explain_failure(error: Exception) -> str:
 
 def _collect(content: Any) -> tuple[dict[str, Tensor], dict[str, str], bool]:
     """Return the tensors by name, the container of each, and whether one belongs to a
-    pickled module.
+    pickled module. Arrays of numpy are tensors if there are no others.
     """
     tensors, containers, is_module = {}, {}, False
-    for parts, container, tensor in _walk(content, (), None, set()):
+    items = list(_walk(content, (), None, set()))
+    has_tensors = any(isinstance(value, Tensor) for _, _, value in items)
+    for parts, container, value in items:
+        tensor = value if isinstance(value, Tensor) else None if has_tensors else value.read()
+        if tensor is None:
+            continue
         name = ".".join(part for part in parts if part not in _MODULE_KEYS)
         is_module |= container is not None
         tensors[name] = _convert_to_plain(tensor, name)
@@ -283,12 +244,12 @@ def _convert_to_plain(tensor: Tensor, name: str) -> Tensor:
 
 def _walk(
     node: Any, parts: tuple[str, ...], container: tuple[str, ...] | None, visited: set[int]
-) -> Iterator[tuple[tuple[str, ...], tuple[str, ...] | None, Tensor]]:
+) -> Iterator[tuple[tuple[str, ...], tuple[str, ...] | None, Tensor | ArrayPlaceholder]]:
     """Yield the keys, the keys of the pickled object around it, and the tensor."""
-    if isinstance(node, Tensor):
+    if isinstance(node, Tensor | ArrayPlaceholder):
         yield parts, container, node
         return
-    if isinstance(node, _Placeholder):
+    if isinstance(node, Placeholder):
         node, container = vars(node), parts if container is None else container
     items = (
         node.items()
@@ -307,6 +268,6 @@ def _walk(
 def _find_arguments(content: Any) -> dict[str, Any]:
     """Return the arguments of the training script, as timm's train.py saves them."""
     arguments = content.get("args") if isinstance(content, dict) else None
-    if isinstance(arguments, _Placeholder):
+    if isinstance(arguments, Placeholder):
         arguments = vars(arguments)
     return dict(arguments) if isinstance(arguments, dict) else {}

@@ -30,7 +30,9 @@ _EXPECTED = (
     " the teacher folder of a run; or a model folder in timm's local-dir layout"
 )
 ARTIFACTS: Final = (".onnx", ".pte", ".pt2")
-_BARE_WEIGHTS = (".safetensors", ".pth", ".pth.tar", ".pt", ".ckpt", ".bin", ".index.json")
+_BARE_WEIGHTS = (
+    *(".safetensors", ".pth", ".pth.tar", ".pt", ".ckpt", ".bin", ".index.json", ".npz", ".pkl"),
+)
 CPU: Final = torch.device("cpu")
 _UNUSED_STATS = ImageStats(3, 1, (0.0,), (1.0,))
 """Image statistics for a model folder, whose config.json already contains the input."""

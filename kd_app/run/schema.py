@@ -8,15 +8,17 @@ from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, StrictBool
+from pydantic import Field, PositiveFloat, StrictBool
 
 from kd_app.config import RequestError, Typed, build_unknown_error
 from kd_app.config.compose import explain_not_chosen, is_choice
 from kd_app.config.paths import list_choices
+from kd_app.config.typed import Epochs
 from kd_app.models.license import Policy
 from kd_app.reporting.measurement_results import Split
 from kd_app.run.controls import ControlSettings
 from kd_app.run.known_images import KnownImagesRule
+from kd_app.schedules import LearningRate
 from kd_app.tasks.build import TaskName
 from kd_app.training.cache_choice import CacheSetting
 
@@ -111,8 +113,8 @@ class LabelTrials(Typed, called="label_trials"):
         self,
         *,
         fractions: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)],
-        max_epochs: PositiveInt,
-        lr: PositiveFloat | Literal["auto"],
+        max_epochs: Epochs,
+        lr: LearningRate | Literal["auto"],
     ) -> None:
         self.fractions = fractions
         self.max_epochs = max_epochs
@@ -154,7 +156,7 @@ class LicenseSetting(Typed, called="license"):
 class TeacherTraining(Typed, called="teacher"):
     """The training of the teacher; ``max_epochs=0``: use the teacher as it is."""
 
-    def __init__(self, *, max_epochs: NonNegativeInt, seed: Seed) -> None:
+    def __init__(self, *, max_epochs: Annotated[int, Field(ge=0, le=10**6)], seed: Seed) -> None:
         self.max_epochs = max_epochs
         self.seed = seed
 

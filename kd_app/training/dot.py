@@ -5,10 +5,11 @@ from typing import Annotated, Any, Literal
 
 import timm.optim
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import Field
 from torch import Tensor, nn
 
 from kd_app.config import RequestError
+from kd_app.schedules import LearningRate, WeightDecay
 from kd_app.training.optimizer import Optimizer
 
 Momentum = Annotated[float, Field(ge=0, lt=1)]
@@ -26,10 +27,10 @@ class DOT(Optimizer):
         self,
         *,
         name: Literal["dot"],
-        lr: PositiveFloat | Literal["auto"],
-        scratch_lr: PositiveFloat,
-        finetune_lr: PositiveFloat,
-        weight_decay: NonNegativeFloat,
+        lr: LearningRate | Literal["auto"],
+        scratch_lr: LearningRate,
+        finetune_lr: LearningRate,
+        weight_decay: WeightDecay,
         momentum: Momentum,
         delta: Momentum,
     ) -> None:

@@ -4,12 +4,12 @@ from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import timm.optim
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
 from kd_app.config import RequestError, Typed, build_unknown_error
 from kd_app.models.attention_layers import has_attention
-from kd_app.schedules import Share
+from kd_app.schedules import LearningRate, Share, WeightDecay
 
 _FUSED = {"adam", "adamw", "sgd", "momentum"}
 """Optimizers with a fused kernel."""
@@ -31,10 +31,10 @@ class Optimizer(Typed):
         self,
         *,
         name: str,
-        lr: PositiveFloat | Literal["auto"],
-        scratch_lr: PositiveFloat,
-        finetune_lr: PositiveFloat,
-        weight_decay: NonNegativeFloat,
+        lr: LearningRate | Literal["auto"],
+        scratch_lr: LearningRate,
+        finetune_lr: LearningRate,
+        weight_decay: WeightDecay,
         momentum: Share,
         kwargs: dict[str, Any],
         layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None,

@@ -19,6 +19,7 @@ from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, Simpl
 from pydantic import Field, PositiveFloat, PositiveInt, StrictBool
 
 from kd_app.config import RequestError, Typed
+from kd_app.config.typed import Epochs
 from kd_app.deployment.hardware import read_cpu_flags
 from kd_app.files import replace_file
 from kd_app.training.distributed.torchrun import read_launch
@@ -67,7 +68,7 @@ class TrainerSettings(Typed):
     def __init__(
         self,
         *,
-        max_epochs: PositiveInt,
+        max_epochs: Epochs,
         accelerator: Accelerator,
         devices: PositiveInt | Literal["auto"],
         num_nodes: PositiveInt,

@@ -343,9 +343,10 @@ def test_files_that_hold_no_usable_weights_are_refused_with_the_reason(tmp_path:
     empty = {name: tensor.to("meta") for name, tensor in STATE.items()}
     with pytest.raises(RequestError, match=r"0.weight has a shape and no values"):
         read_checkpoint(put(tmp_path / "meta.pth", empty))
-    np.savez(tmp_path / "arrays.npz", a=np.zeros(3))
+    np.savez(tmp_path / "arrays.zip.npz", a=np.zeros(3))
+    (tmp_path / "arrays.zip.npz").rename(tmp_path / "arrays.zip")
     with pytest.raises(RequestError, match=r"an archive of another kind, such as a torch.export"):
-        read_checkpoint(tmp_path / "arrays.npz")
+        read_checkpoint(tmp_path / "arrays.zip")
 
 
 def test_a_quantized_model_is_refused_as_a_whole() -> None:

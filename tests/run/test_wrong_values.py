@@ -145,6 +145,10 @@ def test_the_other_commands_take_or_refuse_every_value(
         ("controls.labels_only.loss.cross_entropy", None, "cross_entropy=None is not a loss term"),
         ("controls.smoothed_labels.loss", [1], r"loss=\[1\] does not fit"),
         ("check", 5, "kd-check: check=5 does not fit"),
+        ("optimizer.lr", 1e30, r"lr=1e\+30 does not fit: expected less than or equal to 1000"),
+        ("optimizer.weight_decay", 1e30, r"weight_decay=1e\+30 does not fit"),
+        ("trainer.max_epochs", 10**12, "max_epochs=1000000000000 does not fit"),
+        ("teacher.max_epochs", 10**12, "max_epochs=1000000000000 does not fit"),
     ],
 )
 def test_what_is_wrong_is_named(config: dict[str, Any], key: str, value: Any, message: str) -> None:
