@@ -90,4 +90,8 @@ def quote_some(names: Sequence[str], limit: int = 8) -> str:
 
 def list_causes(error: BaseException) -> list[BaseException]:
     """An error and its chain of causes, the root cause last."""
-    return [error, *list_causes(error.__cause__)] if error.__cause__ is not None else [error]
+    causes = [error]
+    # An error may be its own cause: torch raises errors of its workers again.
+    while (cause := causes[-1].__cause__) is not None and cause not in causes:
+        causes.append(cause)
+    return causes

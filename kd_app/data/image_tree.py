@@ -45,11 +45,13 @@ _LONGEST_ENDING = 12
 class LeftOut:
     """What was left out of a folder, for notes to the user.
 
-    files: files that are no images. beside: images that lie beside the class folders.
-    system: names of system folders, and images with a hidden name.
+    files: files that are no images. special: pipes, sockets and devices. beside: images
+    that lie beside the class folders. system: names of system folders, and images with
+    a hidden name.
     """
 
     files: list[str] = field(default_factory=list)
+    special: list[str] = field(default_factory=list)
     beside: list[str] = field(default_factory=list)
     system: Counter[str] = field(default_factory=Counter)
 
@@ -61,6 +63,11 @@ class LeftOut:
             notes.append(
                 f"In {str(folder)!r}, {describe_others(self.files)} {verb} left out, because Pillow"
                 f" reads no such images.{suggest_conversion(self.files)}"
+            )
+        if self.special:
+            notes.append(
+                f"In {str(folder)!r}, {len(self.special):,} pipe(s), socket(s) or device(s) are"
+                f" left out, for example {os.path.relpath(self.special[0], folder)!r}."
             )
         if self.beside:
             notes.append(
@@ -118,6 +125,8 @@ def walk_images(folder: Path, visited: set[str], left_out: LeftOut) -> Iterator[
                 yield entry.path
             elif entry.name.lower() not in _SYSTEM_FILES:
                 left_out.files.append(entry.path)
+        else:
+            left_out.special.append(entry.path)
 
 
 def holds_image(folder: Path) -> bool:

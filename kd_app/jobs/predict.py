@@ -323,7 +323,8 @@ def _write_left_out(
     """Write a table of the files without a label beside `out`, if there are any."""
     path = settings.out.with_suffix(".left_out.csv")
     rows = [(name, error.reason) for name, error in bad.items()]
-    rows += [(os.path.relpath(file, images.base), "no image") for file in images.left_out.files]
+    files = [*images.left_out.files, *images.left_out.special]
+    rows += [(os.path.relpath(file, images.base), "no image") for file in files]
     if not rows:
         if settings.overwrite:
             path.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from timm.models import save_for_hf
+from timm.models._hub import save_config_for_hf
 from torch import nn
 
 from kd_app.config import InputSpec, RunError
@@ -67,6 +67,11 @@ def save_model(
         )
     folder.mkdir(parents=True, exist_ok=True)
     model = model.to(memory_format=torch.contiguous_format)
+    # Copies, because safetensors refuses tensors that several layers share.
+    save_file(
+        {name: tensor.clone() for name, tensor in model.state_dict().items()},
+        folder / WEIGHTS,
+    )
     data = {
         "input_size": (pixels.channels, pixels.height, pixels.width),
         "mean": pixels.mean,
@@ -86,14 +91,8 @@ def save_model(
             extra[REUSED] = model.projector.arguments
         if widths or isinstance(model, SimKDStudent):
             _export(model, folder / PROGRAM, pixels)
-        save_for_hf(
-            model, str(folder), model_config=extra, data_config=data, safe_serialization=True
-        )
+        save_config_for_hf(model, str(folder / CONFIG), model_config=extra, data_config=data)
         return
-    save_file(
-        {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()},
-        folder / WEIGHTS,
-    )
     config = {
         "architecture": type(model).__qualname__,
         "num_classes": len(classes),

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kd_app.config import RequestError, build_unknown_error, suggest_closest
-from kd_app.config.errors import suggest_closest_keys
+from kd_app.config.errors import list_causes, suggest_closest_keys
 
 WORDS = ["temperature", "weight", "smoothing"]
 
@@ -45,3 +45,11 @@ def test_few_choices_are_listed_in_order_and_many_are_counted() -> None:
 @given(st.text(min_size=1), st.lists(st.text(min_size=1)))
 def test_a_valid_choice_is_closest_to_itself(word: str, others: list[str]) -> None:
     assert suggest_closest(word, [*others, word]) == f"Did you mean {word!r}? "
+
+
+def test_an_error_that_is_its_own_cause_has_a_finite_chain() -> None:
+    inner, outer = ValueError("a"), TypeError("b")
+    outer.__cause__ = inner
+    assert list_causes(outer) == [outer, inner]
+    inner.__cause__ = outer
+    assert list_causes(outer) == [outer, inner]

@@ -149,6 +149,13 @@ def test_files_that_are_no_images_are_counted_by_ending(tmp_path: Path) -> None:
     assert "HEIC" not in note
 
 
+def test_pipes_are_left_out_with_a_note(tmp_path: Path) -> None:
+    put(tmp_path, ["a/1.png", "b/1.png"])
+    os.mkfifo(tmp_path / "a" / "2.png")
+    (note,) = listed(tmp_path).notes
+    assert "1 pipe(s), socket(s) or device(s) are left out, for example 'a/2.png'" in note
+
+
 def test_heic_files_are_counted_with_a_way_to_read_them(tmp_path: Path) -> None:
     (note,) = listed(put(tmp_path, ["a/1.png", "b/1.png", "b/2.HEIC", "b/3.heic"])).notes
     assert "2 files (2 .heic)" in note

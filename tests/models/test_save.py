@@ -55,6 +55,13 @@ def save_net(folder: Path, name: str, pixels: InputSpec, **kwargs: Any) -> nn.Mo
     return model
 
 
+def test_layers_that_share_their_weights_are_saved(tmp_path: Path) -> None:
+    model: Any = timm.create_model("vit_tiny_patch16_224", num_classes=10, **VIT)
+    model.blocks[1] = model.blocks[0]
+    save_model(model, tmp_path, pixels=PIXELS, classes=DIGITS, license="mit")
+    assert load_file(tmp_path / "model.safetensors").keys() == model.state_dict().keys()
+
+
 @pytest.mark.parametrize(
     ("name", "kwargs"),
     [("test_resnet", {}), ("test_efficientnet", {}), ("vit_tiny_patch16_224", VIT)],
