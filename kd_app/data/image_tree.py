@@ -7,13 +7,16 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
 from kd_app.config import RequestError
 from kd_app.config.csv_cells import write_rows
+from kd_app.config.errors import quote_some
 from kd_app.data.images import find_image_signature, is_image_name
+from kd_app.run_files import CONFIG, INPUTS, RESULTS
 from kd_app.stages import write_atomically
 
 _SYSTEM_FOLDERS = frozenset(
@@ -37,6 +40,10 @@ _COPY = re.compile(r"(~|[._-](bak|old|orig|original|tmp|temp|part|partial|downlo
 """Endings of backups and of incomplete downloads."""
 _HEIC = frozenset({".heic", ".heif", ".hif"})
 _TYPES = mimetypes.MimeTypes(filenames=())
+_STAGES = ".stages"
+_RUN_FILES = (RESULTS, INPUTS, ".lock")
+_SWEEP_DEPTH = 3
+"""Levels of folders above a run: that of all runs, that of a sweep."""
 _LISTED = 6
 _LONGEST_ENDING = 12
 
@@ -47,12 +54,13 @@ class LeftOut:
 
     files: files that are no images. special: pipes, sockets and devices. beside: images
     that lie beside the class folders. system: names of system folders, and images with
-    a hidden name.
+    a hidden name. outputs: folders that kd_app wrote.
     """
 
     files: list[str] = field(default_factory=list)
     special: list[str] = field(default_factory=list)
     beside: list[str] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
     system: Counter[str] = field(default_factory=Counter)
 
     def describe(self, folder: Path) -> tuple[str, ...]:
@@ -75,6 +83,9 @@ class LeftOut:
                 " no class and are left out, for example"
                 f" {os.path.relpath(self.beside[0], folder)!r}."
             )
+        if self.outputs:
+            paths = sorted({os.path.relpath(path, folder) for path in self.outputs})
+            notes.append(f"In {str(folder)!r}, runs of kd_app are left out: {quote_some(paths)}.")
         if self.system:
             names = [
                 f"{name!r}" + (f" ({count:,} times)" if count > 1 else "")
@@ -189,10 +200,29 @@ def list_visible(folder: Path, left_out: LeftOut | None = None) -> list[os.DirEn
     for entry in everything:
         hidden = entry.name.startswith(".")
         if not hidden and entry.name.lower() not in _SYSTEM_FOLDERS:
-            visible.append(entry)
+            if not is_folder(entry) or not _is_output(entry.path):
+                visible.append(entry)
+            elif left_out is not None:
+                left_out.outputs.append(entry.path)
         elif left_out is not None and (not hidden or is_image_name(entry.name)):
             left_out.system[".* (hidden images)" if hidden else entry.name] += 1
     return visible
+
+
+def _is_output(folder: str, depth: int = 0) -> bool:
+    """Whether kd_app wrote the folder: a run, or a folder that holds runs only."""
+    has_config = os.path.isfile(os.path.join(folder, CONFIG))
+    if has_config and any(os.path.isfile(os.path.join(folder, name)) for name in _RUN_FILES):
+        return True
+    if os.path.isdir(os.path.join(folder, _STAGES)):
+        return True
+    inner = []
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if depth == _SWEEP_DEPTH or not entry.is_dir(follow_symlinks=False):
+                return False
+            inner.append(entry.path)
+    return len(inner) > 0 and all(_is_output(each, depth + 1) for each in inner)
 
 
 def list_folders(folder: Path) -> list[str]:
