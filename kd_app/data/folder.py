@@ -227,7 +227,7 @@ def _find_beside(
     for classes in parts.values():
         for folder in (folder for folders in classes.values() for folder in folders):
             parent = folder.parent
-            while parent not in above and parent != root.parent:
+            while parent not in above and parent.is_relative_to(root):
                 above.add(parent)
                 parent = parent.parent
     for folder in sorted(above):

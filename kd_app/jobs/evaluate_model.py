@@ -77,7 +77,7 @@ def evaluate_model(
     for note in (*describe_conversion(config["data"], data), *describe_unused(config)):
         console.print(f"Note: {note}")
     rule = VerdictRule(**spec.config["verdict"])
-    check_out(out, Path(spec.config["stages"]))
+    check_out(out, Path(spec.config["stages"]), run)
     check_stages(Path(spec.config["stages"]))
     with claim_folder(out, remove_machine(config), overwrite=config["overwrite"]):
         stages = Stages(Path(spec.config["stages"]), say=console.print)

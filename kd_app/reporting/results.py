@@ -1,12 +1,13 @@
 """``results.json``: the schema of a run's results, source of every table and plot."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
 from pydantic import model_validator
 
-from kd_app.config import RequestError
+from kd_app.config import RequestError, suggest_closest
 from kd_app.config.links import check_links
 from kd_app.config.records import load_record, parse_record
 from kd_app.config.redact import hide_secrets
@@ -279,6 +280,19 @@ def write(path: Path, results: Results) -> None:
     write_atomically(path, json.dumps(seal(content), indent=1, ensure_ascii=False) + "\n")
 
 
+def _build_missing_folder_error(folder: Path) -> RequestError:
+    if folder.exists():
+        return RequestError(
+            f"{str(folder)!r} is a file. Expected the folder of a run: {str(folder.parent)!r}."
+        )
+    parent = folder.parent
+    near = suggest_closest(folder.name, os.listdir(parent)) if parent.is_dir() else ""
+    return RequestError(
+        f"There is no folder {str(folder)!r}. {near}Expected the folder of a run, which kd-distill"
+        " prints at its end."
+    )
+
+
 def read(path: Path) -> Results:
     """Read a ``results.json``.
 
@@ -287,6 +301,8 @@ def read(path: Path) -> Results:
     out of the run's folder.
     """
     check_links(path.parent, READ)
+    if not path.parent.is_dir():
+        raise _build_missing_folder_error(path.parent)
     content = load_record(path, expected=_EXPECTED, is_sealed=True)
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != VERSION:

@@ -84,9 +84,14 @@ def _unlink_outward(out: Path) -> None:
 
 def check_out(out: Path, stages: Path, run: Path | None = None) -> None:
     """Raise `RequestError` if `out` is the folder of the stages or lies in it, or if it
-    is a link that leads out of the folder of the finished `run`.
+    is the folder of the finished `run` or a link that leads out of that.
     """
     inner, outer = out.resolve(), stages.resolve()
+    if run is not None and inner == run.resolve():
+        raise RequestError(
+            f"out={str(out)!r} is the folder of the run itself, whose results would be lost."
+            " Choose another folder with out=."
+        )
     is_named_in_run = run is not None and Path(os.path.abspath(out)).is_relative_to(
         os.path.abspath(run)
     )

@@ -232,6 +232,6 @@ def test_a_missing_or_wrong_setting_of_kd_evaluate_is_named() -> None:
     assert "split='tests' does not fit: expected 'auto', 'train'" in refused(
         "run=x", "out=y", "split=tests", command="kd-evaluate"
     )
-    assert "There is no 'nowhere/results.json'" in refused(
+    assert "There is no folder 'nowhere'. Expected the folder of a run" in refused(
         "run=nowhere", "out=y", command="kd-evaluate"
     )

@@ -149,7 +149,9 @@ def test_files_that_are_no_images_are_counted_by_ending(tmp_path: Path) -> None:
     assert "HEIC" not in note
 
 
-def test_runs_inside_of_the_data_are_left_out_with_a_note(tmp_path: Path) -> None:
+def test_runs_inside_of_the_data_are_left_out_with_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(tmp_path, ["a/1.png", "b/1.png", "b/2/3/4/5.png"])
     put(tmp_path, ["runs/.stages/x/1.png", "runs/one/1.png", "mine/config.yaml", "mine/.lock"])
     put(tmp_path, ["more/one/config.yaml", "more/one/results.json", "more/one/report.png"])
@@ -158,6 +160,8 @@ def test_runs_inside_of_the_data_are_left_out_with_a_note(tmp_path: Path) -> Non
     assert len(listing.files) == 3
     (note,) = listing.notes
     assert "runs of kd_app are left out: 'mine', 'more', 'runs'." in note
+    monkeypatch.chdir(tmp_path)
+    assert "'mine', 'more', 'runs'" in listed(Path()).notes[0]
     put(tmp_path, ["c/config.yaml", "c/1.png"])
     assert listed(tmp_path).classes == ("a", "b", "c")
 

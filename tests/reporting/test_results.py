@@ -17,6 +17,15 @@ def test_written_results_are_read_back_equal(tmp_path: Path) -> None:
     assert read(tmp_path / "results.json") == results
 
 
+def test_a_place_that_is_no_folder_of_a_run_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    write(tmp_path / "run" / "results.json", build_results())
+    with pytest.raises(RequestError, match=r"is a file\. Expected the folder of a run: '.*/run'\."):
+        read(tmp_path / "run" / "results.json" / "results.json")
+    with pytest.raises(RequestError, match=r"There is no folder '.*/rum'\. Did you mean 'run'\?"):
+        read(tmp_path / "rum" / "results.json")
+
+
 def test_secrets_of_the_configuration_are_not_written(tmp_path: Path) -> None:
     results = build_results(config={"callbacks": {"mine": {"token": "s3cr3t", "every": 2}}})
     write(tmp_path / "results.json", results)

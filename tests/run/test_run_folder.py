@@ -202,6 +202,14 @@ def test_a_run_is_never_in_the_folder_of_the_stages(
     check_out(Path("s2"), Path("s"))
 
 
+def test_a_job_does_not_write_into_the_folder_of_its_run(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    for out in (tmp_path / "run", tmp_path / "run" / ".." / "run"):
+        with pytest.raises(RequestError, match="is the folder of the run itself"):
+            check_out(out, tmp_path / "s", tmp_path / "run")
+    check_out(tmp_path / "run" / "export", tmp_path / "s", tmp_path / "run")
+
+
 def test_stages_that_cant_be_written_are_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
