@@ -15,7 +15,7 @@ from kd_app.config.errors import quote_some
 from kd_app.config.table import TABLES, CsvTable, read_table
 from kd_app.data.files import FileSource, require_two_classes, resolve_root
 from kd_app.data.images import is_image_name
-from kd_app.data.label_cells import check_single_labels, note_spellings
+from kd_app.data.label_cells import check_single_labels, note_labels
 from kd_app.data.source import Listing
 from kd_app.data.split_column import SplitColumn, SplitName, normalize_cell
 from kd_app.data.unread_columns import Role, check_unread
@@ -101,7 +101,7 @@ class CsvFile(FileSource):
         notes = check_unread(table, self.columns, places)
         notes += split.describe() if split else []
         labels = [row.label for row in rows]
-        notes += note_spellings(labels)
+        notes += note_labels(labels)
         if not self.whole_labels:
             notes += check_single_labels(file, labels, [row.number for row in rows])
         _check_files(reader, rows)
@@ -292,6 +292,13 @@ def _check_files(reader: _RowReader, rows: Sequence[_Row]) -> None:
                 f" the repeated row{f's, {count} in all' if count > 1 else ''}."
             )
     missing = [row for row in rows if not os.path.isfile(row.path)]
+    folders = [row for row in missing if os.path.isdir(row.path)]
+    if folders:
+        raise RequestError(
+            f"Row {folders[0].number} of {file!r} has the path {reader.read_path(folders[0])!r}, a"
+            " folder. Expected: one row for each image. For a folder of images for each class, use"
+            " data=folder."
+        )
     if missing:
         count = len(missing) - 1
         more = f" So do {count} other row(s)." if count else ""

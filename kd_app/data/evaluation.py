@@ -1,6 +1,5 @@
 """Images that only measure trained models: their classes are those of the models."""
 
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -9,6 +8,7 @@ import numpy as np
 from kd_app.config import RequestError
 from kd_app.config.errors import quote_some
 from kd_app.data.source import Listing
+from kd_app.data.spelling import normalize_spelling
 from kd_app.data.splits import shorten_digest
 from kd_app.digest import hash_value
 
@@ -40,9 +40,9 @@ class Evaluation:
             return listing, ()
         by_case: dict[str, list[str]] = {}
         for name in self.classes:
-            by_case.setdefault(_normalize(name), []).append(name)
+            by_case.setdefault(normalize_spelling(name), []).append(name)
         matches = {
-            name: [name] if name in self.classes else by_case.get(_normalize(name), [])
+            name: [name] if name in self.classes else by_case.get(normalize_spelling(name), [])
             for name in listing.classes
         }
         unknown = [name for name, match in matches.items() if len(match) != 1]
@@ -77,10 +77,6 @@ class Evaluation:
         return tuple(
             before or name or "test" for before, name in zip(known, listing.split, strict=True)
         )
-
-
-def _normalize(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold().strip()
 
 
 def _note_case(matches: Mapping[str, Sequence[str]]) -> list[str]:

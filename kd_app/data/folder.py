@@ -1,8 +1,6 @@
 """Images in one folder per class, optionally in train, validation and test folders."""
 
 import os
-import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -22,6 +20,7 @@ from kd_app.data.image_tree import (
 )
 from kd_app.data.layout import ANNOTATED, LAYOUT, ClassLevel, find_layout, is_plain_name
 from kd_app.data.source import Listing
+from kd_app.data.spelling import normalize_spelling, note_spellings
 from kd_app.data.split_words import is_unlabeled_name
 
 
@@ -75,7 +74,7 @@ class Folder(FileSource):
         files, labels, splits = zip(*sorted(rows), strict=True)
         notes = (
             *layout.notes,
-            *_note_case(names),
+            *note_spellings(names),
             *_note_unlabeled(names),
             *left_out.describe(root),
         )
@@ -155,27 +154,13 @@ def _check_classes(
 
 
 def _compare_case(names: Sequence[str], others: Sequence[str]) -> str:
-    known = {_normalize(name): name for name in others}
-    pairs = [f"{name!r} and {known[key]!r}" for name in names if (key := _normalize(name)) in known]
-    return (
-        f" The names differ in case, spaces or the form of accents: {', '.join(pairs[:3])}."
-        if pairs
-        else ""
-    )
-
-
-def _normalize(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold().strip()
-
-
-def _note_case(names: Sequence[str]) -> list[str]:
-    counts = Counter(map(_normalize, names))
-    same = [name for name in names if counts[_normalize(name)] > 1]
-    return (
-        [f"The classes {quote_some(same)} differ only in case, spaces or the form of accents."]
-        if same
-        else []
-    )
+    known = {normalize_spelling(name): name for name in others}
+    pairs = [
+        f"{name!r} and {known[key]!r}"
+        for name in names
+        if (key := normalize_spelling(name)) in known
+    ]
+    return f" The names differ only in spelling: {', '.join(pairs[:3])}." if pairs else ""
 
 
 def _note_unlabeled(names: Sequence[str]) -> list[str]:

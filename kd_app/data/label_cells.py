@@ -8,6 +8,7 @@ from typing import Final
 
 from kd_app.config import RequestError
 from kd_app.config.errors import quote_some
+from kd_app.data.spelling import note_spellings
 
 _DELIMITERS: Final[Mapping[str, re.Pattern[str]]] = {
     **{sign: re.compile(re.escape(sign)) for sign in ",;|/+&"},
@@ -69,30 +70,24 @@ def check_single_labels(file: Path, labels: Sequence[str], numbers: Sequence[int
     return notes
 
 
-def note_spellings(labels: Iterable[str]) -> list[str]:
+def note_labels(labels: Iterable[str]) -> list[str]:
     """Return notes about labels that differ only in spelling, and about labels that
     usually mean that there is none.
     """
     names = sorted(set(labels))
-    spellings = Counter(map(_normalize, names))
-    same = [name for name in names if spellings[_normalize(name)] > 1]
     missing = [name for name in names if name.lower() in _MISSING]
-    notes = [f"The classes {quote_some(same)} differ only in case, or as numbers in '.0'."]
+    notes = note_spellings(names)
     decimals = [name for name in names if _DECIMAL.fullmatch(name) and float(name) % 1]
     if 2 * len(decimals) > len(names):
         notes.append(
             f"Labels with decimals are read as names of classes: {quote_some(decimals, _SHOWN)}. An"
             " amount can't be predicted here: divide its range into a few classes."
         )
-    return (notes if same else notes[1:]) + [
+    return notes + [
         f"The label {name!r} is read as a class. If it means that the label is missing, remove"
         " these rows."
         for name in missing
     ]
-
-
-def _normalize(label: str) -> str:
-    return re.sub(r"^(-?\d+)\.0+$", r"\1", label.casefold())
 
 
 def _split_label(label: str, pattern: re.Pattern[str]) -> list[str]:

@@ -137,10 +137,10 @@ def test_whole_numbers_are_sorted_numerically(tmp_path: Path) -> None:
         ("path,label\na.png,x\nb.png,y\nsub/../a.png,y\n", "Rows 2 and 4 .*'sub/../a.png'"),
         ("path,label\na.png,x\na.png,x\na.png,x\n", "label 'x'.*rows, 2 in all"),
         ("path,label\na.png,x\na.png,y\n", "labels 'x' and 'y'; an image has one label"),
-        ("path,label\na.png,x\n../b.png,y\n", "Row 3 .* no file"),
+        ("path,label\na.png,x\n../b.png,y\n", "Row 3 .* a folder"),
         ("path,label\na.png,x\n/etc/passwd,y\n", "Row 3 .* outside.*only folder.* '/'"),
-        ("path,label\na.png,x\n.,y\n", "Row 3 .* no file"),
-        ("path,label\na.png,x\nsub,y\n", "Row 3 .* no file"),
+        ("path,label\na.png,x\n.,y\n", "Row 3 .* a folder"),
+        ("path,label\na.png,x\nsub,y\n", "Row 3 .* a folder"),
         ("path,label\na.png,x\nC:\\d\\e.png,y\n", "Row 3 .*Only paths on this machine"),
         ("path,label\nC:\\me\\sub\\c.png,y\n", "There is .*like 'sub/c.png'"),
         ("path,label\n/content/drive/a.png,y\n", "There is .*like 'a.png'"),
@@ -269,8 +269,14 @@ def test_a_column_that_only_looks_like_a_split_is_no_refusal(tmp_path: Path) -> 
 def test_labels_that_differ_in_spelling_or_mean_none_are_noted(tmp_path: Path) -> None:
     path = table(tmp_path, "path,label\na.png,Cat\nb.png,cat\nsub/c.png,NaN\n")
     case, missing = source(path).list_images().notes
-    assert case == "The classes 'Cat', 'cat' differ only in case, or as numbers in '.0'."
+    assert case.startswith("The classes 'Cat', 'cat' differ only in spelling: case")
     assert "The label 'NaN' is read as a class. If it means that the label is missing" in missing
+
+
+def test_a_folder_in_the_place_of_an_image_is_named(tmp_path: Path) -> None:
+    assert "has the path 'sub', a folder. Expected: one row for each image" in refused(
+        table(tmp_path, "path,label\na.png,x\nsub,y\n")
+    )
 
 
 def test_amounts_in_the_place_of_labels_are_noted(tmp_path: Path) -> None:

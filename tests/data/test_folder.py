@@ -321,7 +321,7 @@ def test_images_without_class_folders_are_refused_with_the_layout(tmp_path: Path
 
 def test_classes_that_differ_in_case_are_noted(tmp_path: Path) -> None:
     (note,) = listed(put(tmp_path, ["Cat/1.png", "cat/1.png", "dog/1.png"])).notes
-    assert "'Cat', 'cat' differ only in case" in note
+    assert "'Cat', 'cat' differ only in spelling" in note
 
 
 def test_a_single_class_is_refused_with_the_folder_to_use(tmp_path: Path) -> None:

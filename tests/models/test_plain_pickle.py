@@ -30,12 +30,11 @@ def test_arrays_of_python_2_are_read(tmp_path: Path) -> None:
     class Old(pickle._Pickler):
         """Writes bytes as the text of Python 2."""
 
-        dispatch = dict(pickle._Pickler.dispatch)
-
-        def save_string(self, content: bytes) -> None:
-            self.write(pickle.BINSTRING + len(content).to_bytes(4, "little") + content)
-
-        dispatch[bytes] = save_string
+        def save(self, obj: Any, save_persistent_id: bool = True) -> None:
+            if isinstance(obj, bytes):
+                self.write(pickle.BINSTRING + len(obj).to_bytes(4, "little") + obj)
+            else:
+                super().save(obj, save_persistent_id)
 
     with (tmp_path / "model.pkl").open("wb") as file:
         Old(file, 2).dump(ARRAYS)
