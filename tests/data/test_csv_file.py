@@ -137,7 +137,7 @@ def test_whole_numbers_are_sorted_numerically(tmp_path: Path) -> None:
         ("path,label\na.png,x\nb.png,y\nsub/../a.png,y\n", "Rows 2 and 4 .*'sub/../a.png'"),
         ("path,label\na.png,x\na.png,x\na.png,x\n", "label 'x'.*rows, 2 in all"),
         ("path,label\na.png,x\na.png,y\n", "labels 'x' and 'y'; an image has one label"),
-        ("path,label\na.png,x\n../b.png,y\n", "Row 3 .* a folder"),
+        ("path,label\na.png,x\n../b.png,y\n", "Row 3 .* no file"),
         ("path,label\na.png,x\n/etc/passwd,y\n", "Row 3 .* outside.*only folder.* '/'"),
         ("path,label\na.png,x\n.,y\n", "Row 3 .* a folder"),
         ("path,label\na.png,x\nsub,y\n", "Row 3 .* a folder"),
