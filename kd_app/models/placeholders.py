@@ -109,7 +109,7 @@ class ArrayPlaceholder(Placeholder):
             return None
         if not _NUMBERS.fullmatch(self.dtype.name):
             return None
-        stored = np.frombuffer(content, np.dtype(self.dtype.name).newbyteorder(self.dtype.order))
+        stored = np.frombuffer(content, np.dtype(self.dtype.order + self.dtype.name))
         array = stored.reshape(self.shape, order="F" if self.is_transposed else "C")
         return convert_array(array)
 
