@@ -30,12 +30,12 @@ def load_image(image: Image.Image) -> Image.Image:
     channels, order = found
     if channels == "LA":
         # Four bytes a pixel, which RGBA of 8 bits has too.
-        again = [_reopen(image, "RGBA")]
+        again = [_open_in_layout(image, "RGBA")]
         high, low = (np.asarray(again[0])[..., start::2] for start in (0, 1))
     else:
         # With the other order of the bytes, Pillow keeps the low byte.
         orders = (order, _OTHER_ORDER[order])
-        again = [_reopen(image, f"{channels.upper()};16{each}") for each in orders]
+        again = [_open_in_layout(image, f"{channels.upper()};16{each}") for each in orders]
         high, low = (np.asarray(each) for each in again)
     reduced = _reduce_color((high.astype(np.uint16) << 8) | low, channels, image)
     with suppress(Exception):  # Damaged metadata must not discard valid pixels.
@@ -70,7 +70,7 @@ def _get_layout(arguments: object) -> str:
     return str(first)
 
 
-def _reopen(image: Image.Image, layout: str) -> Image.Image:
+def _open_in_layout(image: Image.Image, layout: str) -> Image.Image:
     """Open the file of `image` from memory, to be decoded in another layout."""
     assert isinstance(image, ImageFile.ImageFile)
     assert image.fp is not None
