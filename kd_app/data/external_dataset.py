@@ -61,16 +61,27 @@ def _iterate_contents(dataset: Any) -> Iterator[bytes]:
     elif isinstance(dataset, TensorDataset):
         yield from map(_hash_array, dataset.tensors)
     else:
+        length = _count(dataset)
         values = {id(value): value for value in getattr(dataset, "__dict__", {}).values()}
         for value in values.values():
-            if isinstance(value, Tensor | np.ndarray | list) and len(value) == len(dataset):
-                yield from (
-                    _describe_files(value) if isinstance(value, list) else [_hash_array(value)]
-                )
+            if isinstance(value, list) and len(value) == length:
+                yield from _describe_files(value)
+            elif isinstance(value, Tensor | np.ndarray) and length == _count(value) is not None:
+                yield _hash_array(value)
+
+
+def _count(value: Any) -> int | None:
+    """The length of a dataset or an array; None for a stream and a single number."""
+    try:
+        return len(value)
+    except (TypeError, NotImplementedError):
+        return None
 
 
 def _hash_array(array: Tensor | np.ndarray) -> bytes:
     """Return the sha256 of an array; of a very large one, of equally spaced rows."""
+    if isinstance(array, Tensor) and array.layout != torch.strided:
+        return b""
     rows = array[:: 1 + array.nbytes // WHOLE_LIMIT]
     if isinstance(rows, Tensor):
         rows = rows.detach().cpu().flatten().view(torch.uint8).numpy()

@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    TensorDataset,
+)
 
 from kd_app.data import external_dataset
 from kd_app.data.external_dataset import hash_contents
@@ -82,6 +89,18 @@ def test_objects_and_loaders_without_a_dataset_have_equal_digests() -> None:
     objects = [np.array([object(), None]) for _ in range(2)]
     assert hash_value(objects[0]) == hash_value(objects[1])
     assert hash_contents([]) == hash_contents([1])
+
+
+def test_streams_and_single_numbers_are_no_contents() -> None:
+    class Stream(IterableDataset[Any]):
+        scale = torch.tensor(0.5)
+
+        def __init__(self) -> None:
+            self.mean = np.array(0.5)
+
+    dataset = Stored([0, 1])
+    dataset.mean = torch.tensor(0.5)  # type: ignore[assignment]
+    assert hash_contents(DataLoader(dataset)) == hash_contents(DataLoader(Stream()))
 
 
 def test_a_very_large_array_is_compared_by_some_of_its_rows(
