@@ -53,7 +53,7 @@ def find_deep_color(image: Image.Image) -> tuple[str, str] | None:
         return None
     if image.fp is None or image.fp.closed:
         return None
-    match = _DEEP.fullmatch(_get_layout(image.tile[0].args))
+    match = _DEEP.fullmatch(_read_layout(image.tile[0].args))
     if match is not None:
         return match[1], match[2]
     if not isinstance(image, TiffImagePlugin.TiffImageFile) or image.mode not in ("RGB", "RGBA"):
@@ -64,7 +64,7 @@ def find_deep_color(image: Image.Image) -> tuple[str, str] | None:
     return image.mode, "L" if image.tag_v2.prefix == b"II" else "B"
 
 
-def _get_layout(arguments: object) -> str:
+def _read_layout(arguments: object) -> str:
     """Return the first argument of a decoder, which is the layout for many of them."""
     first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     return str(first)
@@ -79,7 +79,7 @@ def _open_in_layout(image: Image.Image, layout: str) -> Image.Image:
     again = Image.open(io.BytesIO(image.fp.read()), formats=[image.format])
     again.seek(image.tell())
     for position, tile in enumerate(again.tile):
-        stored = _get_layout(tile.args)
+        stored = _read_layout(tile.args)
         # A single channel is named by its letter.
         name = stored + layout[layout.index(";") :] if len(stored) == 1 else layout
         arguments = (name, *tile.args[1:]) if isinstance(tile.args, tuple) else name
