@@ -56,7 +56,7 @@ def save_net(folder: Path, name: str, pixels: InputSpec, **kwargs: Any) -> nn.Mo
 
 
 def test_layers_that_share_their_weights_are_saved(tmp_path: Path) -> None:
-    model: Any = timm.create_model("vit_tiny_patch16_224", num_classes=10, **VIT)
+    model: Any = save_net(tmp_path, "vit_tiny_patch16_224", PIXELS, **VIT)
     model.blocks[1] = model.blocks[0]
     save_model(model, tmp_path, pixels=PIXELS, classes=DIGITS, license="mit")
     assert load_file(tmp_path / "model.safetensors").keys() == model.state_dict().keys()
