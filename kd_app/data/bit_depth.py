@@ -23,11 +23,11 @@ def load_image(image: Image.Image) -> Image.Image:
     gray; `image` stays undecoded. Of an image that is decoded already, the low bytes
     are lost.
     """
-    found = find_deep_color(image)
-    if found is None:
+    layout = find_deep_color(image)
+    if layout is None:
         image.load()
         return image
-    channels, order = found
+    channels, order = layout
     if channels == "LA":
         # Four bytes a pixel, which RGBA of 8 bits has too.
         again = [_open_in_layout(image, "RGBA")]

@@ -98,6 +98,9 @@ def test_streams_and_single_numbers_are_no_contents() -> None:
         def __init__(self) -> None:
             self.mean = np.array(0.5)
 
+        def __iter__(self) -> Any:
+            return iter(())
+
     dataset = Stored([0, 1])
     dataset.mean = torch.tensor(0.5)  # type: ignore[assignment]
     assert hash_contents(DataLoader(dataset)) == hash_contents(DataLoader(Stream()))
