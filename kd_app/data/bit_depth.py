@@ -7,12 +7,16 @@ from contextlib import suppress
 
 import numpy as np
 from jaxtyping import Float, UInt8, UInt16
+from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, TiffImagePlugin
 
 _DEEP = re.compile(r"(RGB|RGBA|RGBX|RGBa|LA);16([BLN])")
 """Pillow's names for 16 bits a channel: the channels, and the order of the bytes."""
 
 _OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+
+_BLOCK = 2**20
+"""Pixels of more than 8 bits that are converted at a time."""
 
 
 def load_image(image: Image.Image) -> Image.Image:
@@ -128,11 +132,24 @@ def reduce_gray(image: Image.Image) -> Image.Image:
         # Pillow reads unsigned integers as signed ones.
         stored = stored.view(np.uint32)
     precision = np.float32 if image.mode.startswith("I;16") else np.float64
-    values = np.nan_to_num(stored.astype(precision), posinf=0.0, neginf=0.0)
-    low, high = _choose_value_range(image.mode, float(values.min()), float(values.max()))
+    # in blocks: a small file may declare many pixels, and these are 8 bytes each
+    height = max(1, _BLOCK // stored.shape[1])
+    blocks = [slice(start, start + height) for start in range(0, len(stored), height)]
+
+    def read(rows: slice) -> NDArray[np.floating]:
+        values: NDArray[np.floating] = np.nan_to_num(
+            stored[rows].astype(precision), posinf=0.0, neginf=0.0
+        )
+        return values
+
+    extremes = [(float(values.min()), float(values.max())) for values in map(read, blocks)]
+    lows, highs = zip(*extremes, strict=True)
+    low, high = _choose_value_range(image.mode, min(lows), max(highs))
     if bits == 12:
         low, high = 0.0, 4095.0
-    gray = _map_linearly(values, low, high)
+    gray = np.empty(stored.shape, np.uint8)
+    for rows in blocks:
+        gray[rows] = _map_linearly(read(rows), low, high)
     if image.mode.startswith("I;16") and tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
         # White is 0; Pillow inverts only 8-bit images.
         gray = 255 - gray
