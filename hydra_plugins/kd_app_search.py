@@ -41,6 +41,8 @@ class SearchSweeper(Sweeper):
         from omegaconf import OmegaConf
 
         from kd_app.config.compose import normalize_overrides
+        from kd_app.run.task_choice import name_task
+        from kd_app.search.objectives import check_objectives
         from kd_app.search.trials import require_optuna
 
         require_optuna()
@@ -58,7 +60,10 @@ class SearchSweeper(Sweeper):
             for key, value in self._settings.items()
         }
         out = Path(str(self.config.hydra.sweep.dir))
-        search = Search(out, SearchSettings(**settings), parse_space(space))
+        choices = SearchSettings(**settings)
+        plain = OmegaConf.to_container(self.config, resolve=False)
+        check_objectives(choices.objectives, name_task(plain))
+        search = Search(out, choices, parse_space(space))
         for batch in search.iterate_batches():
             trials = [
                 [*fixed, *normalize_overrides(f"{key}={value}" for key, value in params.items())]

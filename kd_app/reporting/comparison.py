@@ -24,6 +24,14 @@ from kd_app.reporting.measurement_results import Split
 from kd_app.reporting.methods import MethodGroup, group_by_method
 from kd_app.reporting.results import Results
 from kd_app.reporting.runs import Run
+from kd_app.reporting.selection import (
+    TOP1,
+    SelectionMetric,
+    find_measured,
+    find_verdict,
+    read_selection,
+    select_metric,
+)
 from kd_app.run_files import PREDICTIONS
 
 Where = Literal["validation", "test"]
@@ -49,15 +57,17 @@ class ModelDifference:
 
 @dataclass(frozen=True)
 class Method:
-    """A configuration with its seeds; top-1 accuracies and their differences in 0..1.
+    """A configuration with its seeds; values of the metric of the comparison and their
+    differences in 0..1.
 
     label: settings that differ from the other methods · runs: folder by seed ·
     teachers: sha256 of the teachers · verdicts: outcome by seed, each about two models
-    · validation, test: the student's accuracy over the seeds that have one · gain:
-    student minus its own labels_only control · to_teacher: student minus teacher ·
-    to_baseline: student minus the baseline's student · models: comparison with the
-    baseline's model over images, if both methods have exactly one seed in common ·
-    comparable: trained and evaluated on the images of the baseline.
+    · validation, test: the student's value over the seeds that have one · gain: student
+    minus its own control that was trained without the teacher · to_teacher: student
+    minus teacher, if the teacher has a value · to_baseline: student minus the
+    baseline's student · models: comparison of classifiers with the baseline's model
+    over images, if both methods have exactly one seed in common · comparable: trained
+    and evaluated on the images of the baseline.
 
     The differences gain, to_teacher and to_baseline are paired by seed, on the split of
     the comparison; None if there is nothing to pair.
@@ -76,7 +86,7 @@ class Method:
     comparable: bool
 
     def on(self, split: Where) -> SeedSummary | None:
-        """The student's accuracy on a split."""
+        """The student's value on a split."""
         return self.test if split == "test" else self.validation
 
 
@@ -84,15 +94,17 @@ class Method:
 class MethodComparison:
     """The methods of a set of runs, and the best of them.
 
-    split: of the comparison: test if all runs read it, else validation · num_images: of
-    that split, if equal for all runs · baseline, winner: labels; the winner has the
-    best mean on validation over the seeds that all methods have; None with fewer than
-    two methods to choose from · correction: of p-values for multiple comparisons, with
-    the differences to the baseline as one family and the gains as another · notes: what
-    was left out or not paired, and why.
+    metric: by which they are compared, that of the first run's task · split: of the
+    comparison: test if all runs read it, else validation · num_images: of that split,
+    if equal for all runs · baseline, winner: labels; the winner has the best mean on
+    validation over the seeds that all methods have; None with fewer than two methods to
+    choose from · correction: of p-values for multiple comparisons, with the differences
+    to the baseline as one family and the gains as another · notes: what was left out or
+    not paired, and why.
     """
 
     methods: tuple[Method, ...]
+    metric: SelectionMetric
     split: Where
     num_images: int | None
     confidence: float
@@ -120,8 +132,11 @@ def compare(runs: Sequence[Run], *, baseline: str | None = None) -> MethodCompar
     default is the method of the first run. Raises `RequestError` if no method has the
     label `baseline`.
     """
-    notes = _list_excluded(runs)
-    groups, num_repeated = group_by_method([run for run in runs if _is_usable(run)])
+    usable = [run for run in runs if _is_usable(run)]
+    metric = select_metric(usable[0].results) if usable else TOP1
+    usable = [run for run in usable if select_metric(run.results) is metric]
+    notes = _list_excluded(runs, len(usable))
+    groups, num_repeated = group_by_method(usable)
     if num_repeated:
         notes.append(
             f"{num_repeated} of the runs repeat a seed of a method; each seed counts once."
@@ -129,8 +144,8 @@ def compare(runs: Sequence[Run], *, baseline: str | None = None) -> MethodCompar
     kept = [run for group in groups for run in group.runs.values()]
     split = _choose_split(kept, notes)
     first = _find_baseline(groups, baseline)
-    parts = [part for run in kept if (part := _select_split(run, split))]
-    confidence = max((part.confidence for part in parts), default=_CONFIDENCE)
+    scores = [score for run in kept if (score := read_selection(run.results, split))]
+    confidence = max((score.confidence for score in scores), default=_CONFIDENCE)
     methods = [_build_method(group, first or group, split, confidence, notes) for group in groups]
     gains = _correct_family([method.gain for method in methods])
     differences = _correct_family([method.to_baseline for method in methods])
@@ -138,9 +153,10 @@ def compare(runs: Sequence[Run], *, baseline: str | None = None) -> MethodCompar
         replace(method, gain=gain, to_baseline=difference)
         for method, gain, difference in zip(methods, gains, differences, strict=True)
     ]
-    sizes = {part.num_images for part in parts}
+    sizes = {score.num_images for score in scores}
     return MethodComparison(
         methods=tuple(methods),
+        metric=metric,
         split=split,
         num_images=sizes.pop() if len(sizes) == 1 else None,
         confidence=confidence,
@@ -151,8 +167,11 @@ def compare(runs: Sequence[Run], *, baseline: str | None = None) -> MethodCompar
     )
 
 
-def _list_excluded(runs: Sequence[Run]) -> list[str]:
+def _list_excluded(runs: Sequence[Run], num_compared: int) -> list[str]:
     count = Counter(_explain_exclusion(run.results) for run in runs if not _is_usable(run))
+    others = len(runs) - num_compared - count.total()
+    if others:
+        count["with another task"] = others
     if not count:
         return []
     listed = ", ".join(f"{number} {reason}" for reason, number in sorted(count.items()))
@@ -160,20 +179,17 @@ def _list_excluded(runs: Sequence[Run]) -> list[str]:
 
 
 def _explain_exclusion(results: Results) -> str:
-    if results.status != "finished":
-        return results.status
-    return "without metrics" if results.embedding is None else "without classes"
+    return "without metrics" if results.status == "finished" else results.status
 
 
 def _is_usable(run: Run) -> bool:
-    return run.results.status == "finished" and (
-        run.results.validation is not None or run.results.test is not None
-    )
+    measured = (find_measured(run.results, split) for split in ("validation", "test"))
+    return run.results.status == "finished" and any(split is not None for split in measured)
 
 
 def _choose_split(runs: Sequence[Run], notes: list[str]) -> Where:
     """Test if all runs read it, else validation."""
-    num_read = sum(run.results.test is not None for run in runs)
+    num_read = sum(find_measured(run.results, "test") is not None for run in runs)
     if runs and num_read == len(runs):
         return "test"
     if num_read:
@@ -198,34 +214,24 @@ def _find_baseline(groups: Sequence[MethodGroup], label: str | None) -> MethodGr
     return groups[labels.index(label)]
 
 
-def _select_split(run: Run, split: Where) -> Split | None:
-    return run.results.test if split == "test" else run.results.validation
-
-
-def _collect_top1(
-    group: MethodGroup, split: Where, role: Literal["student", "labels_only", "teacher"]
-) -> dict[int, float]:
-    """Top-1 of a model by seed, for the seeds that have one."""
-    by_seed: dict[int, float] = {}
-    for seed, run in group.runs.items():
-        part = _select_split(run, split)
-        metrics = getattr(part, role) if part else None
-        if metrics is not None and metrics.top1 is not None:
-            by_seed[seed] = metrics.top1
-    return by_seed
+def _collect_values(group: MethodGroup, split: Where, role: str = "student") -> dict[int, float]:
+    """The metric of a model by seed, for the seeds that have one."""
+    scores = {seed: read_selection(run.results, split, role) for seed, run in group.runs.items()}
+    return {seed: score.value for seed, score in scores.items() if score is not None}
 
 
 def _build_method(
     group: MethodGroup, baseline: MethodGroup, split: Where, confidence: float, notes: list[str]
 ) -> Method:
-    student = _collect_top1(group, split, "student")
-    validation, test = (_collect_top1(group, place, "student") for place in ("validation", "test"))
+    metric = select_metric(next(iter(group.runs.values())).results)
+    student = _collect_values(group, split)
+    validation, test = (_collect_values(group, place) for place in ("validation", "test"))
+    control = _collect_values(group, split, metric.control)
+    teacher = _collect_values(group, split, "teacher") if metric.has_teacher else {}
     comparable = group is baseline or (group.images == baseline.images and all(group.images))
     to_baseline = None
     if comparable and group is not baseline:
-        to_baseline = compare_by_seed(
-            student, _collect_top1(baseline, split, "student"), confidence
-        )
+        to_baseline = compare_by_seed(student, _collect_values(baseline, split), confidence)
     if not comparable:
         notes.append(_explain_incomparable(group, baseline))
     elif to_baseline is None and group is not baseline:
@@ -233,7 +239,7 @@ def _build_method(
             f"{group.label} and {baseline.label} have no seed in common: nothing is paired."
         )
     models = None
-    if to_baseline is not None and len(to_baseline.values) == 1:
+    if to_baseline is not None and len(to_baseline.values) == 1 and metric is TOP1:
         (seed,) = to_baseline.values
         pair = (group.runs[seed], baseline.runs[seed])
         models = _compare_models(pair, seed, split, confidence=confidence, notes=notes)
@@ -245,11 +251,15 @@ def _build_method(
         label=group.label,
         runs={seed: str(run.path) for seed, run in group.runs.items()},
         teachers=tuple(sorted(teachers)),
-        verdicts={seed: each.verdict.outcome for seed, each in results.items() if each.verdict},
+        verdicts={
+            seed: verdict.outcome
+            for seed, each in results.items()
+            if (verdict := find_verdict(each))
+        },
         validation=summarize_seeds(validation, confidence) if validation else None,
         test=summarize_seeds(test, confidence) if test else None,
-        gain=compare_by_seed(student, _collect_top1(group, split, "labels_only"), confidence),
-        to_teacher=compare_by_seed(student, _collect_top1(group, split, "teacher"), confidence),
+        gain=compare_by_seed(student, control, confidence),
+        to_teacher=compare_by_seed(student, teacher, confidence),
         to_baseline=to_baseline,
         models=models,
         comparable=comparable,
@@ -262,7 +272,7 @@ def _explain_incomparable(group: MethodGroup, baseline: MethodGroup) -> str:
         reason = "have different images or another split"
     return (
         f"The runs of {group.label} and those of {baseline.label} {reason}: nothing is paired, and"
-        " the accuracies can't be ranked together."
+        " the values can't be ranked together."
     )
 
 
@@ -286,10 +296,10 @@ def _compare_models(
             f" ({type(error).__name__})."
         )
         return None
-    part = _select_split(pair[0], split)
+    score = read_selection(pair[0].results, split)
     if (
-        part is None
-        or len(table) != part.num_images
+        score is None
+        or len(table) != score.num_images
         or not table["index"].equals(reference["index"])
         or not table["target"].equals(reference["target"])
     ):

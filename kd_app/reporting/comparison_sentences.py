@@ -41,7 +41,7 @@ def _write_basis(comparison: "MethodComparison") -> Iterator[str]:
     images = f"{comparison.num_images:,} images" if comparison.num_images else "images"
     yield (
         f"{num_methods} method{'s' * (num_methods > 1)} in {num_runs} run{'s' * (num_runs > 1)},"
-        f" by top-1 accuracy on {images} of the {comparison.split} split."
+        f" by {comparison.metric.phrase} on {images} of the {comparison.split} split."
     )
     teachers = {teacher for method in methods for teacher in method.teachers}
     if num_runs > 1 and len(teachers) == 1:
@@ -91,7 +91,7 @@ def _is_different(difference: SeedDifference | None, confidence: float) -> bool:
 def _describe_method(method: "Method", comparison: "MethodComparison") -> Iterator[str]:
     label, accuracy = method.label, method.on(comparison.split)
     if accuracy is not None:
-        yield _describe_accuracy(label, accuracy, comparison.split)
+        yield _describe_value(label, accuracy, f"{comparison.split} {comparison.metric.short}")
     if method.verdicts:
         yield (
             f"{label}: verdict {_format_verdicts(method.verdicts)}. Each verdict compares two"
@@ -103,7 +103,7 @@ def _describe_method(method: "Method", comparison: "MethodComparison") -> Iterat
             f" {_format_difference(method.to_teacher)}."
         )
     if method.gain is not None:
-        name = f"{label} minus its own labels-only control"
+        name = f"{label} minus its own {comparison.metric.control_title} control"
         yield _describe_difference(name, method.gain, "the gain of distillation")
     if method.to_baseline is not None:
         name = f"{label} minus {comparison.baseline}"
@@ -112,20 +112,20 @@ def _describe_method(method: "Method", comparison: "MethodComparison") -> Iterat
         yield _describe_models(label, comparison.baseline or "", method.models)
 
 
-def _describe_accuracy(label: str, accuracy: SeedSummary, split: str) -> str:
+def _describe_value(label: str, accuracy: SeedSummary, metric: str) -> str:
     seeds = join_seeds(accuracy.values)
     values = ", ".join(format_percent(value) for value in accuracy.values.values())
     if len(accuracy.values) == 1:
         return (
-            f"{label}: {split} top-1 {values} with one seed ({seeds}). This is about a model, not"
+            f"{label}: {metric} {values} with one seed ({seeds}). This is about a model, not"
             " about the method."
         )
     mean = (
-        f"{label}: mean {split} top-1 {format_percent(accuracy.mean)} over"
+        f"{label}: mean {metric} {format_percent(accuracy.mean)} over"
         f" {len(accuracy.values)} seeds ({seeds}: {values})"
     )
     if accuracy.low is None:
-        return f"{mean}. No interval: equal accuracies do not show how much seeds vary."
+        return f"{mean}. No interval: equal values do not show how much seeds vary."
     return (
         f"{mean}, t-interval {format_interval(accuracy.low, accuracy.high)} at"
         f" {100 * accuracy.confidence:g} %. This is about the method."
@@ -193,16 +193,16 @@ def _describe_choice(comparison: "MethodComparison") -> Iterator[str]:
     choice = (
         f"Chosen on validation alone: {method.label}, with {format_percent(method.validation.mean)}"
     )
-    test = method.test
+    test, title = method.test, comparison.metric.short
     if test is None:
         yield (
             f"{choice}. The test set was not read, and the best of {len(comparison.methods)}"
-            " validation accuracies is too good by chance."
+            " values on validation is too good by chance."
         )
     elif len(test.values) < len(method.runs):
         seed, value = next(iter(test.values.items()))
         yield (
-            f"{choice}. The test set was not read for all seeds: the test top-1 is"
+            f"{choice}. The test set was not read for all seeds: the test {title} is"
             f" {format_percent(value)} with seed {seed}, which is about that model."
         )
     else:
@@ -210,13 +210,14 @@ def _describe_choice(comparison: "MethodComparison") -> Iterator[str]:
             f" (t-interval {format_interval(test.low, test.high)})" if test.low is not None else ""
         )
         over = "mean over seeds" if len(test.values) > 1 else "one seed"
-        yield (f"{choice}. Quote the test top-1: {format_percent(test.mean)}{bounds}, {over}.")
+        yield (f"{choice}. Quote the test {title}: {format_percent(test.mean)}{bounds}, {over}.")
 
 
 def _describe_correction(comparison: "MethodComparison") -> Iterator[str]:
+    control, methods = comparison.metric.control_title, comparison.methods
     families = {
-        "gains over labels-only": [method.gain for method in comparison.methods],
-        "differences to the baseline": [method.to_baseline for method in comparison.methods],
+        f"gains over {control}": [method.gain for method in methods],
+        "differences to the baseline": [method.to_baseline for method in methods],
     }
     names = []
     for name, family in families.items():

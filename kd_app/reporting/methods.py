@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from kd_app.config.keys import NESTED_NON_IDENTITY_KEYS, NON_IDENTITY_KEYS
 from kd_app.reporting.runs import Run, flatten
+from kd_app.reporting.selection import find_measured
 
 _NOT_THE_METHOD: Final = (
     *NON_IDENTITY_KEYS,
@@ -16,6 +17,7 @@ _NOT_THE_METHOD: Final = (
     "seed",
     "test",
     "verdict",
+    "neighbors.margin",
     "controls",
     "robustness",
     "data.root",
@@ -51,7 +53,10 @@ def group_by_method(runs: Sequence[Run]) -> tuple[list[MethodGroup], int]:
         by_seed = by_method.setdefault(json.dumps(key, sort_keys=True, default=str), {})
         other = by_seed.get(run.results.seed)
         num_repeated += other is not None
-        if other is None or (other.results.test is None and run.results.test is not None):
+        if other is None or (
+            find_measured(other.results, "test") is None
+            and find_measured(run.results, "test") is not None
+        ):
             by_seed[run.results.seed] = run
     groups = [dict(sorted(by_seed.items())) for by_seed in by_method.values()]
     firsts = [next(iter(by_seed.values())) for by_seed in groups]

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from kd_app.config import RequestError
 from kd_app.metrics.embedding_report import GALLERY, STUDENT, TEACHER
 from kd_app.reporting.results import Results
+from kd_app.run.embedding_map import write_embedding_map
 from kd_app.run.embedding_measurement import (
     compare,
     describe_split,
@@ -19,7 +20,7 @@ from kd_app.run.results_builder import ResultsBuilder
 from kd_app.run.run_model import RunModel
 from kd_app.run.task_choice import NeighborSettings
 from kd_app.run.workspace import Workspace
-from kd_app.run_files import NEIGHBORS
+from kd_app.run_files import EMBEDDING_MAP, NEIGHBORS
 
 
 def measure_embeddings_again(
@@ -78,4 +79,5 @@ def measure_embeddings_again(
         }
     )
     write_neighbor_images(builder.out / NEIGHBORS, workspace, comparison, gallery, split)
+    write_embedding_map(builder.out / EMBEDDING_MAP, workspace, comparison, split)
     builder.speed = measure_speed(workspace, models)

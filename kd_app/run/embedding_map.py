@@ -8,6 +8,7 @@ import numpy as np
 from kd_app.metrics.embedding_report import STUDENT, TEACHER, UNTOUCHED, EmbeddingComparison
 from kd_app.metrics.plane import project_embeddings
 from kd_app.reporting.embedding_map import MapRow, write_map
+from kd_app.run.known_images import list_measured
 from kd_app.run.workspace import Workspace
 
 MOST: Final = 600
@@ -21,8 +22,8 @@ def write_embedding_map(
     """Write the places of at most `MOST` held-out images, drawn at random; none for
     data whose images have no numbers, and in a limited run.
     """
-    queries = workspace.data.list_rows(split)
-    if queries is None or workspace.limit is not None:
+    queries = np.array(list_measured(workspace.data, split), dtype=np.int64)
+    if not len(queries) or workspace.limit is not None:
         return
     places = np.sort(np.random.default_rng(0).permutation(len(queries))[:MOST])
     planes = project_embeddings({role: comparison.models[role].queries[places] for role in _ROLES})

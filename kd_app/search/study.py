@@ -26,9 +26,8 @@ from pydantic import NonNegativeInt, PositiveInt
 from kd_app.config import RequestError, Typed
 from kd_app.config.records import parse_with
 from kd_app.digest import hash_value, seal
-from kd_app.reporting.results import Results
-from kd_app.reporting.runs import flatten
-from kd_app.reporting.selection import SELECTION, read_selection
+from kd_app.reporting.selection import SELECTION
+from kd_app.search.objectives import check_values, read_objectives
 from kd_app.search.trials import EXPECTED, FILE, read_curve, read_proposals, read_trial_results
 from kd_app.stages import write_atomically
 
@@ -116,6 +115,8 @@ class Search:
                 number += 1
             if batch:
                 yield batch
+                trials = (read_trial_results(self.out / str(each)) for each in range(number))
+                check_values(trials, self.settings.objectives)
             else:
                 # restores the proposal of a finished trial if search.json was lost
                 self._read_params(number)
@@ -148,7 +149,7 @@ class Search:
 
     def _freeze_trial(self, number: int, params: Params) -> optuna.trial.FrozenTrial:
         results = read_trial_results(self.out / str(number))
-        values = _read_values(results, self.settings.objectives)
+        values = read_objectives(results, self.settings.objectives)
         states = {"pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
         state = TrialState.COMPLETE
         if not values:
@@ -187,19 +188,6 @@ def _contains(kind: BaseDistribution, value: Any) -> bool:
     return is_number and kind.low <= value <= kind.high and kind._contains(value)
 
 
-def _read_values(results: Results | None, objectives: Mapping[str, str]) -> list[float] | None:
-    """The values of the objectives in a trial; None if the trial is not finished or a
-    value is missing.
-    """
-    if results is None or results.status != "finished":
-        return None
-    metrics = dict(flatten(results.model_dump(mode="json")))
-    score = read_selection(results)
-    metrics[SELECTION] = None if score is None else score.value
-    values = [metrics.get(key) for key in objectives]
-    return None if None in values else [float(value) for value in values if value is not None]
-
-
 def suggest_next(out: Path) -> list[str]:
     """Suggestions after the search in `out`, as sentences; empty if there is no search.
 
@@ -220,7 +208,7 @@ def suggest_next(out: Path) -> list[str]:
     _check_proposals(out, record["proposed"], space)
     study, numbers = create_study(objectives.values(), optuna.samplers.RandomSampler(seed=0)), []
     for number, params in enumerate(record["proposed"]):
-        values = _read_values(read_trial_results(out / str(number)), objectives)
+        values = read_objectives(read_trial_results(out / str(number)), objectives)
         if values is not None:
             study.add_trial(create_trial(values=values, params=params, distributions=space))
             numbers.append(number)

@@ -67,6 +67,10 @@ class Task(Protocol):
         """What the best epoch is."""
 
     @property
+    def parts(self) -> tuple[str, ...]:
+        """The keys of results.json that hold the metrics of this task alone."""
+
+    @property
     def progress(self) -> tuple[str, ...]:
         """The validation metrics that the console shows after an epoch."""
 

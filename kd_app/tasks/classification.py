@@ -23,6 +23,7 @@ class Classification:
     reads_labels: ClassVar[bool] = True
     output: ClassVar[Output] = "logits"
     selection: ClassVar[Selection] = Selection("top1", "nll")
+    parts: ClassVar[tuple[str, ...]] = ("validation", "test", "verdict", "knowledge", "cascade")
     progress: ClassVar[tuple[str, ...]] = ("top1", "nll", "agreement")
 
     def wrap_output(self, model: nn.Module) -> nn.Module:

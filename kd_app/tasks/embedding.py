@@ -41,6 +41,7 @@ class Embedding:
     reads_labels: ClassVar[bool] = False
     output: ClassVar[Output] = "embedding"
     selection: ClassVar[Selection] = Selection("overlap", "distance")
+    parts: ClassVar[tuple[str, ...]] = ("embedding",)
     progress: ClassVar[tuple[str, ...]] = ("overlap", "distance")
     k: int = 10
     width: int = 0

@@ -12,8 +12,10 @@ import pytest
 
 from kd_app.config import RequestError
 from kd_app.reporting.comparison import MethodComparison, compare
+from kd_app.reporting.embedding_results import Bounded
 from kd_app.reporting.results import Data, FileRecord, Results
 from kd_app.reporting.runs import Run, write_predictions
+from tests.reporting.embedding_results import build_embedding_results
 from tests.reporting.run_folders import build_results, draw_logits
 
 SOFT = {"_target_": "kd_app.losses.soft_target.SoftTarget", "weight": 1.0, "temperature": 4.0}
@@ -392,3 +394,56 @@ def test_a_comparison_is_plain_data() -> None:
     record = json.loads(json.dumps(dataclasses.asdict(compare(methods()))))
     assert record["methods"][1]["to_baseline"]["mean"] == pytest.approx(0.02)
     assert record["correction"] == "Holm"
+
+
+def embed(seed: int, overlap: float, *, control: float = 0.3, **changes: Any) -> Run:
+    """A run whose student has this share of the teacher's neighbors on both splits."""
+    base = build_embedding_results(gains={"self_supervised": 0.1})
+    assert base.embedding is not None
+    split = base.embedding.test
+    assert split is not None
+    models = {
+        role: each.model_copy(update={"overlap": Bounded(value=value)})
+        for role, value in (("student", overlap), ("self_supervised", control))
+        for each in (split.models[role],)
+    }
+    part = split.model_copy(update={"models": split.models | models})
+    record = base.embedding.model_copy(update={"validation": part, "test": part})
+    results = base.model_copy(
+        update={
+            "seed": seed,
+            "config": build_config(task="embedding", **changes) | {"seed": seed},
+            "files": [FileRecord(name="split.csv", sha256="5")],
+            "embedding": record,
+        }
+    )
+    return Run(Path(f"runs/e{seed}-{len(changes)}"), results)
+
+
+def test_embeddings_are_compared_by_the_teachers_neighbors() -> None:
+    runs = [embed(seed, 0.6 + seed / 100) for seed in range(3)]
+    runs += [embed(seed, 0.7 + seed / 50, optimizer__lr=0.1) for seed in range(3)]
+    comparison = compare([*runs, run(0, 0.9)])
+    first, second = comparison.methods
+    assert (first.label, second.label) == ("optimizer.lr=auto", "optimizer.lr=0.1")
+    assert comparison.winner == second.label
+    assert (first.test.mean, second.to_baseline.mean) == pytest.approx((0.61, 0.11))  # type: ignore[union-attr]
+    assert first.to_teacher is None  # the teacher has all of its own neighbors
+    assert first.gain is not None
+    assert first.gain.mean == pytest.approx(0.31)
+    assert first.verdicts == dict.fromkeys(range(3), "kept")
+    assert comparison.num_images == 100
+    for fragment in (
+        "by the share of the teacher's neighbors on 100 images of the test split",
+        "optimizer.lr=auto: mean test share of the teacher's neighbors 61.00 % over 3 seeds",
+        "optimizer.lr=auto minus its own self-supervised control",
+        "1 of 7 runs are left out: 1 with another task",
+    ):
+        find_sentence(comparison, fragment)
+    assert compare([run(0, 0.9), *runs]).metric.title == "top-1"
+
+
+def test_two_embeddings_are_not_compared_by_their_classes() -> None:
+    comparison = compare([embed(0, 0.6), embed(0, 0.7, optimizer__lr=0.1)])
+    assert comparison.methods[1].models is None
+    assert not [note for note in comparison.notes if "image by image" in note]

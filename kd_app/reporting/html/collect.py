@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os.path import commonpath
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from kd_app.config import RequestError
 from kd_app.config.keys import NON_IDENTITY_KEYS
@@ -26,6 +26,7 @@ from kd_app.reporting.measurement_results import Estimate
 from kd_app.reporting.refusals import TrialRefusedError
 from kd_app.reporting.results import Results
 from kd_app.reporting.runs import Run, flatten, load_run
+from kd_app.reporting.selection import find_verdict, read_selection
 from kd_app.reporting.sentences import format_points
 
 MAX_DETAILED_RUNS = 4
@@ -142,9 +143,8 @@ def _select_best(methods: Iterable[ComparisonPart]) -> set[str]:
 
 
 def _write_answer(runs: Mapping[str, Run], methods: Sequence[ComparisonPart]) -> str:
-    outcomes = [
-        run.results.verdict.outcome for run in runs.values() if run.results.verdict is not None
-    ]
+    verdicts = (find_verdict(run.results) for run in runs.values())
+    outcomes = [verdict.outcome for verdict in verdicts if verdict is not None]
     if outcomes:
         sentences = [f"Verdicts of {len(outcomes)} runs: {_count_outcomes(outcomes)}."]
     else:
@@ -237,8 +237,7 @@ def _build_row(named: _NamedRun, differs: dict[str, str], best: bool) -> RunRow:
         )
     results, split = named.run.results, select_split(named.run.results)
     pair = CASCADE if results.cascade is not None else DISTILLATION
-    validation = read_estimate(find_split(results, "validation"), pair.candidate, "top1")
-    test = read_estimate(find_split(results, "test"), pair.candidate, "top1")
+    verdict = find_verdict(results)
     return RunRow(
         name=named.name,
         differs=differs,
@@ -246,12 +245,20 @@ def _build_row(named: _NamedRun, differs: dict[str, str], best: bool) -> RunRow:
         status=results.status,
         reason=results.reason,
         best=best,
-        outcome=results.verdict.outcome if results.verdict else None,
-        validation=_drop_undefined(validation),
-        test=_drop_undefined(test),
+        outcome=verdict.outcome if verdict else None,
+        validation=_read_metric(results, "validation"),
+        test=_read_metric(results, "test"),
         teacher=_drop_undefined(read_estimate(split, pair.reference, "top1")),
         gain=_drop_undefined(read_estimate(split, "pair", "gain")),
     )
+
+
+def _read_metric(results: Results, split: Literal["validation", "test"]) -> Estimate | None:
+    """The metric by which the run is ranked."""
+    if results.cascade is not None:
+        return _drop_undefined(read_estimate(find_split(results, split), CASCADE.candidate, "top1"))
+    score = read_selection(results, split)
+    return score and Estimate(value=score.value, low=score.low, high=score.high)
 
 
 def _drop_undefined(estimate: Estimate) -> Estimate | None:

@@ -135,14 +135,14 @@ def _name_role(role: str, costs: Sequence[tuple[Point, float]]) -> str:
 
 
 def plot_methods(part: ComparisonPart) -> Iterator[Chart]:
-    """Plot the accuracy of each seed of each method, and the mean of each method."""
+    """Plot the value of each seed of each method, and the mean of each method."""
     accuracies = list_accuracies(part)
     accuracies = sorted(accuracies, key=lambda pair: -(pair[1].estimate.value or 0.0))
     accuracies = accuracies[:MAX_METHODS]
     if all(len(statistics.values) == 1 for _, statistics in accuracies):
         return
     seed_style, mean_style = SeriesStyle(3), SeriesStyle(1)
-    title = f"{part.split} accuracy of each seed"
+    title = f"{part.split} {part.metric} of each seed"
     means = "; ".join(
         f"{label}: mean {100 * (statistics.estimate.value or 0):.2f} % of {len(statistics.values)}"
         for label, statistics in accuracies
@@ -154,7 +154,7 @@ def plot_methods(part: ComparisonPart) -> Iterator[Chart]:
         rows.append((shorten_label(label), markers))
     yield Chart(
         title.capitalize(),
-        draw_dumbbells(title, means, rows, "top-1"),
+        draw_dumbbells(title, means, rows, part.metric),
         [(seed_style.draw_key(), "one seed"), (mean_style.draw_key(), "mean")],
     )
 

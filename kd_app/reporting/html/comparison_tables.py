@@ -18,20 +18,22 @@ def build_runs_table(report: Report) -> Table:
     """Build a table with one row per run, the best on validation first."""
     runs = report.rows
     has_seeds = len({run.seed for run in runs}) > 1
+    metrics = {part.metric for part in report.comparisons}
+    metric = metrics.pop() if len(metrics) == 1 else "metric"
     varied = list(dict.fromkeys(key for run in runs for key in run.differs))
     columns = [
         "run",
         *(["seed"] if has_seeds else []),
         "settings that differ",
-        "validation top-1",
-        "test top-1",
+        f"validation {metric}",
+        f"test {metric}",
         "teacher",
         "gain",
         "verdict",
     ]
     text_columns = frozenset({0, columns.index("settings that differ"), len(columns) - 1})
     marked = frozenset(number for number, run in enumerate(runs) if run.best)
-    note = " (★: selected on validation; quote its test accuracy)" if marked else ""
+    note = " (★: selected on validation; quote its metric on test)" if marked else ""
     return Table(
         f"The runs, the best on validation first{note}",
         columns,
@@ -69,7 +71,7 @@ def shorten_key(key: str, keys: Sequence[str]) -> str:
 
 
 def build_methods_table(part: ComparisonPart, name_data: bool) -> Table:
-    """Build a table with one row per method, ordered by validation accuracy.
+    """Build a table with one row per method, the best on validation first.
 
     name_data: name the data set in the title.
     """
@@ -77,10 +79,10 @@ def build_methods_table(part: ComparisonPart, name_data: bool) -> Table:
     columns = [
         "method",
         "seeds",
-        "validation top-1",
-        "test top-1",
-        "minus labels only",
-        "minus teacher",
+        f"validation {part.metric}",
+        f"test {part.metric}",
+        f"minus {part.control}",
+        *(["minus teacher"] if part.has_teacher else []),
         "minus baseline",
         f"p, {part.correction}",
     ]
@@ -90,7 +92,7 @@ def build_methods_table(part: ComparisonPart, name_data: bool) -> Table:
     marked = frozenset(
         number for number, method in enumerate(methods) if method.label == part.winner
     )
-    rows = [_build_method_row(method, part.winner) for method in methods]
+    rows = [_build_method_row(method, part) for method in methods]
     return Table(title, columns, rows, frozenset({0}), marked)
 
 
@@ -98,15 +100,15 @@ def _rank_method(method: MethodPart) -> float:
     return -(method.validation.estimate.value or 0.0) if method.validation else 1.0
 
 
-def _build_method_row(method: MethodPart, winner: str | None) -> list[Cell]:
+def _build_method_row(method: MethodPart, part: ComparisonPart) -> list[Cell]:
     corrected = method.to_baseline.corrected if method.to_baseline else None
     return [
-        Cell(f"★ {method.label}" if method.label == winner else method.label),
+        Cell(f"★ {method.label}" if method.label == part.winner else method.label),
         Cell(", ".join(map(str, method.runs))),
         _build_seeds_cell(method.validation),
         _build_seeds_cell(method.test),
         _build_seeds_cell(method.gain, "points"),
-        _build_seeds_cell(method.to_teacher, "points"),
+        *([_build_seeds_cell(method.to_teacher, "points")] if part.has_teacher else []),
         _build_seeds_cell(method.to_baseline, "points"),
         Cell("" if corrected is None else f"{corrected:.2g}"),
     ]
@@ -117,7 +119,7 @@ def _build_seeds_cell(statistics: SeedStatistics | None, unit: Format = "percent
 
 
 def list_accuracies(part: ComparisonPart) -> list[tuple[str, SeedStatistics]]:
-    """List label and accuracy of each method on the split of the comparison."""
+    """List label and values of each method on the split of the comparison."""
     accuracies = [
         (method.label, method.test if part.split == "test" else method.validation)
         for method in part.methods
@@ -137,7 +139,7 @@ def build_seeds_table(part: ComparisonPart, name_data: bool) -> Table:
         for label, statistics in accuracies
     ]
     data = f" on {part.data}" if name_data else ""
-    title = f"Top-1 accuracy of each seed{data}, {part.split} split"
+    title = f"{part.metric.capitalize()} of each seed{data}, {part.split} split"
     return Table(title, ["method", *(f"seed {seed}" for seed in seeds)], rows)
 
 

@@ -19,6 +19,9 @@ def build_comparison(data: str, runs: Sequence[tuple[str, Run]]) -> ComparisonPa
         sentences = [sentence.replace(repr(path), repr(name)) for sentence in sentences]
     return ComparisonPart(
         data=data,
+        metric=comparison.metric.title,
+        control=comparison.metric.control_title,
+        has_teacher=comparison.metric.has_teacher,
         split=comparison.split,
         confidence=comparison.confidence,
         correction=comparison.correction,

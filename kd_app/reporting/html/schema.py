@@ -276,8 +276,8 @@ class SeedStatistics(Part):
 class MethodPart(Part):
     """One configuration with its seeds.
 
-    runs: by seed · gain, to_teacher, to_baseline: the student minus the labels-only
-    control, minus the teacher, and minus the student of the baseline.
+    runs: by seed · gain, to_teacher, to_baseline: the student minus the control without
+    a teacher, minus the teacher, and minus the student of the baseline.
     """
 
     label: str
@@ -293,10 +293,15 @@ class MethodPart(Part):
 class ComparisonPart(Part):
     """Comparison of the methods on one set of images by `kd_app.reporting.comparison`.
 
+    metric: its name · control: what was trained without the teacher · has_teacher:
+    whether the teacher has a value of the metric.
     sentences: each states whether the comparison is of methods or of models.
     """
 
     data: str
+    metric: str
+    control: str
+    has_teacher: bool
     split: str
     confidence: float
     correction: str
