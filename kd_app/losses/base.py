@@ -52,10 +52,11 @@ class LossTerm(Typed, nn.Module):
     (still part of the graph) if no image is labeled. Other terms are the mean over all
     images.
     """
-    needs_global_batch: ClassVar[bool] = False
+    needs_global_batch: bool = False
     """Whether the term compares images with each other. It then gets the images of all
     ranks, so that two ranks of 32 images give the same value as one rank of 64. False
-    for a term that is a mean over images.
+    for a term that is a mean over images. If a setting decides it, ``__init__`` sets
+    it.
     """
 
     label_temperature: float | None = None

@@ -30,7 +30,7 @@ class CorrelationCongruence(LossTerm):
 
     level: ClassVar[Level] = "relation"
     reads: frozenset[str] = frozenset({"embedding"})
-    needs_global_batch: ClassVar[bool] = True
+    needs_global_batch: bool = True
 
     def __init__(self, *, gamma: PositiveFloat, order: PositiveInt) -> None:
         super().__init__()

@@ -42,7 +42,7 @@ class CRD(LossTerm):
 
     level: ClassVar[Level] = "relation"
     reads: frozenset[str] = frozenset({"embedding"})
-    needs_global_batch: ClassVar[bool] = True
+    needs_global_batch: bool = True
 
     embed_s: nn.Linear
     embed_t: nn.Linear

@@ -2,7 +2,7 @@
 images.
 """
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ class DIST(LogitTerm):
     Stronger Teacher", NeurIPS 2022, arXiv 2205.10536.
     """
 
-    needs_global_batch: ClassVar[bool] = True
+    needs_global_batch: bool = True
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 at several temperatures.
 """
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -28,7 +28,7 @@ class MultiLevel(LogitTerm):
     view in parts of the strong one, and drops two sums.
     """
 
-    needs_global_batch: ClassVar[bool] = True
+    needs_global_batch: bool = True
 
     def __init__(
         self,

@@ -26,7 +26,7 @@ class PKT(LossTerm):
 
     level: ClassVar[Level] = "relation"
     reads: frozenset[str] = frozenset({"embedding"})
-    needs_global_batch: ClassVar[bool] = True
+    needs_global_batch: bool = True
 
     def __init__(self, *, epsilon: Annotated[float, Field(gt=0, le=1e-3)]) -> None:
         super().__init__()

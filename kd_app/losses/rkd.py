@@ -29,7 +29,7 @@ class RKD(LossTerm):
 
     level: ClassVar[Level] = "relation"
     reads: frozenset[str] = frozenset({"embedding"})
-    needs_global_batch: ClassVar[bool] = True
+    needs_global_batch: bool = True
 
     def __init__(self, *, distance: NonNegativeFloat, angle: NonNegativeFloat) -> None:
         super().__init__()

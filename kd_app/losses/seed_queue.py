@@ -30,7 +30,7 @@ class SeedQueue(EmbeddingTerm):
 
     level: ClassVar[Level] = "relation"
     name: ClassVar[str] = "seed_queue"
-    needs_global_batch: ClassVar[bool] = True
+    needs_global_batch: bool = True
 
     queue: Tensor
     count: Tensor

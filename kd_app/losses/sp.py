@@ -23,7 +23,7 @@ class SimilarityPreserving(LossTerm):
 
     level: ClassVar[Level] = "relation"
     reads: frozenset[str] = frozenset({"features"})
-    needs_global_batch: ClassVar[bool] = True
+    needs_global_batch: bool = True
 
     def __init__(self, *, stage: NegativeInt) -> None:
         super().__init__()

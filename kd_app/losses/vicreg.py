@@ -38,7 +38,7 @@ class VicReg(EmbeddingTerm):
     """
 
     name: ClassVar[str] = "vicreg"
-    needs_global_batch: ClassVar[bool] = True
+    needs_global_batch: bool = True
 
     expander: nn.ModuleList
     norms: nn.ModuleList

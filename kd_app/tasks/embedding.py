@@ -123,7 +123,7 @@ class Embedding:
         reference: Reference | None,
     ) -> None:
         assert reference is not None, "the student is compared with the teacher"
-        metrics.update(output, reference.select(batch.index), batch.index)
+        metrics.update(output, reference.select(batch.index), batch.index, batch.target)
 
     def describe_plan(self, teacher: ModelSpec | None) -> str:
         """Name the teacher's embedding and how the student is measured."""

@@ -28,6 +28,7 @@ _CURVES = (
     ("validation/top1", "Validation accuracy", "top-1"),
     ("validation/nll", "Validation loss", "negative log-likelihood, nats"),
     ("validation/overlap", "Neighbors in common with the teacher on validation", "share"),
+    ("validation/purity", "Labels of the nearest images on validation", "purity"),
     ("validation/distance", "Distance to the teacher on validation", "1 - cosine"),
     ("validation/effective_rank", "Effective rank of the embedding on validation", "directions"),
 )
