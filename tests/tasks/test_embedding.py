@@ -90,7 +90,7 @@ def test_images_without_an_output_of_the_teacher_are_left_out() -> None:
     metrics = TASK.build_metrics(7)
     teacher = normal(6, 7, seed=1).float()
     teacher[2:] = torch.nan
-    metrics.update(normal(6, 7, seed=0).float(), teacher, torch.arange(6))
+    metrics.update(normal(6, 7, seed=0).float(), teacher, torch.arange(6), torch.full((6,), -1))
     values = metrics.compute()
     assert np.isnan(float(values["overlap"]))
     assert np.isfinite(float(values["distance"]))
