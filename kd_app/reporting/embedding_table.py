@@ -23,8 +23,8 @@ TITLES: Final = {
 """Role -> head of its column; for a control its name."""
 _CONTROLS: Final = {
     "self_supervised": (
-        "the same net trained self-supervised on the same images, for the same epochs and"
-        " without the teacher",
+        "the same net trained self-supervised on the same images, without the teacher and for the"
+        " same epochs, which is not the same time (its step passes two views)",
         "the teacher adds to what the images alone teach by this method",
         "it is not shown that the teacher adds to what the images alone teach",
     ),

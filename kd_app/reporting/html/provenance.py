@@ -79,11 +79,13 @@ def _iterate_settings(config: Mapping[str, Any], results: Results) -> Iterator[t
         yield f"loss.{name}", ", ".join(options)
     yield "controls", ", ".join(_to_dict(config.get("controls"))) or "none"
     yield "optimizer", f"{read('optimizer', 'name')}, lr={read('optimizer', 'lr')}"
-    student_epochs, teacher_epochs = read("trainer", "max_epochs"), read("teacher", "max_epochs")
-    yield "epochs", f"{student_epochs} (teacher: {teacher_epochs})"
+    teacher = results.models.get("teacher")
+    is_trained = teacher is not None and teacher.training is not None
+    teacher_epochs = f" (teacher: {read('teacher', 'max_epochs')})" if is_trained else ""
+    yield "epochs", f"{read('trainer', 'max_epochs')}{teacher_epochs}"
     yield "batch size", read("data", "batch_size")
-    data_seed, teacher_seed = read("data", "seed"), read("teacher", "seed")
-    yield "seeds", f"seed={results.seed}, data.seed={data_seed}, teacher.seed={teacher_seed}"
+    teacher_seed = f", teacher.seed={read('teacher', 'seed')}" if is_trained else ""
+    yield "seeds", f"seed={results.seed}, data.seed={read('data', 'seed')}{teacher_seed}"
     callbacks = _to_dict(config.get("callbacks"))
     if callbacks:
         yield "callbacks", ", ".join(callbacks)
