@@ -34,6 +34,7 @@ from kd_app.run_files import RESULTS
 FILE: Final = Path(__file__).parents[1] / "docs" / "label-free-losses.csv"
 CANDIDATES: Final[Mapping[str, Sequence[str]]] = {
     "embedding_cosine": ("loss=[embedding_cosine]",),
+    "centered_cosine": ("loss=[embedding_cosine]", "loss.embedding_cosine.center=true"),
     "simple_recipe": ("loss=[simple_recipe]",),
     "embedding_mse": ("loss=[embedding_mse]",),
     "seed_queue": ("loss=[seed_queue]", "loss.seed_queue.size=512"),
