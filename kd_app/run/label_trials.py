@@ -2,6 +2,7 @@
 beside the same network from other weights.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -69,7 +70,7 @@ def list_label_trials(config: Mapping[str, Any], out: Path) -> list[LabelTrial]:
         LabelTrial(
             start,
             fraction,
-            _derive(config, model, fraction, out / FOLDER / f"{start}-{fraction:g}"),
+            _derive(config, start, model, fraction, out / FOLDER / f"{start}-{fraction:g}"),
         )
         for start, model in starts.items()
         for fraction in fractions
@@ -89,8 +90,23 @@ def _drop_key(config: Mapping[str, Any]) -> Config:
     return {key: value for key, value in config.items() if key != KEY}
 
 
+def _choose_rates(optimizer: Mapping[str, Any], start: str, lr: float | str) -> Config:
+    """The optimizer's settings for a start. With ``lr=auto`` the rate of the distilled
+    student is the geometric mean of that for pretrained weights, which have seen far
+    more images, and that for random weights.
+    """
+    rates = {**optimizer, "lr": lr}
+    if start == "label_free" and {"scratch_lr", "finetune_lr"} <= optimizer.keys():
+        rates["finetune_lr"] = math.sqrt(optimizer["scratch_lr"] * optimizer["finetune_lr"])
+    return rates
+
+
 def _derive(
-    config: Mapping[str, Any], student: Mapping[str, Any], fraction: float, folder: Path
+    config: Mapping[str, Any],
+    start: str,
+    student: Mapping[str, Any],
+    fraction: float,
+    folder: Path,
 ) -> Config:
     """The configuration of a training on a share of the labels, with the run's images,
     views and optimizer.
@@ -109,7 +125,7 @@ def _derive(
             "views": None,
             "label_fraction": None if fraction == 1 else fraction,
         },
-        "optimizer": {**config["optimizer"], "lr": settings.lr},
+        "optimizer": _choose_rates(config["optimizer"], start, settings.lr),
         "trainer": {**config["trainer"], "max_epochs": settings.max_epochs},
         "examples": 0,
         "out": str(folder),

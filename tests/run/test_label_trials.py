@@ -64,6 +64,15 @@ def test_a_pretrained_student_is_also_trained_from_its_own_weights() -> None:
     assert (starts["random"]["name"], starts["random"]["pretrained"]) == ("resnet10t", False)
 
 
+def test_the_distilled_start_is_trained_at_a_rate_between_those_of_the_others() -> None:
+    config = _compose("student.name=resnet10t.c3_in1k", "label_trials.fractions=[1]")
+    rates = {
+        each.start: each.config["optimizer"]["finetune_lr"]
+        for each in list_label_trials(config, OUT)
+    }
+    assert rates == {"own": 0.001, "random": 0.001, "label_free": pytest.approx(0.00316, abs=1e-5)}
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
