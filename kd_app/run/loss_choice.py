@@ -79,7 +79,7 @@ RULE: Final = (
     RuleRow(
         "no labels",
         lambda run: run.task == Embedding.name,
-        {"embedding_cosine": {"weight": 1.0, "center": True}},
+        {"embedding_cosine": {"weight": 1.0}},
         "the student learns the teacher's embedding",
     ),
     RuleRow(
