@@ -62,20 +62,20 @@ class EmbeddingAgreement(Metric):
         # ranks add their images in another order
         order = index.argsort()[:_MOST]
         student, teacher, target = student[order].float(), teacher[order].float(), target[order]
-        centered = [each - each.mean(dim=0) for each in (student, teacher)]
+        ours, theirs = (each - each.mean(dim=0) for each in (student, teacher))
         rank = compute_effective_rank(student[:_MOST_RANKED].numpy()) if len(order) else torch.nan
         values = {
             "overlap": torch.tensor(torch.nan),
-            "distance": 1 - F.cosine_similarity(*centered).mean(),
+            "distance": 1 - F.cosine_similarity(ours, theirs).mean(),
             "effective_rank": torch.tensor(rank),
         }
         if len(order) > 2:
-            ours, theirs = (self._find_neighbors(each) for each in (student, teacher))
-            values["overlap"] = _average(compute_overlap(ours, theirs))
+            near, nearest = (self._find_neighbors(each) for each in (student, teacher))
+            values["overlap"] = _average(compute_overlap(near, nearest))
             judged = target >= 0
             if len(target[judged].unique()) > 1:
                 labels = target[judged].numpy()
-                rows = ours if judged.all() else self._find_neighbors(student[judged])
+                rows = near if judged.all() else self._find_neighbors(student[judged])
                 values["purity"] = _average(compute_purity(labels[rows], labels))
         return values
 
