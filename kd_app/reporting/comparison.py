@@ -20,7 +20,6 @@ from kd_app.metrics.seeds import (
     summarize_seeds,
 )
 from kd_app.reporting.comparison_sentences import join_seeds, write_comparison
-from kd_app.reporting.measurement_results import Split
 from kd_app.reporting.methods import MethodGroup, group_by_method
 from kd_app.reporting.results import Results
 from kd_app.reporting.runs import Run
