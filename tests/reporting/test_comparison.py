@@ -12,7 +12,7 @@ import pytest
 
 from kd_app.config import RequestError
 from kd_app.reporting.comparison import MethodComparison, compare
-from kd_app.reporting.embedding_results import Bounded
+from kd_app.reporting.measurement_results import Estimate
 from kd_app.reporting.results import Data, FileRecord, Results
 from kd_app.reporting.runs import Run, write_predictions
 from tests.reporting.embedding_results import build_embedding_results
@@ -403,7 +403,7 @@ def embed(seed: int, overlap: float, *, control: float = 0.3, **changes: Any) ->
     split = base.embedding.test
     assert split is not None
     models = {
-        role: each.model_copy(update={"overlap": Bounded(value=value)})
+        role: each.model_copy(update={"overlap": Estimate(value=value)})
         for role, value in (("student", overlap), ("self_supervised", control))
         for each in (split.models[role],)
     }
