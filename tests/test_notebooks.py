@@ -253,10 +253,10 @@ def test_the_decision_is_what_the_runs_hold(
     assert first.verdict is not None
     if name == "first_run":
         assert f"Measured on {first.test.num_images}" in said
-        assert (
-            f"{100 * first.verdict.difference:+.2f} points ({100 * first.verdict.low:+.2f} to"
-            f" {100 * first.verdict.high:+.2f})" in said
-        )
+        interval = (first.verdict.difference, first.verdict.low, first.verdict.high)
+        # without the sign of a negative zero
+        difference, low, high = (f"{round(100 * each, 2) + 0.0:+.2f}" for each in interval)
+        assert f"{difference} points ({low} to {high})" in said
         assert all(sentence in words(notebook) for sentence in describe_gains(first))
     elif name == "methods_over_seeds":
         winner = compare(runs).winner

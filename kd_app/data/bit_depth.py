@@ -6,7 +6,6 @@ import sys
 from contextlib import suppress
 
 import numpy as np
-from jaxtyping import Float, UInt8, UInt16
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, TiffImagePlugin
 
@@ -91,9 +90,7 @@ def _open_in_layout(image: Image.Image, layout: str) -> Image.Image:
     return again
 
 
-def _reduce_color(
-    stored: UInt16[np.ndarray, "height width channels"], channels: str, image: Image.Image
-) -> Image.Image:
+def _reduce_color(stored: NDArray[np.uint16], channels: str, image: Image.Image) -> Image.Image:
     color = stored[..., : 1 if channels == "LA" else 3]
     reduced = _scale(color)
     transparent = image.info.get("transparency")
@@ -106,15 +103,13 @@ def _reduce_color(
     return Image.merge(mode, [Image.fromarray(np.ascontiguousarray(band)) for band in bands])
 
 
-def _scale(values: UInt16[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
+def _scale(values: NDArray[np.uint16]) -> NDArray[np.uint8]:
     low, high = _choose_value_range("I;16", float(values.min()), float(values.max()))
     mapped: np.ndarray = _map_linearly(np.arange(2**16, dtype=np.float32), low, high)[values]
     return mapped
 
 
-def _map_linearly(
-    values: Float[np.ndarray, "..."], low: float, high: float
-) -> UInt8[np.ndarray, "..."]:
+def _map_linearly(values: NDArray[np.floating], low: float, high: float) -> NDArray[np.uint8]:
     mapped: np.ndarray = np.rint((values - low) * 255.0 / (high - low)).astype(np.uint8)
     return mapped
 

@@ -46,8 +46,9 @@ def read_objectives(results: Results | None, objectives: Mapping[str, str]) -> l
     if results is None or results.status != "finished":
         return None
     values = _list_values(results)
-    found = [values[key] for key in objectives if key in values]
-    return found if len(found) == len(objectives) else None
+    if not objectives.keys() <= values.keys():
+        return None
+    return [values[key] for key in objectives]
 
 
 def check_values(trials: Iterable[Results | None], objectives: Iterable[str]) -> None:

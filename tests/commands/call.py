@@ -21,6 +21,12 @@ from tests.builders import quick_latency, quick_speed
 
 TINY = ("debug=fdr", "logger=[csv]", "teacher.name=resnet8", "examples=12")
 """A whole run in about a second."""
+DIVERGING = (
+    "optimizer.lr=1000",
+    "optimizer.weight_decay=1000",
+    "trainer.limit_train_batches=12",
+)
+"""Each step multiplies the student's weights by a million: the loss overflows."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import timm
 import torch
 
 from tests.builders import results, teacher_folder
-from tests.commands.call import TINY, call, done, paragraph, refused, snapshot
+from tests.commands.call import DIVERGING, TINY, call, done, paragraph, refused, snapshot
 
 SMALL = (
     *TINY,
@@ -225,7 +225,7 @@ def test_images_without_a_place_to_write_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_run_that_fails_says_why_and_leaves_that_in_its_results() -> None:
-    ended = call(*TINY, "optimizer.lr=1e30", "out=run")
+    ended = call(*TINY, *DIVERGING, "out=run")
     assert ended.code == 1
     said = paragraph(ended.err)
     assert said.startswith("The run failed: The loss term ")

@@ -96,7 +96,7 @@ WRONG = [
     # types and ranges
     ("trainer.max_epochs=abc", "max_epochs='abc' does not fit: expected a valid integer"),
     ("trainer.max_epochs=None", "None is read as text; write null for no value"),
-    ("trainer.max_epochs=0", "max_epochs=0 does not fit: expected greater than 0"),
+    ("trainer.max_epochs=0", "max_epochs=0 does not fit: expected greater than or equal to 1"),
     (
         "trainer.limit_train_batches=0",
         "limit_train_batches=0 does not fit: expected greater than 0",

@@ -144,7 +144,8 @@ def test_a_trial_that_fails_does_not_end_the_sweep_and_shows_in_the_exit_code(
     ended = call(
         *TINY,
         "-m",
-        "optimizer.lr=1e30,0.003",
+        "optimizer.lr=1000,0.003",
+        "optimizer.weight_decay=1000",
         "teacher.optimizer.lr=0.003",
         "out=sweep",
         f"stages={swept[0] / 'stages'}",

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from kd_app.config import RequestError
-from kd_app.data import images
+from kd_app.data import bit_depth, images
 from kd_app.data.images import (
     BadImageError,
     convert_mode,
@@ -431,7 +431,7 @@ def test_values_of_more_than_8_bits_are_converted_block_by_block(
     image = Image.fromarray(values.astype(np.float32 if mode == "F" else np.uint16))
     expected = pixels(convert_mode(image, 1))
     for block in (1, 10, 12):
-        monkeypatch.setattr(images, "_BLOCK", block)
+        monkeypatch.setattr(bit_depth, "_BLOCK", block)
         assert (pixels(convert_mode(image, 1)) == expected).all()
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from kd_app.losses.soft_target import SoftTarget
 from kd_app.training.module import Distillation
 from tests.builders import results, student_sha256
-from tests.commands.call import TINY, call, done, paragraph
+from tests.commands.call import DIVERGING, TINY, call, done, paragraph
 from tests.faults.conftest import Fault
 from tests.faults.whole_run import WORDS, outcome, places
 
@@ -123,7 +123,7 @@ def test_files_from_the_future_do_not_disturb(
 def test_a_learning_rate_without_measure_is_told_by_the_terms_name(
     tmp_path: Path, fault: Fault
 ) -> None:
-    ended = call(*TINY, "optimizer.lr=1e30", *places(tmp_path))
+    ended = call(*TINY, *DIVERGING, *places(tmp_path))
     assert ended.code == 1
     assert paragraph(ended.err).startswith("The run failed: The loss term ")
     assert results(tmp_path / "out")["status"] == "failed"

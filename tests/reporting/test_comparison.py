@@ -427,7 +427,9 @@ def test_embeddings_are_compared_by_the_teachers_neighbors() -> None:
     first, second = comparison.methods
     assert (first.label, second.label) == ("optimizer.lr=auto", "optimizer.lr=0.1")
     assert comparison.winner == second.label
-    assert (first.test.mean, second.to_baseline.mean) == pytest.approx((0.61, 0.11))  # type: ignore[union-attr]
+    assert first.test is not None
+    assert second.to_baseline is not None
+    assert (first.test.mean, second.to_baseline.mean) == pytest.approx((0.61, 0.11))
     assert first.to_teacher is None  # the teacher has all of its own neighbors
     assert first.gain is not None
     assert first.gain.mean == pytest.approx(0.31)

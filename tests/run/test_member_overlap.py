@@ -27,6 +27,7 @@ def test_a_member_that_is_all_of_the_embedding_has_all_of_its_neighbors(tmp_path
     path.write_text(json.dumps(moments), encoding="utf-8")
     teacher = EmbeddingEnsemble.__new__(EmbeddingEnsemble)
     teacher.combination, teacher.moments = "concatenate", path
+    teacher.members = dict.fromkeys(moments, NONE)
     overlaps = measure_members(teacher, EmbeddingComparison(models, labels, 5, 0.95))
     assert (overlaps["a"] or 0) > 0.99
     assert (overlaps["b"] or 0) < 0.5

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.call import TINY, call
+from tests.commands.call import DIVERGING, TINY, call
 
 SECRETS = (
     *("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "DATABASE_PASSWORD"),
@@ -20,9 +20,7 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize(
-    ("words", "code"), [((), 0), (("optimizer.lr=1e30",), 1)], ids=["finished", "failed"]
-)
+@pytest.mark.parametrize(("words", "code"), [((), 0), (DIVERGING, 1)], ids=["finished", "failed"])
 def test_no_secret_gets_into_what_a_run_leaves_and_says(
     words: tuple[str, ...], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
