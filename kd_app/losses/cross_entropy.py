@@ -58,8 +58,7 @@ class CrossEntropy(LossTerm):
             raise RequestError(
                 f"cross_entropy: class_weights has {len(self.class_weights)} entries for"
                 f" {classes} classes. Expected one positive number per class, in the order of the"
-                " classes, 'auto', 'balanced', or null for equal"
-                " weights."
+                " classes, 'auto', 'balanced', or null for equal weights."
             )
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:

@@ -53,9 +53,16 @@ def read_objectives(results: Results | None, objectives: Mapping[str, str]) -> l
 
 def check_values(trials: Iterable[Results | None], objectives: Iterable[str]) -> None:
     """Raise `RequestError` for an objective that no finished trial has a number for."""
-    values = [_list_values(each) for each in trials if each and each.status == "finished"]
-    missing = [key for key in objectives if not any(key in each for each in values)]
-    if values and missing:
+    missing, has_finished = list(objectives), False
+    # stops at the first trial that has them all: usually the first, and each is a file
+    for each in trials:
+        if each is not None and each.status == "finished":
+            has_finished = True
+            values = _list_values(each)
+            missing = [key for key in missing if key not in values]
+            if not missing:
+                return
+    if has_finished:
         raise RequestError(
             f"hydra.sweeper.objectives ranks by {', '.join(missing)}, and no finished trial has"
             " such a number, so the search would learn nothing from them. The test set is read for"

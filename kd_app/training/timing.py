@@ -225,19 +225,8 @@ def estimate(
     """
     memory = (settings.device.type, settings.precision, settings.channels_last)
     key = hash_value([repr(model), vars(input_spec), batch_size, memory, train])
-    if key not in _ESTIMATES:
-        _ESTIMATES[key] = _time_batch(model, input_spec, batch_size, settings, train=train)
-    return _ESTIMATES[key]
-
-
-def _time_batch(
-    model: nn.Module,
-    input_spec: InputSpec,
-    batch_size: int,
-    settings: TrainerSettings,
-    *,
-    train: bool,
-) -> StepEstimate:
+    if key in _ESTIMATES:
+        return _ESTIMATES[key]
     with _refuse_shortage(batch_size, settings), correct_convolutions(settings, model):
         device, true_dtype = settings.device, _TRUE_DTYPES.get(settings.precision)
         memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
@@ -251,10 +240,11 @@ def _time_batch(
                 training = _time_call(lambda: model(image).float().square().mean().backward())
             with torch.no_grad():
                 inference = _time_call(lambda: model(image))
-        if "mixed" not in settings.precision:
-            return StepEstimate(training, inference, inference)
-        with torch.no_grad():
-            return StepEstimate(training, inference, _time_call(lambda: model(image)))
+        prediction = inference
+        if "mixed" in settings.precision:
+            with torch.no_grad():
+                prediction = _time_call(lambda: model(image))
+    return _ESTIMATES.setdefault(key, StepEstimate(training, inference, prediction))
 
 
 @contextmanager
