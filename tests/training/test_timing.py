@@ -130,6 +130,7 @@ def test_an_estimate_times_training_only_if_requested() -> None:
 
 
 def test_a_network_is_timed_once_for_all_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "_ESTIMATES", {})
     first = estimate(seeded(Net), PIXELS, 9, settings(), train=True)
     monkeypatch.setattr("kd_app.training.timing._time_call", lambda _: 1.0)
     assert estimate(seeded(Net), PIXELS, 9, settings("seed=1"), train=True) == first
