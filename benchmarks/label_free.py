@@ -9,15 +9,15 @@ prints the lines as a table in Markdown.
 """
 
 import argparse
-import csv
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Final
+from typing import Final
 
 from benchmarks.headline import run_command
+from benchmarks.lines import read_lines, write_lines
 from kd_app.metrics.embedding_report import (
     STUDENT,
     TEACHER,
@@ -110,13 +110,13 @@ def main() -> None:
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     if arguments.table:
-        sys.stdout.write(f"{write_table(read_lines())}\n")
+        sys.stdout.write(f"{write_table(read_lines(Line, FILE))}\n")
         return
     if arguments.images is None or arguments.teacher is None:
         parser.error("name a set, its folder and --teacher, or use --table")
     for seed in map(int, arguments.seeds.split(",")):
         for name in arguments.only.split(","):
-            lines = read_lines()
+            lines = read_lines(Line, FILE)
             if any(
                 (each.set, each.seed, each.loss) == (arguments.set, seed, name) for each in lines
             ):
@@ -130,7 +130,8 @@ def main() -> None:
                 f"stages={arguments.folder / 'stages'}",
             )
             run_command("distill", [*SETTINGS, *SETS[arguments.set], *settings, *CANDIDATES[name]])
-            write_lines([*lines, parse_run(out, arguments.set, seed, name)])
+            line = parse_run(out, arguments.set, seed, name)
+            write_lines(sort_lines([*lines, line]), FILE)
 
 
 def parse_run(out: Path, set: str, seed: int, loss: str) -> Line:
@@ -193,27 +194,10 @@ def _round(value: float | None) -> float:
     return float("nan") if value is None else round(value, 5)
 
 
-def read_lines(file: Path = FILE) -> list[Line]:
-    """The lines of the file; none if it is missing."""
-    if not file.is_file():
-        return []
-    kinds: dict[str, Any] = {field.name: field.type for field in fields(Line)}
-    with file.open(encoding="utf-8", newline="") as content:
-        return [
-            Line(**{name: kinds[name](value) for name, value in row.items()})
-            for row in csv.DictReader(content)
-        ]
-
-
-def write_lines(lines: Sequence[Line], file: Path = FILE) -> None:
-    """Write the lines, sorted by set, seed and candidate."""
+def sort_lines(lines: Sequence[Line]) -> list[Line]:
+    """The lines, sorted by set, seed and candidate."""
     order = {name: number for number, name in enumerate(CANDIDATES)}
-    rows = sorted(lines, key=lambda each: (each.set, each.seed, order[each.loss]))
-    with file.open("w", encoding="utf-8", newline="") as content:
-        names = [field.name for field in fields(Line)]
-        writer = csv.DictWriter(content, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(map(asdict, rows))
+    return sorted(lines, key=lambda each: (each.set, each.seed, order[each.loss]))
 
 
 def write_table(lines: Sequence[Line]) -> str:

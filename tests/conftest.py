@@ -15,11 +15,15 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import hypothesis
 import pytest
 import torch
 from xdist.scheduler import LoadFileScheduling
 
 torch.set_num_threads(1)
+# how long an example takes says how busy the machine is
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
 
 LONG = (
     "test_kill",

@@ -24,6 +24,7 @@ from benchmarks.exports import (
 )
 from benchmarks.gpu import EXACT, LAST_START, Report
 from benchmarks.headline import Headline, describe_context, measure_headline, train_and_export
+from benchmarks.lines import read_lines, write_lines
 from benchmarks.models import parse_table
 from benchmarks.photo_files import write_photos
 from benchmarks.scale import split_groups, write_files
@@ -282,8 +283,8 @@ def test_the_parts_of_the_growth_table_run_with_few_rows(tmp_path: Path) -> None
 
 
 def test_the_lines_of_losses_without_labels_are_the_table_of_their_guide(tmp_path: Path) -> None:
-    lines = label_free.read_lines()
-    label_free.write_lines(lines[::-1], tmp_path / "again.csv")
+    lines = read_lines(label_free.Line, label_free.FILE)
+    write_lines(label_free.sort_lines(lines[::-1]), tmp_path / "again.csv")
     assert (tmp_path / "again.csv").read_bytes() == label_free.FILE.read_bytes()
     guide = label_free.FILE.parent / "guides" / "without-labels.md"
     assert label_free.write_table(lines) in guide.read_text(encoding="utf-8")
