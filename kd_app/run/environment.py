@@ -28,7 +28,7 @@ def describe_environment(trainer: TrainerSettings) -> dict[str, Any]:
     return {
         "kd_app": kd_app.__version__,
         "python": platform.python_version(),
-        **{name: version(name) for name in _PACKAGES},
+        **{name: _read_version(name) for name in _PACKAGES},
         "device": device,
         "accelerator": trainer.accelerator,
         "devices": trainer.world_size,
@@ -38,6 +38,12 @@ def describe_environment(trainer: TrainerSettings) -> dict[str, Any]:
         "commit": find_commit(_SOURCE),
         FOLDER: str(Path.cwd()),
     }
+
+
+@cache
+def _read_version(package: str) -> str:
+    """The version of an installed package, whose metadata take long to parse."""
+    return version(package)
 
 
 @cache

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import yaml
-from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from kd_app.config.compose import compose_config
 from kd_app.run.spec import build_spec
@@ -32,6 +31,9 @@ def sampled(parameter: dict[str, Any]) -> Any:
 
 def command(sweep: dict[str, Any]) -> list[str]:
     """What the agent would run for one trial."""
+    # not above: every process of the tests would import it, which takes over a second
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
     arguments = create_sweep_command_args(
         {
             "args": {

@@ -63,14 +63,17 @@ def list_places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ..
             yield from list_places(value, (*path, key))
 
 
-def mutate(record: Any, seed: int, *, is_yaml: bool = False) -> bytes:
-    """The file of a record with one or two mutations; the same for the same seed."""
+def mutate(record: Any, seed: int, *, is_yaml: bool = False, part: str | None = None) -> bytes:
+    """The file of a record with one or two mutations; the same for the same seed.
+
+    part: the key of the record that the mutations are in; None: anywhere.
+    """
     draw = random.Random(seed)
     kind = draw.random()
     if kind < 0.02:
         return draw.choice(TEXTS).encode("utf-8", "surrogatepass")
     changed = pickle.loads(pickle.dumps(record))  # faster than a deep copy
-    places = list(list_places(changed))
+    places = [place for place in list_places(changed) if part in (None, place[0])]
     for _ in range(1 if draw.random() < 0.8 else 2):
         _change(changed, draw.choice(places), draw)
     text = _dump(changed, is_yaml)

@@ -63,7 +63,8 @@ class Reader(NamedTuple):
     """A record in a file, and what reads and uses it.
 
     prepare: writes what else the reader needs into a folder, and returns the record.
-    sign: adds the hash of the other keys. slow: takes milliseconds.
+    sign: adds the hash of the other keys. slow: takes milliseconds. part: the key that
+    few mutations are in, because another reader has mutations of all other keys.
     """
 
     file: str
@@ -71,6 +72,7 @@ class Reader(NamedTuple):
     read: Callable[[Path], object]
     sign: bool = False
     slow: bool = False
+    part: str | None = None
 
 
 def prepare_results(folder: Path) -> Any:
@@ -372,8 +374,12 @@ def use_refusal(folder: Path) -> None:
 
 READERS = {
     "results.json": Reader("results.json", prepare_results, use_results),
-    "results.json of a cascade": Reader("results.json", prepare_cascade_results, use_results),
-    "results.json of an embedding": Reader("results.json", prepare_embedding_results, use_results),
+    "results.json of a cascade": Reader(
+        "results.json", prepare_cascade_results, use_results, part="cascade"
+    ),
+    "results.json of an embedding": Reader(
+        "results.json", prepare_embedding_results, use_results, part="embedding"
+    ),
     "manifest.json in a report": Reader("export/manifest.json", prepare_exports, use_exports),
     "manifest.json": Reader("manifest.json", prepare_manifest, use_manifest),
     "manifest.json of an embedding": Reader(

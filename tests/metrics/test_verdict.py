@@ -1,3 +1,5 @@
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -6,6 +8,7 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import multinomial, norm
 
 from kd_app.config import RequestError
+from kd_app.metrics import paired
 from kd_app.metrics.paired import (
     compute_exact_p,
     compute_mcnemar_p,
@@ -142,6 +145,28 @@ def test_a_bound_lies_beyond_the_margin_if_and_only_if_the_exact_test_rejects() 
             assert low <= (better - worse) / 359 <= high
             assert (low >= at) == is_shown_above(better, worse, 359, at, 0.95)
             assert (high <= at) == is_shown_above(worse, better, 359, -at, 0.95)
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "n", "at"),
+    [(5, 9, 360, 0), (150, 20, 300, 0.01), (12, 3, 36, 0), (0, 0, 360, -0.01), (0, 36, 36, 0)],
+)
+def test_a_bound_is_that_of_halving_and_takes_few_tests(
+    better: int, worse: int, n: int, at: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tests = Mock(side_effect=compute_exact_p)
+    monkeypatch.setattr(paired, "compute_exact_p", tests)
+    bound = paired._find_exact_low(better, worse, n, 0.975, at)
+    assert tests.call_count <= 20
+    point = (better - worse) / n
+    low, high = -1.0, min(at, point)
+    if is_shown_above(better, worse, n, at, 0.975):
+        low, high = at, point
+    while high - low > 1e-6:
+        middle = (low + high) / 2
+        is_low = is_shown_above(better, worse, n, middle, 0.975)
+        low, high = (middle, high) if is_low else (low, middle)
+    assert bound == pytest.approx(low, abs=8e-6)
 
 
 def test_the_exact_bounds_are_close_to_tangos() -> None:

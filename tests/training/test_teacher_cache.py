@@ -35,7 +35,12 @@ from kd_app.training.teacher_cache import (
 from tests.builders import Trained, gone_on, teacher_folder, trained
 from tests.commands.call import call
 
-VIEWS = ("data.batch_size=256", "student.name=resnet8", "trainer.max_epochs=3", "data.views=2")
+VIEWS = (
+    "data.batch_size=256",
+    "student.name=resnet8_quarter",
+    "trainer.max_epochs=3",
+    "data.views=2",
+)
 VIT = [
     f"student.kwargs.{key}={value}"
     for key, value in {"patch_size": 2, "embed_dim": 32, "depth": 2, "num_heads": 2}.items()
