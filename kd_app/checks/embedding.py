@@ -16,7 +16,7 @@ from kd_app.checks.finding import Finding, note, refuse, warn
 from kd_app.checks.teacher_input import PixelChange, iterate_pixel_changes
 from kd_app.config import InputSpec
 from kd_app.deployment.predictions import predict
-from kd_app.metrics.embedding_report import COLLAPSED_RANK, COLLAPSED_SPREAD
+from kd_app.metrics.embedding_report import COLLAPSED_RANK, COLLAPSED_SPREAD, FEWEST_TO_SPREAD
 from kd_app.metrics.embedding_shape import compute_effective_rank, compute_spread
 from kd_app.metrics.neighbors import classify_by_neighbors, compute_overlap, find_neighbors
 from kd_app.metrics.record import Predictions
@@ -30,8 +30,6 @@ between methods.
 """
 _LOW_RANK: Final = 8.0
 _FEWEST_LABELS: Final = 100
-_FEWEST_TO_SPREAD: Final = 32
-"""Fewer images have a low rank themselves."""
 _FEWEST_IMAGES: Final = 64
 """Images that are shown to a teacher at another size, at least."""
 
@@ -41,7 +39,7 @@ def check_teacher_embedding(context: CheckContext) -> Iterator[Finding]:
     if context.teacher is None:
         return
     embeddings = context.judged.logits
-    if len(embeddings) < _FEWEST_TO_SPREAD:
+    if len(embeddings) < FEWEST_TO_SPREAD:
         return
     rank, name = compute_effective_rank(embeddings), context.teacher.spec.name
     measured = (

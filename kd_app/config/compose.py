@@ -7,6 +7,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -132,6 +133,8 @@ def check_choices(overrides: Iterable[str]) -> None:
         if not list_choices(group):
             continue
         (override,) = parser.parse_overrides([text])
+        if isinstance(override.value(), Glob):
+            continue  # only names, and Hydra lists them
         is_discrete = override.is_discrete_sweep()
         for value in override.sweep_iterator() if is_discrete else [override.value()]:
             for name in value if isinstance(value, list) else []:
@@ -149,8 +152,11 @@ def explain_error(error: BaseException, primary: str, overrides: Sequence[str]) 
     if isinstance(error, RequestError):
         return str(error)
     if isinstance(error, OverrideParseException):
+        # free-form keys have got a prefix
+        typed = str(error.override).removeprefix("++")
+        word = next((each for each in overrides if each.lstrip("+") == typed), error.override)
         return (
-            f"{error.override!r} can't be read. Expected <setting>=<value>, for example seed=1."
+            f"{word!r} can't be read. Expected <setting>=<value>, for example seed=1."
             " Quote overrides with brackets, spaces or commas for the shell:"
             " 'loss=[cross_entropy,soft_target]'. A text with other characters than letters,"
             " digits, /, - and . has quotes of its own inside: 'tags=[\"a (1)\"]'."
@@ -183,10 +189,23 @@ def _explain_unknown_key(key: str, primary: str, overrides: Sequence[str]) -> st
             f" {group}={'folder' if 'folder' in choices else choices[0]}. Choices of {group}=:"
             f" {', '.join(choices)}."
         )
+    if owners := _list_owners(group, name):
+        return (
+            f"There is no setting {key!r} with this choice of {group}=. It belongs to"
+            f" {' and '.join(f'{group}={each}' for each in owners)}: choose that, or remove"
+            f" {key}. '--cfg job' prints all settings."
+        )
     closest, siblings = suggest_closest_keys(key, _list_keys(tree)), _describe_siblings(key, tree)
     if not siblings and not closest:
         siblings = f"Groups and settings: {', '.join(tree)}. "
     return f"There is no setting {key!r}. {closest}{siblings}'--cfg job' prints all settings."
+
+
+def _list_owners(group: str, name: str) -> list[str]:
+    """The choices of a group whose file has the setting `name`, or its first part."""
+    first = name.partition(".")[0]
+    files = {each: CONF / group / f"{each}.yaml" for each in list_choices(group) if first}
+    return [each for each, file in files.items() if first in OmegaConf.load(file)]
 
 
 def _describe_siblings(key: str, tree: dict[str, Any]) -> str:

@@ -141,6 +141,25 @@ _MESSAGES: Final = (
         "'++' sets a single setting, and {0} is a choice of a group. Remove the '++'.",
     ),
     (
+        re.compile(r"does not support sweep type : (\w+?)_SWEEP"),
+        "A sweep over all values can't draw from an interval. Name the values, for example"
+        " seed=range(0,3), or search: hydra/sweeper=search.",
+    ),
+    (
+        re.compile(r"Additional config directory '([^']*)' not found"),
+        "--config-dir={0} is no folder. Expected a folder with configuration files.",
+    ),
+    (
+        re.compile(r"Cannot find primary config '([^']*)'"),
+        "--config-name={0}: there is no such configuration. Leave the flag out; a file of your own"
+        " is chosen with --config-dir=<folder> and experiment=<name>.",
+    ),
+    (
+        re.compile(r"Primary config directory not found\. .*directory '([^']*)'"),
+        "--config-path={0}: there is no such folder. Leave the flag out; files of your own are in"
+        " --config-dir=<folder>.",
+    ),
+    (
         re.compile(r"Sweep parameters '(.+)' requires --multirun"),
         "{0} is a sweep over several values. Add -m to run once for each value.",
     ),

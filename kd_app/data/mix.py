@@ -126,12 +126,14 @@ def mix_labels(
     draw: MixDraw,
     classes: int,
 ) -> Float32[np.ndarray, "batch classes"]:
-    """Return ``[B, K]``, the share of each class; NaN for unlabeled images (-1)."""
-    shares = np.zeros((len(own), classes), dtype=np.float32)
-    rows = np.arange(len(own))
-    shares[rows, own] += draw.share
-    shares[rows, other] += 1.0 - draw.share
-    shares[own < 0] = np.nan
+    """Return ``[B, K]``, the share of each class; NaN where one of the two images has
+    no label (-1).
+    """
+    shares = np.full((len(own), classes), np.nan, dtype=np.float32)
+    (rows,) = np.nonzero((own >= 0) & (other >= 0))
+    shares[rows] = 0.0
+    shares[rows, own[rows]] += draw.share[rows]
+    shares[rows, other[rows]] += 1.0 - draw.share[rows]
     return shares
 
 

@@ -399,11 +399,12 @@ def _check(
         if not present[part]:
             groups = f" in {num_groups} group(s) (copies, or the same value of group)"
             grouped = groups if num_groups < len(names) else ""
+            classes = f" of {len(listing.classes)} classes" if listing.classes else ""
+            of_class = " of a class" if listing.classes else ""
             raise RequestError(
-                f"The {part} set would be empty: {len(names)} image(s){grouped} of"
-                f" {len(listing.classes)} classes are too few to divide. Expected: at"
-                " least 3 images (or 3 groups) of a class, one for each of train, validation and"
-                " test. Add images, or define the splits."
+                f"The {part} set would be empty: {len(names)} image(s){grouped}{classes} are too"
+                f" few to divide. Expected: at least 3 images (or 3 groups){of_class}, one for each"
+                " of train, validation and test. Add images, or define the splits."
             )
         if missing and part == "train":
             raise RequestError(

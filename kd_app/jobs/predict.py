@@ -27,7 +27,11 @@ from kd_app.deployment.confidence import compute_log_probabilities
 from kd_app.deployment.logits import name_images, number_images
 from kd_app.files import replace_file
 from kd_app.reporting.console import Console
-from kd_app.reporting.embedding_file import build_embedding_table, write_arrays
+from kd_app.reporting.embedding_file import (
+    build_embedding_table,
+    check_neighbors,
+    write_arrays,
+)
 from kd_app.run.machine import choose_device, describe_unused
 from kd_app.run.open_model import ImageClassifier, open_cascade, open_model
 from kd_app.run.spec import Config
@@ -137,6 +141,7 @@ def predict(config: Config, *, console: Console | None = None) -> Path:
             f"top={settings.top}, but the model knows {len(labeler.classes)} classes. Set at most"
             f" top={len(labeler.classes)}."
         )
+    check_neighbors(settings.neighbors, len(images.names))
     predictions = _label_images(labeler, images, settings, console)
     _check_bad(predictions.bad, len(images.names), settings)
     _write_table(_build_table(predictions, labeler, images, settings), settings.out)

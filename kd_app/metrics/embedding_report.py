@@ -35,6 +35,8 @@ GALLERY: Final = "train"
 OF_QUERIES: Final = ("overlap", "knn_top1", "purity", "probe_top1")
 """Metrics that are means over queries; the last three need labels."""
 COLLAPSED_RANK, COLLAPSED_SPREAD = 2.0, 1e-6
+FEWEST_TO_SPREAD: Final = 32
+"""Fewer images have a low rank themselves."""
 _COMPARED: Final = 5_000
 """Queries for CKA, effective rank and uniformity."""
 
@@ -99,12 +101,6 @@ class EmbeddingScores:
     cka: float
     uniformity: float
     effective_rank: float
-    spread: float
-
-    @property
-    def is_collapsed(self) -> bool:
-        """Whether all images have nearly the same embedding, or one of a line."""
-        return self.effective_rank < COLLAPSED_RANK or self.spread < COLLAPSED_SPREAD
 
 
 @dataclass(frozen=True)
@@ -148,8 +144,41 @@ class EmbeddingComparison:
             cka=compute_debiased_cka(queries, self.models[TEACHER].queries[:_COMPARED]),
             uniformity=compute_uniformity(queries),
             effective_rank=compute_effective_rank(queries),
-            spread=compute_spread(queries),
         )
+
+    @property
+    def chance(self) -> float:
+        """Share of the teacher's neighbors that an embedding finds by chance."""
+        return self.k / max(1, len(self.models[TEACHER].gallery) - self.is_same)
+
+    @property
+    def purity_limit(self) -> float:
+        """The purity of a perfect embedding: below 1 if a label has fewer than `k`
+        images in the gallery.
+        """
+        queries, gallery = (each[each >= 0] for each in (self.labels.queries, self.labels.gallery))
+        counts = np.bincount(gallery, minlength=self.labels.num_classes)[queries] - self.is_same
+        k = min(self.k, len(gallery) - self.is_same)
+        return float(np.minimum(counts, k).mean() / k)
+
+    @cached_property
+    def gallery_ranks(self) -> dict[str, float]:
+        """The effective rank of the gallery for teacher and student."""
+        return {
+            role: compute_effective_rank(self.models[role].gallery[:_COMPARED])
+            for role in (TEACHER, STUDENT)
+        }
+
+    @property
+    def is_collapsed(self) -> bool:
+        """Whether the student gives all images of the gallery nearly the same
+        embedding, or places them on a line although the teacher does not.
+        """
+        gallery = self.models[STUDENT].gallery[:_COMPARED]
+        if compute_spread(gallery) < COLLAPSED_SPREAD:
+            return True
+        limit = min(COLLAPSED_RANK, self.gallery_ranks[TEACHER] / 2)
+        return len(gallery) >= FEWEST_TO_SPREAD and self.gallery_ranks[STUDENT] < limit
 
     def _judge(self, role: str) -> dict[str, Column]:
         """The metrics on labels, among the labeled images alone."""

@@ -20,10 +20,11 @@ class EmbeddingAgreement(Metric):
     the means s and t over these images.
 
     The overlap is of at most 10,000 images, each among the others; NaN for fewer than
-    three. ``purity``, the mean share of the student's neighbors that have the image's
-    label, is there if labels of at least two classes judge. ``effective_rank``, of at
-    most 1,000 images of the student, shows a collapse before the training ends. Images
-    without an output of the teacher (NaN) are left out.
+    three. `k` is at most half of the others, since all of them are shared by any two
+    embeddings. ``purity``, the mean share of the student's neighbors that have the
+    image's label, is there if labels of at least two classes judge. ``effective_rank``,
+    of at most 1,000 images of the student, shows a collapse before the training ends.
+    Images without an output of the teacher (NaN) are left out.
     """
 
     is_differentiable = False
@@ -80,7 +81,7 @@ class EmbeddingAgreement(Metric):
         return values
 
     def _find_neighbors(self, images: Float[Tensor, "images width"]) -> Int64[np.ndarray, "_ _"]:
-        k = min(self.k, len(images) - 1)
+        k = min(self.k, (len(images) - 1) // 2 or 1)
         return find_neighbors(images.numpy(), images.numpy(), k, is_same=True).rows
 
 

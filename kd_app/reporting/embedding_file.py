@@ -21,19 +21,25 @@ def build_embedding_table(
     import pandas as pd
 
     columns: dict[str, Any] = {"file": list(files), "embedding": list(embeddings)}
+    check_neighbors(neighbors, len(files))
     if neighbors is not None:
-        if neighbors >= len(files):
-            raise RequestError(
-                f"neighbors={neighbors}, and there are {len(files)} images, of which none is its"
-                f" own neighbor. Expected: at most neighbors={len(files) - 1}. Name more images, or"
-                " lower neighbors."
-            )
         near = find_neighbors(embeddings, embeddings, neighbors, is_same=True)
         names = np.array(files, dtype=object)
         for place in range(neighbors):
             columns[f"neighbor_{place + 1}"] = names[near.rows[:, place]]
             columns[f"similarity_{place + 1}"] = near.similarity[:, place]
     return pd.DataFrame(columns)
+
+
+def check_neighbors(neighbors: int | None, num_images: int) -> None:
+    """Raise `RequestError` for too few images to have that many neighbors."""
+    if neighbors is None or neighbors < num_images:
+        return
+    fix = f"set at most neighbors={num_images - 1}" if num_images > 1 else "remove neighbors"
+    raise RequestError(
+        f"neighbors={neighbors}, and there are {num_images} image(s), of which none is its own"
+        f" neighbor. Name more images, or {fix}."
+    )
 
 
 def write_arrays(table: Any, file: IO[bytes]) -> None:

@@ -55,6 +55,10 @@ _PLAIN: Final = {
 }
 
 
+_NOTABLE_CHANCE: Final = 0.05
+"""Share of the neighbors that chance finds, above which it is named."""
+
+
 class EmbeddingTable(NamedTuple):
     """heads: of the columns after the first · rows: name, and a cell a column."""
 
@@ -164,6 +168,11 @@ def write_embedding_verdict(results: Results) -> str:
         "lost": f"Lost: at least {limit} were asked for",
         "not shown": f"Not shown: {limit} were asked for, and the interval holds that share",
     }[verdict.outcome]
+    chance = split.k / max(split.num_gallery, 1)
+    if verdict.outcome == "not shown" and chance >= 1 - verdict.margin:
+        outcome = f"Not shown: {limit} were asked for, and chance finds as much; lower neighbors.k"
+    by_chance = f" Chance finds {format_percent(chance)}." if chance >= _NOTABLE_CHANCE else ""
+    held_out = "held-out images" if verdict.split in ("validation", "test") else "images"
     quality = (
         " The labels judge quality; none was trained on."
         if split.num_labeled
@@ -171,8 +180,8 @@ def write_embedding_verdict(results: Results) -> str:
     )
     return (
         f"{outcome}. The student finds {share} of the teacher's {split.k} nearest images for"
-        f" {verdict.num_images:,} held-out images ({verdict.split}), among {split.num_gallery:,}"
-        f" {'training' if split.gallery == 'train' else 'other'} images.{quality}"
+        f" {verdict.num_images:,} {held_out} ({verdict.split}), among {split.num_gallery:,}"
+        f" {'training' if split.gallery == 'train' else 'other'} images.{by_chance}{quality}"
     )
 
 

@@ -8,6 +8,7 @@ from kd_app.reporting.results import Results
 from kd_app.run.embedding_map import write_embedding_map
 from kd_app.run.embedding_measurement import (
     compare,
+    describe_labels,
     describe_split,
     judge,
     load_untrained,
@@ -78,6 +79,7 @@ def measure_embeddings_again(
             "members": measure_members(models[TEACHER].spec, comparison),
         }
     )
+    builder.notes += describe_labels(comparison)
     write_neighbor_images(builder.out / NEIGHBORS, workspace, comparison, gallery, split)
     write_embedding_map(builder.out / EMBEDDING_MAP, workspace, comparison, split)
     builder.speed = measure_speed(workspace, models)

@@ -48,6 +48,8 @@ from kd_app.training.record import RECORD, describe_outcome
 
 Ships = Literal["projector", "backbone"]
 PCA: Final = "pca"
+_WHOLE: Final = 0.995
+"""Limits of the purity above this are not worth a note."""
 
 
 def check_queries(workspace: Workspace) -> None:
@@ -108,6 +110,7 @@ def measure_embeddings(
         setattr(record, part, describe_split(comparison))
         record.verdict = judge(comparison, neighbors.margin, split)
         _check_collapse(comparison)
+    builder.notes += describe_labels(comparison)
     record.members = measure_members(models[TEACHER].spec, comparison)
     write_neighbor_images(builder.out / NEIGHBORS, workspace, comparison, GALLERY, split)
     write_embedding_map(builder.out / EMBEDDING_MAP, workspace, comparison, split)
@@ -260,19 +263,32 @@ def describe_split(comparison: EmbeddingComparison) -> EmbeddingSplit:
     )
 
 
+def describe_labels(comparison: EmbeddingComparison) -> list[str]:
+    """Return a note if no embedding can have a purity of 1."""
+    if not comparison.num_labeled or (limit := comparison.purity_limit) > _WHOLE:
+        return []
+    return [
+        f"The purity of a perfect embedding would be {limit:.1%}, because some labels have fewer"
+        f" than {comparison.k} images among those that are compared. Lower neighbors.k, or label"
+        " more images."
+    ]
+
+
 def _bound(value: float, interval: tuple[float, float]) -> Estimate:
     return Estimate(value=value, low=interval[0], high=interval[1])
 
 
 def judge(comparison: EmbeddingComparison, margin: float, split: str) -> EmbeddingVerdict:
-    """Compare the interval of the student's overlap with ``1 - margin``."""
+    """Compare the interval of the student's overlap with ``1 - margin``. Nothing is
+    kept where chance finds as much.
+    """
     value, (low, high) = comparison.estimate(STUDENT, "overlap")
     if not (low <= high):
         # no resample differs, which does not show that the share is exact
         low, high = 0.0, 1.0
     limit = 1 - margin
     outcome: Literal["kept", "lost", "not shown"] = (
-        "kept" if low >= limit else "lost" if high < limit else "not shown"
+        "lost" if high < limit else "kept" if low >= limit > comparison.chance else "not shown"
     )
     return EmbeddingVerdict(
         outcome=outcome,
@@ -287,11 +303,11 @@ def judge(comparison: EmbeddingComparison, margin: float, split: str) -> Embeddi
 
 
 def _check_collapse(comparison: EmbeddingComparison) -> None:
-    student = comparison.scores[STUDENT]
-    if student.is_collapsed:
+    if comparison.is_collapsed:
+        ranks = comparison.gallery_ranks
         raise RunError(
             "The student's embedding has collapsed: it gives all images nearly the same direction"
-            f" (effective rank {student.effective_rank:.1f}, the teacher's is"
-            f" {comparison.scores[TEACHER].effective_rank:.1f}). Lower optimizer.lr, train for more"
+            f" (effective rank {ranks[STUDENT]:.1f} on training images, the teacher's is"
+            f" {ranks[TEACHER]:.1f}). Lower optimizer.lr, train for more"
             " epochs, or choose another loss ('loss=[embedding_cosine]')."
         )

@@ -40,19 +40,21 @@ class LatencyBudget(Typed, called="budget"):
 
         The untrained student is measured: the latency does not depend on the weights.
         """
+        task = workspace.task
         student = workspace.load_model(workspace.spec.student, seed=0).loaded
         input_spec = student.pixels
         shape = (_NUM_IMAGES, input_spec.channels, input_spec.height, input_spec.width)
         images = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
         with TemporaryDirectory() as folder:
             path = export(
-                student.model,
+                task.wrap_output(student.model),
                 self.format,
                 Path(folder),
                 stem="student",
                 input_spec=input_spec,
                 decoding=workspace.decoding,
                 classes=workspace.classes,
+                output=task.output,
                 license="unknown",
                 calibration=[images],
                 images=images,

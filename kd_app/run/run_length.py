@@ -8,6 +8,7 @@ from kd_app.data.base import RunData
 from kd_app.data.unlabeled import UNLABELED
 from kd_app.models.composite import EmaTeacher
 from kd_app.run.workspace import Workspace
+from kd_app.tasks.base import Task
 from kd_app.training.callback_rules import list_callback_needs
 from kd_app.training.job import Recipe
 from kd_app.training.timing import count_steps_per_epoch
@@ -26,7 +27,8 @@ def list_length_notes(workspace: Workspace) -> list[str]:
         if recipe is None or recipe.max_epochs == 0:
             continue
         length = measure_length(workspace, recipe)
-        for need in (*list_recipe_needs(recipe), *list_run_needs(workspace, recipe)):
+        needs = list_recipe_needs(recipe, workspace.task)
+        for need in (*needs, *list_run_needs(workspace, recipe)):
             sentence = describe_shortage(need, length)
             if sentence is not None:
                 roles.setdefault(sentence, []).append(role)
@@ -52,14 +54,14 @@ def measure_length(workspace: Workspace, recipe: Recipe) -> TrainingLength:
     return TrainingLength(steps, recipe.max_epochs, batches)
 
 
-def list_recipe_needs(recipe: Recipe) -> Iterator[LengthNeed]:
+def list_recipe_needs(recipe: Recipe, task: Task) -> Iterator[LengthNeed]:
     """The lengths that schedules and callbacks need."""
     schedules = {"scheduler": recipe.make_schedule()}
     for name, schedule in recipe.build_loss().schedules.items():
         schedules[f"loss.{name}.schedule"] = schedule
     for key, schedule in schedules.items():
         yield from _name_owner(key, schedule.list_length_needs())
-    for name, callback in recipe.make_callbacks().items():
+    for name, callback in recipe.make_callbacks(task).items():
         needs = list_callback_needs(callback, recipe.callbacks[name])
         yield from _name_owner(f"callbacks.{name}", needs)
 

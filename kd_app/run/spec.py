@@ -255,7 +255,7 @@ def check_recipes(spec: RunSpec) -> None:
         loss = recipe.build_loss()
         recipe.make_optimizer().check_place(spec.trainer.world_size, spec.trainer.precision)
         recipe.make_schedule()
-        recipe.make_callbacks()
+        recipe.make_callbacks(spec.task)
         # The teacher itself is trained without a teacher.
         teacher = None if recipe is spec.teacher_recipe else spec.teacher
         check_teacher(loss, teacher, chained=bool(spec.assistants))

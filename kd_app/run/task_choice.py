@@ -28,6 +28,7 @@ _DEFAULTS: Final = {
 }
 """Defaults of the settings that classification does not read, as in ``conf/``."""
 _REASONS: Final = {
+    "verdict.margin": "neighbors.margin is the one of neighbors",
     "verdict.metric": "the verdict is about the teacher's neighbors (neighbors.margin)",
     "teacher.classes": "an embedding has no classes",
     "teacher.chain": "an assistant would pass on its own neighbors, not the teacher's",
@@ -102,6 +103,7 @@ def resolve_task(config: Mapping[str, Any]) -> TaskChoice:
     neighbors = NeighborSettings(**config["neighbors"])
     config = {**config, "task": name, "controls": _resolve_controls(config["controls"])}
     _check_without_labels(config)
+    EmbeddingSettings.read(config)
     return TaskChoice(parse_task({"name": name, "k": neighbors.k}), config)
 
 
@@ -156,9 +158,10 @@ def _check_without_labels(config: Mapping[str, Any]) -> None:
     teacher that has no embedding of its own.
     """
     teacher, data = _to_group(config.get("teacher")), _to_group(config.get("data"))
-    members = _to_group(teacher.get("members"))
+    members, verdict = _to_group(teacher.get("members")), _to_group(config.get("verdict"))
     conflicts = {
-        "verdict.metric": _to_group(config.get("verdict")).get("metric", "top1") != "top1",
+        "verdict.metric": verdict.get("metric", "top1") != "top1",
+        "verdict.margin": verdict.get("margin", 0.01) != 0.01,
         "teacher.classes": bool(teacher.get("classes")),
         "teacher.chain": bool(teacher.get("chain")),
         "teacher.members": any(_to_group(each).get("classes") for each in members.values()),

@@ -47,6 +47,8 @@ class ReadsOutputs(Protocol):
 
 Output = Literal["logits", "embedding"]
 Metrics = MetricCollection | Metric
+Direction = Literal["higher", "lower"]
+"""Which values of a metric are better."""
 
 
 class Task(Protocol):
@@ -73,6 +75,9 @@ class Task(Protocol):
     @property
     def progress(self) -> tuple[str, ...]:
         """The validation metrics that the console shows after an epoch."""
+
+    def list_metrics(self, *, has_teacher: bool) -> dict[str, Direction]:
+        """Return the validation metrics that a callback can monitor."""
 
     @property
     def output(self) -> Output:

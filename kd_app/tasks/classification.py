@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from kd_app.data.batch import Batch
 from kd_app.data.targets import check_target
 from kd_app.metrics.classification import build_model_metrics
+from kd_app.metrics.model_metrics import MODEL_METRICS
 from kd_app.metrics.pair import build_pair_metrics
+from kd_app.metrics.pair_metrics import PAIR_METRICS
 from kd_app.models.outputs import Outputs
 from kd_app.models.spec import ModelSpec
-from kd_app.tasks.base import Metrics, Output, ReadsOutputs, Reference, Selection
+from kd_app.tasks.base import Direction, Metrics, Output, ReadsOutputs, Reference, Selection
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,11 @@ class Classification:
     selection: ClassVar[Selection] = Selection("top1", "nll")
     parts: ClassVar[tuple[str, ...]] = ("validation", "test", "verdict", "knowledge", "cascade")
     progress: ClassVar[tuple[str, ...]] = ("top1", "nll", "agreement")
+
+    def list_metrics(self, *, has_teacher: bool) -> dict[str, Direction]:
+        names = set(build_model_metrics(2)) | (set(build_pair_metrics()) if has_teacher else set())
+        specs = (*MODEL_METRICS, *PAIR_METRICS)
+        return {spec.name: spec.better for spec in specs if spec.name in names}
 
     def wrap_output(self, model: nn.Module) -> nn.Module:
         return model

@@ -16,7 +16,7 @@ from kd_app.models.normalized import NormalizedEmbedding
 from kd_app.models.outputs import EnsembleOutputs, Outputs
 from kd_app.models.save import EMBEDDING
 from kd_app.models.spec import ModelSpec
-from kd_app.tasks.base import Metrics, Output, ReadsOutputs, Reference, Selection
+from kd_app.tasks.base import Direction, Metrics, Output, ReadsOutputs, Reference, Selection
 
 RANDOM: Final = "random"
 """The role of the student's net with random weights."""
@@ -45,6 +45,11 @@ class Embedding:
     progress: ClassVar[tuple[str, ...]] = ("overlap", "distance")
     k: int = 10
     width: int = 0
+
+    def list_metrics(self, *, has_teacher: bool) -> dict[str, Direction]:
+        """Purity is there if labels judge."""
+        names = ("overlap", "effective_rank", "purity")
+        return {"distance": "lower", **dict.fromkeys(names, "higher")}
 
     def wrap_output(self, model: nn.Module) -> nn.Module:
         return NormalizedEmbedding(model)

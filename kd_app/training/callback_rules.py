@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from itertools import combinations
 from traceback import walk_tb
-from typing import Any, Literal
+from typing import Any, Final
 
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, WeightAveraging
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
@@ -17,12 +17,11 @@ from kd_app.config.errors import take_first_line
 from kd_app.config.length import LengthNeed
 from kd_app.config.make import make
 from kd_app.config.targets import resolve_target
-from kd_app.metrics.classification import build_model_metrics
-from kd_app.metrics.model_metrics import MODEL_METRICS
-from kd_app.metrics.pair import build_pair_metrics
-from kd_app.metrics.pair_metrics import PAIR_METRICS
+from kd_app.tasks.base import Direction, Task
+from kd_app.tasks.build import TASKS
 
-Direction = Literal["higher", "lower"]
+_AUTO: Final = "auto"
+"""The monitor that stands for the metric by which the best epoch is chosen."""
 _PREFIX = "validation/"
 _LIGHTNING = "lightning.pytorch.callbacks"
 _REMAINING = 0.05
@@ -71,16 +70,21 @@ _UNSUPPORTED = {
 """By class: why a callback can't work here, as a clause, and the alternative."""
 
 
-def build_callback(name: str, node: Mapping[str, Any], *, has_teacher: bool) -> Callback:
+def build_callback(
+    name: str, node: Mapping[str, Any], task: Task, *, has_teacher: bool
+) -> Callback:
     """Build the callback `name`. Raises `RequestError` for a callback that can't work
-    in a training of kd_app, and for a metric that a training does not have.
+    in a training of kd_app, and for a metric that a training of `task` does not have.
     """
     check_supported(name, node)
+    if node.get("monitor") == _AUTO:
+        node = {**node, "monitor": _PREFIX + task.selection.metric}
     callback: Callback = make(node, Callback)
     monitor = getattr(callback, "monitor", None)
     if isinstance(monitor, str):
-        check_monitor(f"callbacks.{name}.monitor", monitor, has_teacher=has_teacher)
-        mode, direction = getattr(callback, "mode", None), find_direction(monitor)
+        known = list_metrics(task, has_teacher=has_teacher)
+        check_monitor(f"callbacks.{name}.monitor", monitor, known)
+        mode, direction = getattr(callback, "mode", None), known[monitor]
         expected = "max" if direction == "higher" else "min"
         if mode in ("min", "max") and mode != expected:
             raise RequestError(
@@ -118,23 +122,23 @@ def check_together(callbacks: Mapping[str, Callback]) -> None:
             )
 
 
-@cache
-def list_metrics(*, has_teacher: bool) -> dict[str, Direction]:
+def list_metrics(task: Task, *, has_teacher: bool) -> dict[str, Direction]:
     """The metrics that a callback can monitor, with the direction of better values."""
-    names = set(build_model_metrics(2)) | (set(build_pair_metrics()) if has_teacher else set())
-    directions: dict[str, Direction] = {spec.name: spec.better for spec in MODEL_METRICS}
-    directions |= {spec.name: spec.better for spec in PAIR_METRICS}
-    return {_PREFIX + name: better for name, better in directions.items() if name in names}
+    metrics = task.list_metrics(has_teacher=has_teacher)
+    return {_PREFIX + name: better for name, better in metrics.items()}
 
 
-def find_direction(monitor: str) -> Direction:
-    """Whether higher or lower values of a metric are better."""
-    return list_metrics(has_teacher=True)[monitor]
+@cache
+def list_all_metrics() -> dict[str, Direction]:
+    """The metrics of all tasks."""
+    metrics: dict[str, Direction] = {}
+    for task in TASKS:
+        metrics |= list_metrics(task(), has_teacher=True)
+    return metrics
 
 
-def check_monitor(setting: str, monitor: str, *, has_teacher: bool = True) -> None:
-    """Raise `RequestError` for a metric that a training does not have."""
-    known = list_metrics(has_teacher=has_teacher)
+def check_monitor(setting: str, monitor: str, known: Mapping[str, Direction]) -> None:
+    """Raise `RequestError` for a metric that is not `known`."""
     if monitor in known:
         return
     words = {"loss": "nll", "acc": "top1", "accuracy": "top1"}

@@ -8,7 +8,7 @@ from pydantic import NonNegativeFloat, PositiveInt
 
 from kd_app.config import Typed
 from kd_app.config.length import LengthNeed
-from kd_app.training.callback_rules import build_patience_need, check_monitor, find_direction
+from kd_app.training.callback_rules import build_patience_need, check_monitor, list_all_metrics
 
 
 class EarlyStopping(Typed, LightningEarlyStopping):
@@ -18,12 +18,13 @@ class EarlyStopping(Typed, LightningEarlyStopping):
     """
 
     def __init__(self, *, monitor: str, patience: PositiveInt, min_delta: NonNegativeFloat) -> None:
-        check_monitor("callbacks.early_stopping.monitor", monitor)
+        metrics = list_all_metrics()
+        check_monitor("callbacks.early_stopping.monitor", monitor, metrics)
         super().__init__(
             monitor,
             min_delta=min_delta,
             patience=patience,
-            mode="max" if find_direction(monitor) == "higher" else "min",
+            mode="max" if metrics[monitor] == "higher" else "min",
         )
 
     def list_length_needs(self) -> Iterator[LengthNeed]:

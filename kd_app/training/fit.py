@@ -180,7 +180,7 @@ def _build_callbacks(
     folder: Path,
     console: Console,
 ) -> _Callbacks:
-    recipe = job.recipe.make_callbacks()
+    recipe = job.recipe.make_callbacks(job.task)
     # without replay the loader can't continue within an epoch
     has_replay = "replay" in data.capabilities
     consistency = None

@@ -118,10 +118,10 @@ class Recipe:
         schedule: Schedule = make(self.scheduler, Schedule)
         return schedule
 
-    def make_callbacks(self) -> dict[str, Callback]:
-        """Build new callbacks."""
+    def make_callbacks(self, task: Task) -> dict[str, Callback]:
+        """Build new callbacks for a training of `task`."""
         callbacks = {
-            name: build_callback(name, node, has_teacher=self.needs_teacher)
+            name: build_callback(name, node, task, has_teacher=self.needs_teacher)
             for name, node in self.callbacks.items()
         }
         check_together(callbacks)

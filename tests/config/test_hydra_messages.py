@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kd_app.config import RequestError
-from kd_app.config.compose import compose_config
+from kd_app.config.compose import check_choices, compose_config
 from kd_app.config.hydra_messages import check_flags, explain_message
 
 THEIRS = re.compile(
@@ -41,6 +41,9 @@ def refuse(command: str, *overrides: str) -> str:
         (["seed=${oc.env:NO_SUCH}"], r"seed reads the environment variable NO_SUCH, which is not"),
         (["seed=${foo:1}"], r"seed uses \$\{foo:\.\.\.\}, but there is no such function"),
         (["seed=${student.name}", "student.name=${seed}"], r"refers to itself"),
+        (["data=folder", "data.judge=x.csv"], r"belongs to data=images: choose that, or remove"),
+        (["teacher=none", "teacher.checkpoint=a"], r"belongs to .*teacher=timm"),
+        (["teacher.kwargs={a}"], r"^'teacher\.kwargs=\{a\}' can't be read"),
         (["seed=???"], r"seed has no value, and the command needs one\. Add seed=<value>"),
     ],
 )
@@ -101,6 +104,26 @@ def test_a_flag_without_its_value_is_refused(arguments: list[str], expected: str
     check_flags(["-i", "seed=1"])
     with pytest.raises(RequestError, match=expected):
         check_flags(arguments)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "expected"),
+    [
+        ("BasicSweeper does not support sweep type : INTERVAL_SWEEP", "hydra/sweeper=search"),
+        ("Additional config directory '/x' not found", "--config-dir=/x is no folder"),
+        ("Cannot find primary config 'x'. Check that", "--config-name=x: there is no such"),
+        (
+            "Primary config directory not found. Check that the config directory '/x' exists",
+            "--config-path=/x: there is no such folder",
+        ),
+    ],
+)
+def test_a_flag_or_sweep_that_finds_nothing_is_explained(theirs: str, expected: str) -> None:
+    assert expected in explain_message(theirs)
+
+
+def test_a_pattern_of_choices_is_left_to_the_sweep() -> None:
+    check_choices(["data=glob(d*)", "loss=[soft_target]"])
 
 
 def test_a_paragraph_of_our_own_stays_as_it_is() -> None:

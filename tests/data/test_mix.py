@@ -86,6 +86,13 @@ def test_a_labeled_image_has_a_labeled_partner() -> None:
     assert np.isfinite(target[labeled]).all()
 
 
+def test_mixed_images_without_labels_have_no_shares() -> None:
+    draw, none = mixing().draw(keys(), MANY, (2, 2)), np.full(len(MANY), -1)
+    assert mix_labels(none, none, draw, 0).shape == (len(MANY), 0)
+    for own, other in ((MANY % 7, none), (none, MANY % 7)):
+        assert np.isnan(mix_labels(own, other, draw, 7)).all()
+
+
 def test_partners_are_all_training_images() -> None:
     rows = np.array([5, 8, 13])
     assert set(mixing(rows=rows).draw(keys(), MANY, (1, 1)).partner) == set(rows)

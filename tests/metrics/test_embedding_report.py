@@ -120,9 +120,37 @@ def test_images_without_a_label_do_not_judge() -> None:
 def test_equal_and_collinear_embeddings_are_collapsed(width: int) -> None:
     flat = [np.ones((len(each), width), np.float32) for each in LABELS]
     models = {**MODELS, "student": ModelEmbeddings(*flat)}
-    scores = _compare(models).scores
-    assert scores["student"].is_collapsed
-    assert not scores["teacher"].is_collapsed
+    assert _compare(models).is_collapsed
+    assert not _compare().is_collapsed
+
+
+def _keep(model: ModelEmbeddings, images: int) -> ModelEmbeddings:
+    return ModelEmbeddings(*(each[:images] for each in vars(model).values()))
+
+
+def test_few_images_have_a_low_rank_without_a_collapse() -> None:
+    models = {role: _keep(each, 6) for role, each in MODELS.items()}
+    few = _compare(models, [each[:6] for each in LABELS])
+    assert few.gallery_ranks["student"] < 6
+    assert not few.is_collapsed
+
+
+def test_a_student_as_flat_as_its_teacher_has_not_collapsed() -> None:
+    angles = [RANDOM.uniform(size=(len(each), 1)) for each in LABELS]
+    line = ModelEmbeddings(*(np.hstack([np.cos(each), np.sin(each)]) for each in angles))
+    comparison = _compare(dict.fromkeys(MODELS, line))
+    assert comparison.gallery_ranks["student"] < 2
+    assert not comparison.is_collapsed
+    assert _compare({**MODELS, "student": line}).is_collapsed
+
+
+def test_labels_with_few_images_limit_the_purity_of_every_embedding() -> None:
+    gallery = np.array([0] * 2 + [1] * 58)
+    queries = np.array([0] * 20 + [1] * 20)
+    comparison = _compare(labels=[gallery, LABELS[1], queries])
+    assert comparison.purity_limit == pytest.approx((2 / 5 + 1) / 2)
+    assert _compare().purity_limit == 1
+    assert _compare().chance == 5 / GALLERY
 
 
 def test_the_cut_keeps_the_main_directions() -> None:

@@ -27,6 +27,13 @@ def test_the_student_that_equals_the_teacher_agrees_in_everything() -> None:
     assert values["distance"] == pytest.approx(0, abs=1e-6)
 
 
+def test_two_embeddings_of_few_images_do_not_share_all_neighbors_by_chance() -> None:
+    metric, index = EmbeddingAgreement(k=10), torch.arange(5)
+    teacher, student = (torch.randn(5, 4, generator=torch.manual_seed(seed)) for seed in (0, 1))
+    metric.update(student, teacher, index, -torch.ones(5, dtype=torch.long))
+    assert metric.compute()["overlap"] < 1
+
+
 def test_a_common_mean_does_not_count_as_agreement() -> None:
     student, teacher = (9 + normal for normal in (_turn(ANGLES), -_turn(ANGLES)))
     assert _measure(student, teacher, [0] * 4)["distance"] == pytest.approx(2, abs=1e-4)

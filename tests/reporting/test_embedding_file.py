@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from kd_app.config import RequestError
-from kd_app.reporting.embedding_file import build_embedding_table, write_arrays
+from kd_app.reporting.embedding_file import build_embedding_table, check_neighbors, write_arrays
 
 FILES = ["a.png", "b.png", "c.png"]
 EMBEDDINGS = np.array([[1, 0], [0.8, 0.6], [0, 1]], np.float32)
@@ -18,6 +18,14 @@ def test_the_nearest_other_images_are_listed_with_their_cosine() -> None:
     assert table["neighbor_1"].tolist() == ["b.png", "a.png", "b.png"]
     assert table["neighbor_2"].tolist() == ["c.png", "c.png", "a.png"]
     assert table["similarity_1"].tolist() == pytest.approx([0.8, 0.8, 0.6])
+
+
+@pytest.mark.parametrize(("images", "fix"), [(1, "remove neighbors"), (4, "at most neighbors=3")])
+def test_too_few_images_have_no_neighbors(images: int, fix: str) -> None:
+    with pytest.raises(RequestError, match=f"neighbors=4, and there are {images} .*{fix}"):
+        check_neighbors(4, images)
+    check_neighbors(4, 5)
+    check_neighbors(None, 0)
 
 
 def test_without_neighbors_only_embeddings_are_written(tmp_path: Path) -> None:

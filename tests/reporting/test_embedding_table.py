@@ -32,6 +32,20 @@ def test_the_verdict_without_labels_is_about_agreement(outcome: str) -> None:
     assert "agreement with the teacher, not quality" in text
 
 
+def test_what_chance_finds_among_few_images_is_named() -> None:
+    results = build_embedding_results("not shown")
+    assert "Chance" not in write_embedding_verdict(results)
+    assert "held-out images (test)" in write_embedding_verdict(results)
+    assert results.embedding is not None
+    assert results.embedding.test is not None
+    assert results.embedding.verdict is not None
+    results.embedding.test.num_gallery = 14
+    results.embedding.verdict.split = "train"
+    text = write_embedding_verdict(results)
+    assert "and chance finds as much; lower neighbors.k. The student" in text
+    assert "for 100 images (train), among 14 training images. Chance finds 71.43 %." in text
+
+
 def test_labels_judge_quality_and_an_undefined_gap_is_explained() -> None:
     sentences = " ".join(list_embedding_sentences(build_embedding_results(labeled=100)))
     assert "none was trained on" in sentences

@@ -137,11 +137,9 @@ def test_equal_images_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_collapsed_embedding_ends_the_run() -> None:
-    class Scores:
-        is_collapsed, effective_rank = True, 1.0
-
     class Comparison:
-        scores: ClassVar = {"student": Scores(), "teacher": Scores()}
+        is_collapsed = True
+        gallery_ranks: ClassVar = {"student": 1.0, "teacher": 9.0}
 
     with pytest.raises(RunError, match="has collapsed"):
         _check_collapse(Comparison())  # type: ignore[arg-type]
@@ -190,7 +188,7 @@ def test_other_images_are_each_compared_with_all_others(run: Path, tmp_path: Pat
 
 def test_the_margin_decides_the_verdict() -> None:
     class Comparison:
-        confidence = 0.95
+        confidence, chance = 0.95, 0.1
         models: ClassVar = {"student": type("Model", (), {"queries": [0, 1]})}
 
         def estimate(self, role: str, metric: str) -> tuple[float, tuple[float, float]]:
@@ -202,3 +200,5 @@ def test_the_margin_decides_the_verdict() -> None:
         for margin in (0.5, 0.4, 0.2)
     ]
     assert outcomes == ["kept", "not shown", "lost"]
+    Comparison.chance = 0.5  # few images
+    assert judge(Comparison(), 0.5, "test").outcome == "not shown"  # type: ignore[arg-type]

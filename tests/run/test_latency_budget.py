@@ -1,19 +1,23 @@
 """The latency budget: a student that is too slow is not trained."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import pytest
+import torch
 
-from kd_app.config import RequestError
+from kd_app.config import InputSpec, RequestError
 from kd_app.config.compose import compose_config
 from kd_app.config.make import make
+from kd_app.models.normalized import NormalizedEmbedding
 from kd_app.reporting.console import Console
 from kd_app.run.latency_budget import LatencyBudget
 from kd_app.run.spec import build_spec
 from kd_app.run.workspace import Workspace
 from kd_app.stages import Stages
+from kd_app.tasks.embedding import Embedding
 from tests.builders import results
 from tests.commands.call import TINY, done
 
@@ -83,6 +87,27 @@ def test_alone_a_student_over_the_budget_is_refused(tmp_path: Path) -> None:
 def test_a_budget_that_makes_no_sense_is_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         build_spec(compose_budget(*overrides))
+
+
+def test_a_student_with_an_embedding_is_exported_as_one(tmp_path: Path) -> None:
+    loaded = SimpleNamespace(
+        model=torch.nn.Identity(), pixels=InputSpec(3, 4, 4, (0.5,) * 3, (0.5,) * 3)
+    )
+    workspace: Any = SimpleNamespace(
+        task=Embedding(width=3),
+        classes=(),
+        decoding=None,
+        spec=SimpleNamespace(student=None),
+        load_model=lambda spec, seed: SimpleNamespace(loaded=loaded),
+    )
+    budget: LatencyBudget = make(compose_budget()["budget"], LatencyBudget)
+    with (
+        patch("kd_app.run.latency_budget.export", side_effect=InterruptedError) as export,
+        pytest.raises(InterruptedError),
+    ):
+        budget.measure_latency(workspace)
+    assert isinstance(export.call_args.args[0], NormalizedEmbedding)
+    assert export.call_args.kwargs["output"] == "embedding"
 
 
 def test_the_latency_is_that_of_the_student_as_a_file(tmp_path: Path) -> None:

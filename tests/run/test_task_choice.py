@@ -51,6 +51,11 @@ def test_settings_without_effect_are_refused(overrides: list[str], key: str) -> 
         _resolve(*overrides)
 
 
+def test_a_wrong_choice_of_the_output_is_refused_before_any_work() -> None:
+    with pytest.raises(RequestError, match="keep_projector='maybe' does not fit"):
+        _resolve(*IMAGES, "student.keep_projector=maybe")
+
+
 def test_images_without_classes_can_not_be_classified() -> None:
     with pytest.raises(RequestError, match=r"data=images has none.*data=folder"):
         _resolve(*IMAGES, "task=classification")
@@ -60,6 +65,7 @@ def test_images_without_classes_can_not_be_classified() -> None:
     "override",
     [
         "verdict.metric=worst_class",
+        "verdict.margin=0.2",
         "teacher.classes=map.csv",
         "teacher.chain=[resnet14]",
         "teacher=ema",

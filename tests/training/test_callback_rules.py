@@ -6,6 +6,9 @@ import pytest
 from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor
 
 from kd_app.config import RequestError
+from kd_app.tasks.base import Task
+from kd_app.tasks.classification import CLASSIFICATION
+from kd_app.tasks.embedding import Embedding
 from kd_app.training.averaging import EMA
 from kd_app.training.callback_rules import (
     build_callback,
@@ -16,12 +19,15 @@ from kd_app.training.callback_rules import (
 from kd_app.training.trainer import silence_lightning
 from tests.training.small_parts import OwnData, distillation, plain_trainer
 
+STOPPING: dict[str, Any] = {"monitor": "auto", "patience": 2, "min_delta": 0.0}
 LIGHTNING = "lightning.pytorch.callbacks"
 
 
-def build(name: str, *, has_teacher: bool = True, **settings: Any) -> Callback:
+def build(
+    name: str, *, task: Task = CLASSIFICATION, has_teacher: bool = True, **settings: Any
+) -> Callback:
     target = name if "." in name else f"{LIGHTNING}.{name}"
-    return build_callback("stop", {"_target_": target, **settings}, has_teacher=has_teacher)
+    return build_callback("stop", {"_target_": target, **settings}, task, has_teacher=has_teacher)
 
 
 @pytest.mark.parametrize(
@@ -84,11 +90,25 @@ def test_stopping_at_better_values_is_refused() -> None:
     assert build("EarlyStopping", monitor="validation/nll") is not None
 
 
+@pytest.mark.parametrize("task", [CLASSIFICATION, Embedding()])
+def test_early_stopping_monitors_what_chooses_the_best_epoch(task: Task) -> None:
+    callback = build("kd_app.training.early_stopping.EarlyStopping", task=task, **STOPPING)
+    assert isinstance(callback, EarlyStopping)
+    assert callback.monitor == f"validation/{task.selection.metric}"
+    assert callback.mode == "max"
+
+
+def test_the_metrics_of_classes_are_refused_for_an_embedding() -> None:
+    with pytest.raises(RequestError, match=r"'validation/nll' is not a metric.*validation/overlap"):
+        build("EarlyStopping", task=Embedding(), monitor="validation/nll")
+    assert build("EarlyStopping", task=Embedding(), monitor="validation/distance") is not None
+
+
 def test_the_metrics_are_those_that_a_training_logs() -> None:
     trainer = plain_trainer()
     with silence_lightning():
         trainer.fit(distillation(), datamodule=OwnData())
-    assert set(list_metrics(has_teacher=False)) == {
+    assert set(list_metrics(CLASSIFICATION, has_teacher=False)) == {
         name for name in trainer.callback_metrics if "validation/" in name
     }
 
