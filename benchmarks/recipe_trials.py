@@ -70,7 +70,8 @@ SCALES: Final = {
         {DIGITS: 20, FLOWERS: 4},
         has_own_teachers=False,
     ),
-    "small": Scale(5_000, 1_500, {FLOWERS: 64}, {}, has_own_teachers=True),
+    "small": Scale(5_000, 1_500, {FLOWERS: 64}, {FLOWERS: 5}, has_own_teachers=True),
+    "preset": Scale(5_000, 1_500, {FLOWERS: 64}, {}, has_own_teachers=True),
     "full": Scale(10_000, 4_317, {FLOWERS: 128}, {}, has_own_teachers=True),
 }
 

@@ -30,8 +30,11 @@ class Classification:
 
     def list_metrics(self, *, has_teacher: bool) -> dict[str, Direction]:
         names = set(build_model_metrics(2)) | (set(build_pair_metrics()) if has_teacher else set())
-        specs = (*MODEL_METRICS, *PAIR_METRICS)
-        return {spec.name: spec.better for spec in specs if spec.name in names}
+        directions = {
+            **{spec.name: spec.better for spec in MODEL_METRICS},
+            **{spec.name: spec.better for spec in PAIR_METRICS},
+        }
+        return {name: better for name, better in directions.items() if name in names}
 
     def wrap_output(self, model: nn.Module) -> nn.Module:
         return model

@@ -195,7 +195,7 @@ def test_callbacks_and_loggers_of_a_record_are_not_even_built_to_train(
     assert len(saved.notes) == (group == "callbacks")
     parts = build_saved_spec(saved)
     assert parts.config[group] == {}
-    assert parts.recipe.make_callbacks() == {}
+    assert parts.recipe.make_callbacks(parts.task) == {}
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,8 @@ def test_code_that_a_user_names_needs_no_permission(
     mine = {"_target_": f"{__name__}.Mine", "path": "${oc.env:KD_TEST_PATH}"}
     config = compose_config("distill", experiment(tmp_path, {"callbacks": {"mine": mine}}))
     assert config["allow"] == []
-    callbacks = build_spec(config).recipe.make_callbacks()
+    spec = build_spec(config)
+    callbacks = spec.recipe.make_callbacks(spec.task)
     assert isinstance(callbacks["mine"], Mine)
     assert callbacks["mine"].path == "from the environment"
 
