@@ -13,7 +13,9 @@ from benchmarks.recipe_trials import (
     FASHION,
     FLOWERS,
     IMBALANCED,
+    LABEL_FRACTION,
     LABELS,
+    TEACHER_LABELS,
     Measured,
     Trial,
 )
@@ -310,15 +312,19 @@ def list_average(scale: str, pairs: int, known: Mapping[Trial, Measured]) -> Ite
                 yield Trial(AVERAGE, data, scale, SCRATCH_PAIR, LABELS, options, seed)
 
 
-FEW_LABELS: Final = "data.label_fraction=0.1"
+FEW_LABELS: Final = f"{LABEL_FRACTION}=0.1"
+TAUGHT_ALL: Final = f"{FEW_LABELS} {TEACHER_LABELS}=all"
 
 
 def list_few(scale: str, pairs: int, known: Mapping[Trial, Measured]) -> Iterator[Trial]:
-    """A tenth of the labels, which are the teacher's, too."""
-    for seed in range(5):
-        for data, models in REGIMES[1].pairs.items():
-            for arm in (LABELS, DISTILLED):
-                yield Trial(FEW, data, scale, models[0], arm, FEW_LABELS, seed)
+    """A tenth of the labels, with a teacher that knows all of them, and with one that
+    knows the same.
+    """
+    rows = ((LABELS, FEW_LABELS), (DISTILLED, TAUGHT_ALL), (DISTILLED, FEW_LABELS))
+    for arm, candidate in rows:
+        for seed in range(5):
+            for data, models in REGIMES[1].pairs.items():
+                yield Trial(FEW, data, scale, models[0], arm, candidate, seed)
 
 
 Study = Callable[[str, int, Mapping[Trial, Measured]], Iterator[Trial]]

@@ -42,6 +42,9 @@ VALIDATED: Final = ("search", "longer", "transformer", "tuning")
 SETS: Final = (DIGITS, FASHION, CIFAR, FLOWERS)
 LABELS, DISTILLED = "labels", "distilled"
 BY_HAND: Final = {LABELS: "labels by hand", DISTILLED: "distilled by hand"}
+LABEL_FRACTION: Final = "data.label_fraction"
+TEACHER_LABELS: Final = "teacher_labels"
+"""The key of a candidate whose teacher knows the labels that the student lacks."""
 _SMALL_VIT: Final = {"patch_size": 2, "embed_dim": 48, "depth": 2, "num_heads": 4}
 _TEST_SHARE: Final = 0.4
 """Of the photographs, which have no split."""
@@ -183,16 +186,21 @@ def measure_trial(trial: Trial, place: Place) -> Measured:
     if is_search:
         overrides += ["data.views=4", "teacher.outputs=cached"]
     is_by_hand = trial.arm in BY_HAND.values()
-    own = [each for each in settings if each.startswith(("careful.", "head="))]
+    own = [each for each in settings if each.startswith(("careful.", "head=", TEACHER_LABELS))]
     overrides += [each for each in settings if each not in own]
     options = dict(each.removeprefix("careful.").split("=", 1) for each in own)
     split = "validation" if is_search else "test"
     start = time.perf_counter()
     with _start_head(options.pop("head", None)) as name:
-        workspace = _open(overrides, place.folder / f"stages{name}")
+        stages = place.folder / f"stages{name}"
+        workspace = _open(overrides, stages)
         if is_by_hand:
             return _measure_by_hand(workspace, trial, options, split, start)
-        model = _train_role(workspace, trial.arm)
+        teaches = workspace
+        if options.pop(TEACHER_LABELS, None):
+            few = [each for each in overrides if not each.startswith(LABEL_FRACTION)]
+            teaches = _open(few, stages)
+        model = _train_role(workspace, trial.arm, teaches)
         predictions = workspace.load_predictions(model, split)
     spec = workspace.spec
     epochs = int(model.record["epochs"])
@@ -207,8 +215,9 @@ def _open(overrides: list[str], stages: Path) -> Workspace:
     return workspace
 
 
-def _train_role(workspace: Workspace, arm: str) -> RunModel:
-    teacher = _load_teacher(workspace) if arm == DISTILLED else None
+def _train_role(workspace: Workspace, arm: str, teaches: Workspace) -> RunModel:
+    """Train a model; `teaches` has the teacher."""
+    teacher = _load_teacher(teaches) if arm == DISTILLED else None
     if arm == DISTILLED:
         return train(workspace, build_student_job(workspace, teacher))
     spec = workspace.spec

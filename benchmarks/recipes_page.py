@@ -11,9 +11,12 @@ from benchmarks.recipe_candidates import (
     AVERAGE,
     BAR,
     CENTER,
+    FEW,
+    FEW_LABELS,
     IMBALANCE,
     LONGER,
     REGIMES,
+    TAUGHT_ALL,
     VIT,
     Regime,
     compare_candidates,
@@ -65,6 +68,7 @@ def _render_scale(known: Known, scale: str) -> Iterator[str]:
         ("A small vision transformer", _render_trials(known, VIT)),
         ("The defaults beside a careful loop by hand", _render_bar(known, scale)),
         ("Distilled minus labels only", _render_gain(known)),
+        ("A tenth of the labels, distilled minus labels only", _render_few(known)),
         ("Classes of unequal size", _render_imbalance(known)),
         ("Averaged and raw weights", _render_average(known)),
     ):
@@ -154,6 +158,20 @@ def _render_gain(known: Known) -> list[str]:
     for data in dict.fromkeys(trial.data for trial in known if trial.study == BAR):
         arms = [_by_seed(known, study=BAR, data=data, arm=arm) for arm in (DISTILLED, LABELS)]
         rows += _compare(data, *arms)
+    head = ["set", "seeds", "distilled", "labels only", "difference", "95 % interval"]
+    return _draw_table(head, rows) if rows else []
+
+
+def _render_few(known: Known) -> list[str]:
+    rows = []
+    for data in dict.fromkeys(trial.data for trial in known if trial.study == FEW):
+        alone = _by_seed(known, study=FEW, data=data, arm=LABELS)
+        for title, candidate in (
+            ("a teacher that knows all labels", TAUGHT_ALL),
+            ("a teacher that knows the same labels", FEW_LABELS),
+        ):
+            own = _by_seed(known, study=FEW, data=data, arm=DISTILLED, candidate=candidate)
+            rows += _compare(f"{data}, {title}", own, alone)
     head = ["set", "seeds", "distilled", "labels only", "difference", "95 % interval"]
     return _draw_table(head, rows) if rows else []
 

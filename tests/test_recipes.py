@@ -13,10 +13,13 @@ from benchmarks import image_sets, recipes, recipes_page
 from benchmarks.careful_loop import Images, LoopSettings, classify, train_carefully
 from benchmarks.recipe_candidates import (
     CENTER,
+    FEW,
+    FEW_LABELS,
     REGIMES,
     SCRATCH_PAIR,
     SEARCH,
     STUDIES,
+    TAUGHT_ALL,
     TUNING,
     choose_by_hand,
     compare_candidates,
@@ -212,3 +215,18 @@ def test_the_copy_of_fashion_mnist_has_the_first_images_and_their_labels(tmp_pat
     images = (folder / "t10k-images-idx3-ubyte").read_bytes()
     assert images[:16] == struct.pack(">IIII", 2051, 2, 28, 28)
     assert len(images) == 16 + 2 * 784
+
+
+def test_few_labels_are_compared_by_what_the_teacher_knows() -> None:
+    def trial(arm: str, candidate: str, seed: int) -> Trial:
+        return Trial(FEW, "flowers", "preset", "lite1 -> lite0", arm, candidate, seed)
+
+    accuracies = {(LABELS, FEW_LABELS): 0.5, (DISTILLED, TAUGHT_ALL): 0.625}
+    known = {
+        trial(arm, candidate, seed): result(accuracy + seed / 64)
+        for (arm, candidate), accuracy in accuracies.items()
+        for seed in range(2)
+    }
+    page = recipes_page.render_page(known, "")
+    assert "| flowers, a teacher that knows all labels | 2 | 63.28 | 50.78 | +12.50 |" in page
+    assert "the same labels" not in page

@@ -312,7 +312,7 @@ def refusal(body: Callable[[], Any]) -> str:
     return ""
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.text(alphabet="abcdefgst_.=,[]{}'\"$+~@/:0123456789 -", max_size=20))
 def test_no_word_gets_past_as_anything_but_a_configuration_or_a_refusal(word: str) -> None:
     message = refusal(lambda: compose_config("distill", [word]))

@@ -157,7 +157,7 @@ _PLAIN = st.recursive(
 
 
 @given(_PLAIN)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_redacted_texts_do_not_contain_the_home_folder_and_redacting_is_idempotent(
     value: Any,
 ) -> None:

@@ -46,7 +46,7 @@ def test_a_corruption_grows_with_severity_and_keeps_the_image_recognizable(
     assert np.corrcoef(corrupted[4].ravel(), picture.ravel())[0, 1] > 0.5
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     key=st.integers(0, 2**64 - 1),
     height=st.integers(1, 40),

@@ -92,7 +92,7 @@ def test_splitmix64_has_its_published_first_number() -> None:
     assert splitmix(0) == 0xE220A8397B1DCDAF
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(1, 6),
     st.integers(1, 9),
@@ -240,7 +240,7 @@ def plain(image: Array, spec: InputSpec) -> Array:
     return result
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(20, 80),
     st.integers(20, 80),

@@ -54,7 +54,7 @@ def draw_logits(
 
 
 @given(st.integers(0, 10**6), st.sampled_from(sorted(MEASURES)), st.integers(2, 3))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_curve_starts_with_the_teacher_and_ends_with_the_student(
     seed: int, measure: str, stages: int
 ) -> None:
@@ -76,7 +76,7 @@ def test_the_curve_starts_with_the_teacher_and_ends_with_the_student(
 
 
 @given(st.integers(0, 10**6), st.sampled_from(sorted(MEASURES)), st.integers(2, 3))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_batch_has_the_predictions_of_its_single_images(
     seed: int, measure: str, stages: int
 ) -> None:

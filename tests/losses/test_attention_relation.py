@@ -33,7 +33,7 @@ def relate(student: Attention, teacher: Attention, **changed: object) -> Tensor:
     return value
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(**shapes, weight=st.floats(0.1, 5))
 def test_it_is_the_formula(
     images: int, tokens: int, relation_heads: int, seed: int, weight: float
@@ -59,7 +59,7 @@ def test_it_is_the_formula(
     torch.testing.assert_close(result, expected)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(**shapes)
 def test_it_is_zero_and_flat_where_the_tokens_are_related_alike_whatever_the_head_counts(
     images: int, tokens: int, relation_heads: int, seed: int
@@ -70,7 +70,7 @@ def test_it_is_zero_and_flat_where_the_tokens_are_related_alike_whatever_the_hea
     assert gradient(value, student).abs().max() < 1e-12
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(**shapes)
 def test_a_rotation_within_the_relation_heads_and_an_order_of_the_tokens_change_nothing(
     images: int, tokens: int, relation_heads: int, seed: int
@@ -91,7 +91,7 @@ def test_a_rotation_within_the_relation_heads_and_an_order_of_the_tokens_change_
     )
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(images=shapes["images"], tokens=shapes["tokens"], seed=shapes["seed"])
 def test_a_student_that_follows_the_gradient_relates_the_tokens_as_the_teacher_does(
     images: int, tokens: int, seed: int

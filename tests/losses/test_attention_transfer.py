@@ -23,7 +23,7 @@ def transfer(student: list[Tensor], teacher: list[Tensor], stages: int = 3) -> T
     return value
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(**shapes, scale=st.floats(1e-3, 1e3))
 def test_an_attention_map_is_independent_of_scale_and_channels(
     images: int, side: int, channels: int, seed: int, scale: float
@@ -36,7 +36,7 @@ def test_an_attention_map_is_independent_of_scale_and_channels(
     torch.testing.assert_close(compute_attention_map(x.repeat(1, 3, 1, 1)), result)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(**shapes, scale=st.floats(1e-2, 1e2))
 def test_it_is_zero_and_flat_where_student_and_teacher_look_at_the_same_places(
     images: int, side: int, channels: int, seed: int, scale: float
@@ -47,7 +47,7 @@ def test_it_is_zero_and_flat_where_student_and_teacher_look_at_the_same_places(
     assert gradient(value, student).abs().max() < 1e-12
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(**shapes, teacher_side=st.integers(2, 12))
 def test_a_student_that_follows_the_gradient_looks_where_the_teacher_looks(
     images: int, side: int, channels: int, seed: int, teacher_side: int

@@ -11,7 +11,7 @@ from tests.losses.samples import batch, gradient, labels, leaf, logits, make, no
 shapes = {"images": st.integers(1, 9), "classes": st.integers(2, 12), "seed": st.integers(0, 1000)}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(**shapes, smoothing=st.floats(0, 0.9), weighted=st.booleans())
 def test_class_numbers_give_the_weighted_mean_of_the_smoothed_label(
     images: int, classes: int, seed: int, smoothing: float, weighted: bool
@@ -29,7 +29,7 @@ def test_class_numbers_give_the_weighted_mean_of_the_smoothed_label(
     torch.testing.assert_close(result, expected)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(**shapes, smoothing=st.floats(0, 0.9), weighted=st.booleans())
 def test_mixed_labels_give_the_mean_over_the_batch(
     images: int, classes: int, seed: int, smoothing: float, weighted: bool
@@ -49,7 +49,7 @@ def test_mixed_labels_give_the_mean_over_the_batch(
     torch.testing.assert_close(result, expected)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(**shapes)
 def test_one_hot_shares_are_class_numbers(images: int, classes: int, seed: int) -> None:
     z, hard = normal(images, classes, seed=seed), labels(images, classes, seed)

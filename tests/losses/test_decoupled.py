@@ -26,7 +26,7 @@ def _kl(p: Tensor, q: Tensor) -> Tensor:
     return (p * (p.log() - q.log())).sum(1)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(**shapes, alpha=st.floats(0, 3), beta=st.floats(0, 9))
 def test_it_is_the_formula(
     images: int, classes: int, seed: int, temperature: float, alpha: float, beta: float
@@ -47,7 +47,7 @@ def test_it_is_the_formula(
     torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-9)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(classes=shapes["classes"], seed=shapes["seed"], temperature=shapes["temperature"])
 def test_soft_target_is_the_case_in_which_beta_is_what_the_teacher_leaves_to_the_other_classes(
     classes: int, seed: int, temperature: float
@@ -68,7 +68,7 @@ def test_soft_target_is_the_case_in_which_beta_is_what_the_teacher_leaves_to_the
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(**shapes)
 def test_it_is_zero_and_flat_where_student_and_teacher_agree(
     images: int, classes: int, seed: int, temperature: float
@@ -81,7 +81,7 @@ def test_it_is_zero_and_flat_where_student_and_teacher_agree(
     assert gradient(value, student).abs().max() < 1e-12
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(**shapes, shift=st.floats(-100, 100))
 def test_a_constant_added_to_an_images_logits_changes_nothing(
     images: int, classes: int, seed: int, temperature: float, shift: float
@@ -97,7 +97,7 @@ def test_a_constant_added_to_an_images_logits_changes_nothing(
     )
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(**shapes)
 def test_a_student_that_follows_the_gradient_becomes_the_teacher(
     images: int, classes: int, seed: int, temperature: float

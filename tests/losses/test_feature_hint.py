@@ -59,7 +59,7 @@ def test_the_convolution_follows_from_the_two_sizes(
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sides, sides, sides, sides, st.integers(1, 3))
 def test_maps_of_any_two_sizes_can_be_compared_with_a_small_regressor(
     hs: int, ws: int, ht: int, wt: int, images: int

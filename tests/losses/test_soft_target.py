@@ -24,7 +24,7 @@ def soft(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> to
     return value
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(**shapes)
 def test_it_is_the_formula(images: int, classes: int, seed: int, temperature: float) -> None:
     student, teacher = (
@@ -38,7 +38,7 @@ def test_it_is_the_formula(images: int, classes: int, seed: int, temperature: fl
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(**shapes)
 def test_it_is_zero_and_flat_where_student_and_teacher_agree(
     images: int, classes: int, seed: int, temperature: float
@@ -49,7 +49,7 @@ def test_it_is_zero_and_flat_where_student_and_teacher_agree(
     assert gradient(value, student).abs().max() < 1e-12
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(**shapes)
 def test_the_gradient_is_the_difference_of_the_probabilities_times_the_temperature(
     images: int, classes: int, seed: int, temperature: float
@@ -66,7 +66,7 @@ def test_the_gradient_is_the_difference_of_the_probabilities_times_the_temperatu
     torch.testing.assert_close(gradient(soft(student, teacher, temperature), student), expected)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(**shapes, shift=st.floats(-100, 100))
 def test_a_constant_added_to_an_images_logits_changes_nothing(
     images: int, classes: int, seed: int, temperature: float, shift: float

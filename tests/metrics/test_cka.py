@@ -22,7 +22,7 @@ def by_gram_matrices(first: np.ndarray, second: np.ndarray) -> float:
     return float((one * other).sum() / np.sqrt((one * one).sum() * (other * other).sum()))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 2**31),
     num_images=st.integers(2, 30),

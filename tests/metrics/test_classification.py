@@ -86,7 +86,7 @@ def test_metrics_equal_torchmetrics_where_available() -> None:
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(cuts=st.lists(st.integers(0, 60), max_size=5))
 def test_batch_sizes_do_not_change_metrics(cuts: list[int]) -> None:
     logits, target = make_logits(60, 7)
@@ -135,7 +135,7 @@ def test_a_class_without_images_does_not_lower_balanced_accuracy() -> None:
     assert compute_metrics((logits, torch.tensor([0, 0, 1, 1])))["balanced_accuracy"] == 0.75
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     values=st.lists(st.lists(st.integers(-2, 2), min_size=6, max_size=6), min_size=1, max_size=8),
     label=st.integers(0, 5),

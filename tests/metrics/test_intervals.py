@@ -17,7 +17,7 @@ from kd_app.metrics.intervals import (
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data(), n=st.integers(1, 5000), confidence=st.floats(0.5, 0.999))
 def test_wilsons_interval_equals_scipys(data: st.DataObject, n: int, confidence: float) -> None:
     successes = data.draw(st.integers(0, n))
@@ -28,7 +28,7 @@ def test_wilsons_interval_equals_scipys(data: st.DataObject, n: int, confidence:
     assert (low[0], high[0]) == pytest.approx((expected.low, expected.high), abs=1e-9)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data(), n=st.integers(1, 5000), confidence=st.floats(0.5, 0.999))
 def test_the_interval_of_a_share_equals_scipys_exact_one(
     data: st.DataObject, n: int, confidence: float
@@ -40,7 +40,7 @@ def test_the_interval_of_a_share_equals_scipys_exact_one(
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data(), n=st.integers(1, 5000), confidence=st.floats(0.01, 0.999))
 def test_the_interval_of_a_share_includes_the_rate_and_stays_within_0_and_1(
     data: st.DataObject, n: int, confidence: float
@@ -101,7 +101,7 @@ def test_the_percentile_interval_of_a_mean_has_the_claimed_coverage() -> None:
     assert 0.85 <= held / 300 <= 0.94
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     point=st.floats(0, 2),
     resampled=st.lists(st.floats(0, 2), min_size=1, max_size=50),

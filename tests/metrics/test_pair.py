@@ -43,7 +43,7 @@ def test_metrics_equal_a_plain_loop_over_the_images() -> None:
     assert result["kl_to_teacher"] == pytest.approx(np.mean(divergences), rel=1e-5)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**31))
 def test_swapping_the_models_keeps_the_agreement_and_swaps_the_flips(seed: int) -> None:
     student, teacher, target = make_images(seed)
@@ -55,7 +55,7 @@ def test_swapping_the_models_keeps_the_agreement_and_swaps_the_flips(seed: int) 
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**31))
 def test_flips_explain_the_difference_of_the_accuracies(seed: int) -> None:
     student, teacher, target = make_images(seed)

@@ -51,7 +51,7 @@ def classwise_error_in_a_loop(p: np.ndarray, target: np.ndarray) -> float:
     return float(np.mean(errors))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 2**31),
     num_images=st.integers(1, 60),
@@ -107,7 +107,7 @@ def test_blocks_of_images_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_array_equal(column, getattr(whole.scores, name))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**31), num_images=st.integers(1, 40))
 def test_confusions_equal_sklearns_and_their_diagonal_gives_the_recall(
     seed: int, num_images: int
@@ -121,7 +121,7 @@ def test_confusions_equal_sklearns_and_their_diagonal_gives_the_recall(
     np.testing.assert_allclose(result.diagonal()[there] / result.sum(1)[there], recall, rtol=1e-6)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**31), num_images=st.integers(1, 40))
 def test_flips_by_class_equal_a_plain_loop_and_the_difference_of_recalls(
     seed: int, num_images: int

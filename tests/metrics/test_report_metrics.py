@@ -247,7 +247,7 @@ def test_embeddings_are_compared_if_present() -> None:
     assert measure(logits, target, seed=0, confidence=0.95)["pair"]["cka"] is None
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     seed=st.integers(0, 2**31),
     n=st.integers(1, 80),

@@ -52,7 +52,7 @@ def compute_with_scipy(student: Tensor, teacher: Tensor) -> list[float]:
         ]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 2**31),
     num_images=st.integers(1, 12),

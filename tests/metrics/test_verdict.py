@@ -62,7 +62,7 @@ def score_by_numerical_likelihood(better: int, worse: int, n: int, difference: f
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), n=st.integers(5, 2000), difference=st.floats(-0.5, 0.5))
 def test_the_score_uses_the_most_likely_rates(
     data: st.DataObject, n: int, difference: float
@@ -78,7 +78,7 @@ def test_the_score_for_no_difference_equals_mcnemars() -> None:
     assert compute_tango_score(30, 12, 500, 0.0) == pytest.approx((30 - 12) / np.sqrt(30 + 12))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data(), n=st.integers(2, 3000), confidence=st.floats(0.6, 0.99))
 def test_the_score_bounds_end_at_the_limits_of_the_score_test(
     data: st.DataObject, n: int, confidence: float
