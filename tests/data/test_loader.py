@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jaxtyping import Int64, UInt8
 from PIL import Image
@@ -120,7 +120,6 @@ def test_two_ranks_with_half_the_batch_size_have_the_images_of_one_rank(
             assert torch.equal(whole.image[offset::2], part.image)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 3), st.integers(0, 6))
 def test_batches_from_any_position_equal_those_of_an_uninterrupted_epoch(
     epoch: int, completed: int

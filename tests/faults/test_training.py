@@ -21,7 +21,7 @@ from tests.faults.whole_run import WORDS, outcome, places
 
 
 @pytest.mark.slow
-# torch raises wherever the signal arrives: the first of two may reach a hook that ignores errors
+# torch raises where the signal arrives, which may be in a hook that ignores errors
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_workers_that_are_killed_end_the_run_and_the_same_words_go_on(
     photos: Path, tmp_path: Path, fault: Fault

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -91,7 +91,6 @@ def prepare(image: Tensor, target: InputSpec) -> Tensor:
     return (image - mean) / std
 
 
-@settings(deadline=None)
 @given(any_pixels(), any_pixels(), st.integers(0, 10))
 def test_the_image_is_converted_as_if_prepared_for_the_teacher(
     sees: InputSpec, target: InputSpec, seed: int

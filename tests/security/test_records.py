@@ -35,7 +35,6 @@ SECRET = "s3cr3t-of-the-environment"
 URL = "http://127.0.0.1:9/x.pth"
 SETTINGS = settings(
     max_examples=20,
-    deadline=None,
     derandomize=True,
     phases=[Phase.generate],  # shrinking takes minutes
     suppress_health_check=[HealthCheck.function_scoped_fixture],
