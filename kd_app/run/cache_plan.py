@@ -61,17 +61,8 @@ def choose_cache_format(
 ) -> CacheFormat:
     """The format that serves all loss terms of the run; build: returns the teacher,
     whose embedding is measured if its width matters.
-
-    Embeddings are stored exactly: what other formats lose is measured on probabilities.
-    Raises `RequestError` for another format of them.
     """
-    setting = spec.teacher_outputs.cache
     if not spec.task.reads_labels:
-        if setting not in ("auto", ExactFormat.name):
-            raise RequestError(
-                f"teacher.cache={setting} is measured on the teacher's probabilities, and"
-                f" task={spec.task.name} reads embeddings. Use teacher.cache=exact."
-            )
         return ExactFormat(measure_width(build()))
 
     def measure_embedding() -> int | None:
@@ -81,7 +72,7 @@ def choose_cache_format(
             return None
 
     needs = list_needs(spec.build_teacher_losses(), spec.task)
-    return choose_format(setting, needs, len(classes), measure_embedding)
+    return choose_format(spec.teacher_outputs.cache, needs, len(classes), measure_embedding)
 
 
 def choose_max_views(plan: CachePlan, cache_gb: float) -> int:

@@ -15,7 +15,7 @@ from kd_app.models.spec import ModelSpec
 from kd_app.run.schema import TeacherOutputs
 from kd_app.tasks.base import Task
 from kd_app.tasks.classification import CLASSIFICATION
-from kd_app.training.cache_choice import check_format, list_needs
+from kd_app.training.cache_choice import check_format, check_task_format, list_needs
 from kd_app.training.loss import DistillationLoss
 
 
@@ -41,6 +41,7 @@ def check_data_use(
             because="teacher.outputs=cached",
             instead="use teacher.outputs=live",
         )
+        check_task_format(teacher_outputs.cache, task)
         check_format(teacher_outputs.cache, list_needs(losses, task))
     needs: tuple[tuple[Iterable[str], Capability], ...] = (
         ([name for name, kind in partners.items() if kind == "class"], "partners"),

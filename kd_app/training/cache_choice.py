@@ -76,6 +76,17 @@ def choose_format(
     return smallest
 
 
+def check_task_format(setting: CacheSetting, task: Task) -> None:
+    """Raise `RequestError` for a format that a task can't use: embeddings are stored
+    exactly, as what the other formats lose is measured on probabilities.
+    """
+    if not task.reads_labels and setting not in ("auto", ExactFormat.name):
+        raise RequestError(
+            f"teacher.cache={setting} is measured on the teacher's probabilities, and"
+            f" task={task.name} reads embeddings. Use teacher.cache=exact."
+        )
+
+
 def check_format(setting: CacheSetting, needs: Iterable[TermNeed]) -> None:
     """Raise `RequestError` if a format can't serve a term; auto if no format can."""
     needs = list(needs)

@@ -6,7 +6,13 @@ from kd_app.config import RequestError
 from kd_app.config.compose import compose_config
 from kd_app.run.spec import build_spec
 from kd_app.tasks.classification import CLASSIFICATION
-from kd_app.training.cache_choice import CacheSetting, choose_format, list_needs
+from kd_app.tasks.embedding import Embedding
+from kd_app.training.cache_choice import (
+    CacheSetting,
+    check_task_format,
+    choose_format,
+    list_needs,
+)
 from kd_app.training.cache_format import TermNeed
 from kd_app.training.loss import DistillationLoss
 
@@ -93,3 +99,11 @@ def test_a_format_that_is_useless_for_the_teacher_is_refused() -> None:
         choose_format("top10", at_one, 10, no_width)
     with pytest.raises(RequestError, match="provides no embedding"):
         choose_format("embedding", at_one, 10, lambda: None)
+
+
+@pytest.mark.parametrize("setting", ["int8", "top10", "embedding"])
+def test_embeddings_are_stored_exactly_whichever_terms_read_them(setting: CacheSetting) -> None:
+    with pytest.raises(RequestError, match=rf"cache={setting} .* Use teacher.cache=exact"):
+        check_task_format(setting, Embedding())
+    check_task_format("exact", Embedding())
+    check_task_format(setting, CLASSIFICATION)
