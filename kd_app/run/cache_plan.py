@@ -8,9 +8,9 @@ from kd_app.data.base import RunData
 from kd_app.models.create import create, measure_width, resolve_input
 from kd_app.models.spec import ImageStats, LoadedModel
 from kd_app.run.spec import RunSpec
-from kd_app.training.cache_choice import choose_format, list_needs
+from kd_app.training.cache_choice import choose_embedding_format, choose_format, list_needs
 from kd_app.training.cache_fill import measure_embedding_width
-from kd_app.training.cache_format import CacheFormat, ExactFormat
+from kd_app.training.cache_format import CacheFormat
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def choose_cache_format(
     whose embedding is measured if its width matters.
     """
     if not spec.task.reads_labels:
-        return ExactFormat(measure_width(build()))
+        return choose_embedding_format(spec.teacher_outputs.cache, measure_width(build()))
 
     def measure_embedding() -> int | None:
         try:

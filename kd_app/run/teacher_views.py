@@ -110,13 +110,14 @@ def list_images_by_view(
 def _choose_measured(
     workspace: Workspace, filler: CacheFiller, format: CacheFormat, images: dict[int, Images]
 ) -> CacheFormat:
-    """The format, or int8 in place of one that `auto` chose and that loses too much.
+    """The format, or int8 in place of one that `auto` chose and that loses too much
+    of the probabilities, if the task reads any.
 
     Raises `RunError` for a format that was chosen by name and loses too much.
     """
     settings = workspace.spec.teacher_outputs
     needs = list_needs(workspace.spec.build_teacher_losses(), workspace.task)
-    if format.is_lossless:
+    if format.is_lossless or not workspace.task.reads_labels:
         return format
     shares = filler.measure_lost_shares(format, list_temperatures(needs))
     temperature, share = max(shares.items(), key=lambda item: item[1])

@@ -10,6 +10,7 @@ from kd_app.training.cache_format import (
     CacheFormat,
     EmbeddingFormat,
     ExactFormat,
+    Float16Format,
     Int8Format,
     TermNeed,
     TopTenFormat,
@@ -17,7 +18,7 @@ from kd_app.training.cache_format import (
 )
 from kd_app.training.loss import DistillationLoss
 
-CacheSetting = Literal["auto", "exact", "int8", "top10", "embedding"]
+CacheSetting = Literal["auto", "exact", "int8", "float16", "top10", "embedding"]
 """``teacher.cache``."""
 _SMALL = 256
 """Bytes of a view up to which `auto` stores exact logits."""
@@ -77,14 +78,24 @@ def choose_format(
 
 
 def check_task_format(setting: CacheSetting, task: Task) -> None:
-    """Raise `RequestError` for a format that a task can't use: embeddings are stored
-    exactly, as what the other formats lose is measured on probabilities.
+    """Raise `RequestError` for a format that a task can't use: what the formats of
+    classes lose is measured on probabilities.
     """
-    if not task.reads_labels and setting not in ("auto", ExactFormat.name):
+    known = ("auto", ExactFormat.name, Float16Format.name)
+    if not task.reads_labels and setting not in known:
         raise RequestError(
-            f"teacher.cache={setting} is measured on the teacher's probabilities, and"
-            f" task={task.name} reads embeddings. Use teacher.cache=exact."
+            f"teacher.cache={setting} keeps what a classifier says, and task={task.name} reads"
+            f" the teacher's embedding. Use teacher.cache={Float16Format.name} or"
+            f" {ExactFormat.name}."
         )
+
+
+def choose_embedding_format(setting: CacheSetting, width: int) -> CacheFormat:
+    """The format of embeddings of this width: exact if that is the setting, or for auto
+    if they take at most 256 bytes.
+    """
+    is_small = setting == "auto" and 4 * width <= _SMALL
+    return ExactFormat(width) if setting == ExactFormat.name or is_small else Float16Format(width)
 
 
 def check_format(setting: CacheSetting, needs: Iterable[TermNeed]) -> None:

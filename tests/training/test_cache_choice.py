@@ -10,6 +10,7 @@ from kd_app.tasks.embedding import Embedding
 from kd_app.training.cache_choice import (
     CacheSetting,
     check_task_format,
+    choose_embedding_format,
     choose_format,
     list_needs,
 )
@@ -102,8 +103,23 @@ def test_a_format_that_is_useless_for_the_teacher_is_refused() -> None:
 
 
 @pytest.mark.parametrize("setting", ["int8", "top10", "embedding"])
-def test_embeddings_are_stored_exactly_whichever_terms_read_them(setting: CacheSetting) -> None:
-    with pytest.raises(RequestError, match=rf"cache={setting} .* Use teacher.cache=exact"):
+def test_what_a_classifier_says_is_not_stored_of_embeddings(setting: CacheSetting) -> None:
+    with pytest.raises(RequestError, match=rf"cache={setting} .*cache=float16 or exact"):
         check_task_format(setting, Embedding())
-    check_task_format("exact", Embedding())
     check_task_format(setting, CLASSIFICATION)
+
+
+@pytest.mark.parametrize(
+    ("setting", "width", "name"),
+    [
+        ("auto", 64, "exact"),
+        ("auto", 65, "float16"),
+        ("exact", 1280, "exact"),
+        ("float16", 10, "float16"),
+    ],
+)
+def test_embeddings_are_stored_in_float16_unless_they_are_small(
+    setting: CacheSetting, width: int, name: str
+) -> None:
+    check_task_format(setting, Embedding())
+    assert choose_embedding_format(setting, width).name == name

@@ -11,6 +11,7 @@ from kd_app.training.cache_format import (
     CacheFormat,
     EmbeddingFormat,
     ExactFormat,
+    Float16Format,
     Int8Format,
     TermNeed,
     TopTenFormat,
@@ -52,6 +53,7 @@ def replay(format: CacheFormat, exact: Tensor) -> Tensor:
     [
         (ExactFormat(CLASSES), 4000),
         (Int8Format(CLASSES), 1008),
+        (Float16Format(CLASSES), 2004),
         (TopTenFormat(CLASSES), 44),
         (EmbeddingFormat(WIDTH), 132),
     ],
@@ -88,6 +90,17 @@ def replayed_shape(rows: Tensor) -> tuple[int, ...]:
 def test_exact_logits_are_returned_bit_for_bit() -> None:
     exact = torch.cat((logits(), torch.tensor([[1e-40, 3e38, -0.0, -1e30]]).repeat(1, 250)))
     assert torch.equal(replay(ExactFormat(CLASSES), exact), exact)
+
+
+def test_float16_keeps_the_direction_of_an_embedding_and_each_value() -> None:
+    embedding = outputs()[0].embedding
+    assert embedding is not None
+    # after a ReLU, standardized, and of far other scales
+    for exact in (embedding, embedding - embedding.mean(dim=1, keepdim=True), 1e6 * embedding):
+        replayed = replay(Float16Format(WIDTH), exact)
+        largest = exact.abs().amax(dim=1, keepdim=True)
+        assert ((replayed - exact).abs() <= 1.001 * largest / 4096).all()
+        assert torch.cosine_similarity(replayed, exact).min() > 1 - 1e-6
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0, 20.0])

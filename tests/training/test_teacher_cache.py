@@ -420,7 +420,7 @@ def test_runs_with_different_numbers_of_views_share_the_teacher(
         (["teacher.outputs=sometimes"], "'live' or 'cached'"),
         (
             ["teacher.cache=int4", "teacher.outputs=cached"],
-            "'exact', 'int8', 'top10' or 'embedding'",
+            "'exact', 'int8', 'float16', 'top10' or 'embedding'",
         ),
         (["teacher.cache=int8"], "teacher.outputs=live runs the teacher"),
         (["teacher.cache_gb=0", "teacher.outputs=cached"], "cache_gb=0"),
