@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmarks import cifar, label_free, photos
+from benchmarks import cifar, label_free, label_free_students, photos
 from benchmarks.data_path import compare as compare_readers
 from benchmarks.data_path import measure as measure_readers
 from benchmarks.demo_candidates import CANDIDATES, EXTRACT, read_rows, render_table, write_rows
@@ -288,3 +288,11 @@ def test_the_lines_of_losses_without_labels_are_the_table_of_their_guide(tmp_pat
     assert (tmp_path / "again.csv").read_bytes() == label_free.FILE.read_bytes()
     guide = label_free.FILE.parent / "guides" / "without-labels.md"
     assert label_free.write_table(lines) in guide.read_text(encoding="utf-8")
+
+
+def test_the_lines_of_students_without_labels_are_the_table_of_their_guide() -> None:
+    lines = read_lines(label_free_students.Line, label_free_students.FILE)
+    guide = label_free.FILE.parent / "guides" / "without-labels.md"
+    assert label_free_students.render_table(lines) in guide.read_text(encoding="utf-8")
+    # each student is measured at least once, and its interval holds its value
+    assert all(each.purity_gap_low < each.purity_gap < each.purity_gap_high for each in lines)
