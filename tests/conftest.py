@@ -22,7 +22,7 @@ from xdist.scheduler import LoadFileScheduling
 
 torch.set_num_threads(1)
 # how long an example takes says how busy the machine is
-hypothesis.settings.register_profile("tests")
+hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")
 
 LONG = (

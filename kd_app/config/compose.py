@@ -189,7 +189,9 @@ def _explain_unknown_key(key: str, primary: str, overrides: Sequence[str]) -> st
             f" {group}={'folder' if 'folder' in choices else choices[0]}. Choices of {group}=:"
             f" {', '.join(choices)}."
         )
-    if owners := _list_owners(group, name):
+    chosen = tree.get(group)
+    is_known = isinstance(chosen, dict) and name.partition(".")[0] in chosen
+    if not is_known and (owners := _list_owners(group, name)):
         return (
             f"There is no setting {key!r} with this choice of {group}=. It belongs to"
             f" {' and '.join(f'{group}={each}' for each in owners)}: choose that, or remove"

@@ -16,8 +16,8 @@ from kd_app.models.outputs import Outputs, Tokens
 from kd_app.models.tap_plan import TapPlan, plan_taps
 
 _ALTERNATIVES = (
-    "Terms that read less: soft_target, decoupled and dist read only logits, embedding_cosine and"
-    " pkt only embeddings."
+    "Terms that read only logits: soft_target, decoupled, dist; only embeddings: embedding_cosine,"
+    " pkt."
 )
 _FIELDS = frozenset(f.name for f in fields(Outputs))
 _HEAD = frozenset({"embedding", "classifier"})
