@@ -95,8 +95,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FolderSchedu
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One process more than cores: tests also wait for processes, locks and clocks."""
-    return (os.cpu_count() or 1) + 1
+    """One process a core: the imports and the list of tests of another one cost more
+    than the waits that it fills.
+    """
+    return os.cpu_count() or 1
 
 
 def pytest_configure() -> None:
