@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import Final
 
 from benchmarks.headline import run_command
-from benchmarks.lines import read_lines, write_lines
+from benchmarks.lines import read_lines, round_value, write_lines
 from kd_app.metrics.embedding_report import (
     STUDENT,
     TEACHER,
@@ -147,13 +147,15 @@ def parse_run(out: Path, set: str, seed: int, loss: str) -> Line:
     values: dict[str, float] = {}
     for metric in _METRICS:
         bounded: Estimate = getattr(student, metric)
-        values[metric] = _round(bounded.value)
-        values[f"{metric}_low"], values[f"{metric}_high"] = map(_round, (bounded.low, bounded.high))
-        values[f"{metric}_gap_closed"] = _round(split.gap_closed[metric].value)
-        values[f"untouched_{metric}"] = _round(getattr(untouched, metric).value)
+        values[metric] = round_value(bounded.value)
+        values[f"{metric}_low"], values[f"{metric}_high"] = map(
+            round_value, (bounded.low, bounded.high)
+        )
+        values[f"{metric}_gap_closed"] = round_value(split.gap_closed[metric].value)
+        values[f"untouched_{metric}"] = round_value(getattr(untouched, metric).value)
     values |= _compare(out, out.parent / FIRST) if loss != FIRST else dict.fromkeys(_GAINS, 0.0)
     assert teacher.purity is not None
-    values["teacher_purity"] = _round(teacher.purity.value)
+    values["teacher_purity"] = round_value(teacher.purity.value)
     return Line(
         set=set, seed=seed, loss=loss, ships=record.ships, queries=split.num_queries, **values
     )
@@ -173,7 +175,7 @@ def _compare(out: Path, first: Path) -> dict[str, float]:
     for metric in _METRICS:
         gain, (low, high) = comparison.estimate_difference(STUDENT, UNTOUCHED, metric)
         names = (name for name in _GAINS if name.startswith(metric))
-        values |= dict(zip(names, map(_round, (gain, low, high)), strict=True))
+        values |= dict(zip(names, map(round_value, (gain, low, high)), strict=True))
     return values
 
 
@@ -188,10 +190,6 @@ def _read_outputs(out: Path, role: str, split: str) -> Predictions:
     stages = read(out / RESULTS).stages
     path = next(each.path for each in reversed(stages) if each.name == f"answers-{role}-{split}")
     return Predictions.load(Path(path))
-
-
-def _round(value: float | None) -> float:
-    return float("nan") if value is None else round(value, 5)
 
 
 def sort_lines(lines: Sequence[Line]) -> list[Line]:

@@ -18,7 +18,7 @@ from typing import Final
 
 from benchmarks.headline import run_command
 from benchmarks.image_sets import Size, copy_cifar
-from benchmarks.lines import read_lines, write_lines
+from benchmarks.lines import read_lines, round_value, write_lines
 from kd_app.reporting.exports import read_exports
 from kd_app.reporting.measurement_results import Estimate
 from kd_app.reporting.results import read
@@ -138,28 +138,28 @@ def parse_run(out: Path, set: str, student: str, seed: int) -> Line:
     values = {}
     for metric in METRICS:
         gap = split.gap_closed[metric]
-        values[f"{metric}_gap"] = _round(gap.value)
-        values[f"{metric}_gap_low"], values[f"{metric}_gap_high"] = map(_round, (gap.low, gap.high))
+        values[f"{metric}_gap"] = round_value(gap.value)
+        values[f"{metric}_gap_low"], values[f"{metric}_gap_high"] = map(
+            round_value, (gap.low, gap.high)
+        )
     for role, model in models.items():
         purity = model.purity or Estimate(value=None)
-        values[f"{role}_purity"] = _round(purity.value)
+        values[f"{role}_purity"] = round_value(purity.value)
         if role != "teacher":
-            values[f"{role}_overlap"] = _round(model.overlap.value)
+            values[f"{role}_overlap"] = round_value(model.overlap.value)
     overlaps = {
-        each.format: each.test.overlap for each in exports.files.values() if each.test is not None
+        each.format: each.test.overlap
+        for each in exports.files.values()
+        if each.test is not None and each.test.overlap is not None
     }
     return Line(
         set=set,
         student=student,
         seed=seed,
         queries=split.num_queries,
-        int8_overlap_kept=_round((overlaps["onnx_int8"] or 0) / (overlaps["onnx"] or 1)),
+        int8_overlap_kept=round_value(overlaps["onnx_int8"] / overlaps["onnx"]),
         **values,
     )
-
-
-def _round(value: float | None) -> float:
-    return float("nan") if value is None else round(value, 5)
 
 
 def render_table(lines: Sequence[Line]) -> str:

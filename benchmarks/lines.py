@@ -4,7 +4,7 @@ import csv
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 T = TypeVar("T")
 
@@ -13,8 +13,7 @@ def read_lines(kind: type[T], file: Path) -> list[T]:
     """The lines of the file; none if it is missing."""
     if not file.is_file():
         return []
-    columns: Any = fields(kind)  # type: ignore[arg-type]
-    types = {column.name: column.type for column in columns}
+    types = get_type_hints(kind)
     with file.open(encoding="utf-8", newline="") as content:
         return [
             kind(**{name: types[name](value) for name, value in row.items()})
@@ -29,3 +28,8 @@ def write_lines(lines: Sequence[Any], file: Path) -> None:
         writer = csv.DictWriter(content, names, lineterminator="\n")
         writer.writeheader()
         writer.writerows(map(asdict, lines))
+
+
+def round_value(value: float | None) -> float:
+    """Five digits are enough for a share; NaN if there is no value."""
+    return float("nan") if value is None else round(value, 5)

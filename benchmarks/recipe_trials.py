@@ -198,8 +198,8 @@ def measure_trial(trial: Trial, place: Place) -> Measured:
             return _measure_by_hand(workspace, trial, options, split, start)
         teaches = workspace
         if options.pop(TEACHER_LABELS, None):
-            few = [each for each in overrides if not each.startswith(LABEL_FRACTION)]
-            teaches = _open(few, stages)
+            all_labels = [each for each in overrides if not each.startswith(LABEL_FRACTION)]
+            teaches = _open(all_labels, stages)
         model = _train_role(workspace, trial.arm, teaches)
         predictions = workspace.load_predictions(model, split)
     spec = workspace.spec

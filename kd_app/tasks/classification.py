@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar, Final
 
 from torch import Tensor, nn
@@ -17,6 +18,16 @@ from kd_app.models.spec import ModelSpec
 from kd_app.tasks.base import Direction, Metrics, Output, ReadsOutputs, Reference, Selection
 
 
+@cache
+def _list_metrics(*, has_teacher: bool) -> dict[str, Direction]:
+    names = set(build_model_metrics(2)) | (set(build_pair_metrics()) if has_teacher else set())
+    directions = {
+        **{spec.name: spec.better for spec in MODEL_METRICS},
+        **{spec.name: spec.better for spec in PAIR_METRICS},
+    }
+    return {name: better for name, better in directions.items() if name in names}
+
+
 @dataclass(frozen=True)
 class Classification:
     """Logits ``[B, K]``, measured against labels and the teacher's logits."""
@@ -29,12 +40,7 @@ class Classification:
     progress: ClassVar[tuple[str, ...]] = ("top1", "nll", "agreement")
 
     def list_metrics(self, *, has_teacher: bool) -> dict[str, Direction]:
-        names = set(build_model_metrics(2)) | (set(build_pair_metrics()) if has_teacher else set())
-        directions = {
-            **{spec.name: spec.better for spec in MODEL_METRICS},
-            **{spec.name: spec.better for spec in PAIR_METRICS},
-        }
-        return {name: better for name, better in directions.items() if name in names}
+        return _list_metrics(has_teacher=has_teacher)
 
     def wrap_output(self, model: nn.Module) -> nn.Module:
         return model
