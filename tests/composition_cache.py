@@ -13,7 +13,11 @@ from unittest.mock import patch
 
 from hydra._internal import defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import ConfigRepository, IConfigRepository
+from hydra._internal.config_repository import (
+    CachingConfigRepository,
+    ConfigRepository,
+    IConfigRepository,
+)
 from hydra._internal.defaults_list import Overrides
 from hydra.core.default_element import DefaultsTreeNode, ResultDefault
 from hydra.core.object_type import ObjectType
@@ -25,6 +29,7 @@ from kd_app.config.paths import CONF
 _load_config = ConfigRepository.load_config
 _list_defaults = defaults_list._create_defaults_list
 _merge_defaults = ConfigLoaderImpl._compose_config_from_defaults_list
+_copy_repository = CachingConfigRepository.__init__
 _parsed: dict[tuple[object, ...], ConfigResult] = {}
 _listed: dict[tuple[object, ...], tuple[list[ResultDefault], dict[str, Any]]] = {}
 _merged: dict[tuple[object, ...], "Kept"] = {}
@@ -115,10 +120,19 @@ def _merge_once(
     return copy_kept(_merged[key])
 
 
+def _share_sources(repository: CachingConfigRepository, delegate: IConfigRepository) -> None:
+    """Copy the repository of a composition without its sources, which are replaced as a
+    whole.
+    """
+    repository.delegate = copy(delegate)
+    repository.cache = {}
+
+
 REPLACED: dict[Callable[..., Any], tuple[object, str]] = {
     _load_config: (ConfigRepository, "load_config"),
     _list_defaults: (defaults_list, "_create_defaults_list"),
     _merge_defaults: (ConfigLoaderImpl, "_compose_config_from_defaults_list"),
+    _copy_repository: (CachingConfigRepository, "__init__"),
 }
 """Hydra's functions, and where they are."""
 
@@ -126,6 +140,6 @@ REPLACED: dict[Callable[..., Any], tuple[object, str]] = {
 def keep_compositions() -> None:
     """Compose with what is parsed and merged already from now on."""
     for place, function in zip(
-        REPLACED.values(), (_load_parsed, _list_once, _merge_once), strict=True
+        REPLACED.values(), (_load_parsed, _list_once, _merge_once, _share_sources), strict=True
     ):
         patch.object(*place, function).start()

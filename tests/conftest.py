@@ -15,15 +15,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import hypothesis
 import pytest
-import torch
 from xdist.scheduler import LoadFileScheduling
-
-torch.set_num_threads(1)
-# how long an example takes says how busy the machine is
-hypothesis.settings.register_profile("tests", deadline=None)
-hypothesis.settings.load_profile("tests")
 
 LONG = (
     "test_kill",
@@ -101,17 +94,34 @@ def pytest_xdist_auto_num_workers() -> int:
     return os.cpu_count() or 1
 
 
-def pytest_configure() -> None:
-    """Compose from kept parts in each test process, list what is installed once
-    (Lightning looks for callbacks of other packages for each trainer), and let the
-    system choose when files get to the disk.
+def pytest_configure(config: pytest.Config) -> None:
+    """Prepare a process that runs tests. One that hands them to others imports nothing:
+    they would wait for it.
+    """
+    is_worker = hasattr(config, "workerinput")
+    if is_worker or not config.getoption("numprocesses"):
+        _prepare_process()
+
+
+def _prepare_process() -> None:
+    """Compose from kept parts in each test process, look for copies among the same
+    images once, list what is installed once (Lightning looks for callbacks of other
+    packages for each trainer), and let the system choose when files get to the disk.
     """
     # not above: jaxtyping has to see kd_app imported after this file
+    import hypothesis
+    import torch
     from lightning.fabric.utilities import registry
 
     from tests.composition_cache import keep_compositions
+    from tests.contents_cache import keep_contents
 
+    torch.set_num_threads(1)
+    # how long an example takes says how busy the machine is
+    hypothesis.settings.register_profile("tests", deadline=None)
+    hypothesis.settings.load_profile("tests")
     keep_compositions()
+    keep_contents()
     patch.object(registry, "entry_points", cache(entry_points)).start()
     patch.object(os, "fsync", lambda _: None).start()
 
