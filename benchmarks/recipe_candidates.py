@@ -15,6 +15,7 @@ from benchmarks.recipe_trials import (
     IMBALANCED,
     LABEL_FRACTION,
     LABELS,
+    TAUGHT,
     TEACHER_LABELS,
     Measured,
     Trial,
@@ -95,6 +96,20 @@ REGIMES: Final = (
         {"scheduler": "cosine", "lr": "0.0003", "wd": "0.05", "weights": "1/1", "T": "4"},
     ),
 )
+SMALL_PAIR: Final = "wrn_16_2 -> resnet8_quarter"
+TAUGHT_REGIME: Final = Regime(
+    "from random weights, with a much better teacher",
+    {
+        DIGITS: (SMALL_PAIR,),
+        FASHION: (SMALL_PAIR,),
+        CIFAR: (SMALL_PAIR,),
+        FLOWERS: ("lite0 -> resnet10t",),
+    },
+    {},
+    {},
+    REGIMES[0].center,
+)
+"""What people distill for: a small student, or a teacher with pretrained weights."""
 CENTER: Final = "center"
 _KEYS: Final = {
     "scheduler": "scheduler",
@@ -233,7 +248,7 @@ def read_defaults(regime: Regime) -> dict[str, str]:
     config = compose_config("distill", [])
     terms = {name: {**read_term(name), **settings} for name, settings in RULE[-1].terms.items()}
     optimizer = config["optimizer"]
-    rate = "scratch_lr" if regime is REGIMES[0] else "finetune_lr"
+    rate = "finetune_lr" if regime is REGIMES[1] else "scratch_lr"
     name = str(config["scheduler"]["_target_"]).rsplit(".", 1)[-1]
     weights = (terms[each]["weight"] for each in ("cross_entropy", "soft_target"))
     return {
@@ -248,14 +263,18 @@ def read_defaults(regime: Regime) -> dict[str, str]:
 def list_bar(
     scale: str, pairs: int, known: Mapping[Trial, Measured], *, seeds: int = 5
 ) -> Iterator[Trial]:
-    """The defaults and the loop by hand on test images, with the same teachers."""
+    """The defaults and the loop by hand on test images, with the same teachers. The
+    loop has one setting for all sets that are trained from random weights.
+    """
+    is_taught = scale == TAUGHT
     for seed in range(seeds):
-        for regime in REGIMES:
+        for regime in (TAUGHT_REGIME,) if is_taught else REGIMES:
             for arm in (LABELS, DISTILLED):
                 defaults = spell(read_defaults(regime), arm)
                 for data, models in regime.pairs.items():
                     yield Trial(BAR, data, scale, models[0], arm, defaults, seed)
-                    by_hand = choose_by_hand(known, regime, arm, scale)
+                    tuned = (REGIMES[0], arm, "small") if is_taught else (regime, arm, scale)
+                    by_hand = choose_by_hand(known, *tuned)
                     yield Trial(BAR, data, scale, models[0], BY_HAND[arm], by_hand, seed)
 
 
