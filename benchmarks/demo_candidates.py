@@ -4,9 +4,9 @@
 The data of every candidate are scikit-learn's digits, the only set of images that
 kd_app's requirements bring. Half of them are test images, so that a gain of two or
 three points exceeds the noise. Each candidate is run with three seeds, which set the
-split, the labels that are used, the teacher and the student; the chosen one also in
-float32. Finished runs are read from the extract (``docs/demo-candidates.csv``), so the
-command resumes. It prints the table, which ``docs/measured.md`` shows.
+split, the labels that are used, the teacher and the student; two also in float32.
+Finished runs are read from the extract (``docs/demo-candidates.csv``), so the command
+resumes. It prints the table, which ``docs/measured.md`` shows.
 """
 
 import argparse
@@ -44,6 +44,8 @@ def _few(share: float, *, epochs: int, teacher_epochs: int) -> tuple[str, ...]:
 
 ALL_LABELS: Final = ("data.label_fraction=null", "controls=[labels_only]", "trainer.max_epochs=40")
 QUARTER: Final = ("student.kwargs.widths=[4,4,8,16]",)
+NARROW: Final = ("student.kwargs.widths=[3,3,6,12]",)
+FLOAT32: Final = ("trainer.precision=32-true",)
 HALF: Final = ("student.kwargs.widths=[8,8,16,32]",)
 FIVE: Final = _few(0.05, epochs=60, teacher_epochs=100)
 LONGER: Final = _few(0.05, epochs=100, teacher_epochs=100)
@@ -69,8 +71,10 @@ CANDIDATES: Final = {
     "twentieth-quarter": Candidate(
         "5 % of the labels; student of a quarter of the width", (*FIVE, *QUARTER)
     ),
-    "chosen": Candidate("the same, 100 epochs", (*LONGER, *QUARTER)),
-    "float32": Candidate("the same in float32", (*LONGER, *QUARTER, "trainer.precision=32-true")),
+    "long-quarter": Candidate("the same, 100 epochs", (*LONGER, *QUARTER)),
+    "long-quarter-float32": Candidate("the same in float32", (*LONGER, *QUARTER, *FLOAT32)),
+    "chosen": Candidate("the student at 3/16 of the width", (*LONGER, *NARROW)),
+    "chosen-float32": Candidate("the same in float32", (*LONGER, *NARROW, *FLOAT32)),
     "passed-on": Candidate(
         "5 % of the labels for the student, all for the teacher",
         FIVE,

@@ -40,7 +40,7 @@ from tests.builders import teacher_folder
 
 
 def test_the_training_loop_is_timed_beside_the_bare_one() -> None:
-    (ratio,) = compare("resnet8_quarter", "resnet8_quarter", steps=2, rounds=1, skip=1)
+    (ratio,) = compare("resnet8_narrow", "resnet8_narrow", steps=2, rounds=1, skip=1)
     assert ratio > 0
 
 

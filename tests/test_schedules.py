@@ -76,7 +76,7 @@ def test_a_training_follows_the_schedule_and_logs_the_weight_of_each_step(
         "loss.soft_target.schedule.end=0.5",
     ]
     steps = [
-        "student.name=resnet8_quarter",
+        "student.name=resnet8_narrow",
         "data.batch_size=300",
         "trainer.max_epochs=2",
         "trainer.accumulate_grad_batches=2",

@@ -161,11 +161,11 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor], atol: float = 1e-6) -
 
 
 def test_a_resumed_run_with_dot_is_bit_identical(tmp_path: Path) -> None:
-    teacher = teacher_folder(tmp_path / "teacher", "resnet8_quarter")
+    teacher = teacher_folder(tmp_path / "teacher", "resnet8_narrow")
     words = [
         "optimizer=dot",
         "loss.soft_target.schedule=ramp",
-        "student.name=resnet8_quarter",
+        "student.name=resnet8_narrow",
         "data.batch_size=256",
         "trainer.max_epochs=2",
         "trainer.accumulate_grad_batches=2",

@@ -25,7 +25,7 @@ from tests.builders import GRAY, teacher_folder, trained
 from tests.commands.call import DIVERGING
 from tests.models.test_spec import request
 
-SMALL = ("data.batch_size=256", "student.name=resnet8_quarter", "trainer.max_epochs=3")
+SMALL = ("data.batch_size=256", "student.name=resnet8_narrow", "trainer.max_epochs=3")
 VIT: dict[str, Any] = {"patch_size": 2, "embed_dim": 32, "depth": 4, "num_heads": 2}
 
 
@@ -262,7 +262,7 @@ PAIRS: dict[str, tuple[str, InputSpec, dict[str, Any], Sequence[str]]] = {
         "vit_tiny_patch16_224",
         InputSpec(3, 16, 16, (0.5,) * 3, (0.3,) * 3),
         {**VIT, "img_size": 16},
-        ["student.name=resnet8_quarter"],
+        ["student.name=resnet8_narrow"],
     ),
     "CNN to CNN, larger images": (
         "test_resnet",
@@ -348,7 +348,7 @@ def test_every_precision_trains_with_adapters_and_does_not_change_the_teacher(
     terms = [
         "loss=[cross_entropy,soft_target,feature_hint]",
         f"trainer.precision={precision}",
-        "student.name=resnet8_quarter",
+        "student.name=resnet8_narrow",
     ]
     run = trained(
         teacher, tmp_path, *BRIEF, *terms, "trainer.gradient_clip_val=1.0", "+callbacks=ema"
@@ -421,7 +421,7 @@ def test_a_compiled_student_trains_with_feature_terms_and_is_saved_like_any_othe
     teacher: Path, tmp_path: Path
 ) -> None:
     terms = [
-        "student.name=resnet8_quarter",
+        "student.name=resnet8_narrow",
         "loss=[cross_entropy,soft_target,feature_hint]",
         "trainer.precision=32-true",
     ]

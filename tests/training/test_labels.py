@@ -24,7 +24,7 @@ from tests.commands.call import call
 FEW = (
     "data.label_fraction=0.1",
     "data.batch_size=64",
-    "student.name=resnet8_quarter",
+    "student.name=resnet8_narrow",
     "trainer.max_epochs=2",
     "trainer=cpu",
     "trainer.precision=32-true",
@@ -33,7 +33,7 @@ FEW = (
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return teacher_folder(tmp_path_factory.mktemp("teacher"), "resnet8_quarter")
+    return teacher_folder(tmp_path_factory.mktemp("teacher"), "resnet8_narrow")
 
 
 def build_workspace(folder: Path, *words: str) -> Workspace:

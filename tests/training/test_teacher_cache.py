@@ -37,7 +37,7 @@ from tests.commands.call import call
 
 VIEWS = (
     "data.batch_size=256",
-    "student.name=resnet8_quarter",
+    "student.name=resnet8_narrow",
     "trainer.max_epochs=3",
     "data.views=2",
 )

@@ -177,7 +177,7 @@ def test_after_every_step_the_teacher_moves_toward_the_student(
 def test_a_resumed_run_with_an_ema_teacher_is_bit_identical(tmp_path: Path) -> None:
     words = [
         "teacher.decay=0.9",
-        "student.name=resnet8_quarter",
+        "student.name=resnet8_narrow",
         "data.batch_size=256",
         "trainer.max_epochs=2",
         "trainer.checkpoint_steps=1",

@@ -6,7 +6,7 @@ names                      widths            paper
 =========================  ================  ====================================
 resnet8 14 20 32 44 56     16, 16 32 64      He et al., "Deep residual learning",
 110                                          CVPR 2016, arXiv 1512.03385
-resnet8_quarter            4, 4 8 16         resnet8 at a quarter of the width
+resnet8_narrow             3, 3 6 12         resnet8 at 3/16 of the width
 resnet8x4 resnet32x4       32, 64 128 256    Tian et al., "Contrastive
                                              representation distillation",
                                              ICLR 2020, arXiv 1910.10699
@@ -189,7 +189,7 @@ class WideResNet(SmallNet):
 
 _ARCHITECTURES: dict[str, tuple[type[SmallNet], int, tuple[int, int, int, int]]] = {
     **{f"resnet{6 * n + 2}": (SmallResNet, n, (16, 16, 32, 64)) for n in (1, 2, 3, 5, 7, 9, 18)},
-    "resnet8_quarter": (SmallResNet, 1, (4, 4, 8, 16)),
+    "resnet8_narrow": (SmallResNet, 1, (3, 3, 6, 12)),
     **{f"resnet{6 * n + 2}x4": (SmallResNet, n, (32, 64, 128, 256)) for n in (1, 5)},
     **{
         f"wrn_{6 * n + 4}_{k}": (WideResNet, n, (16, 16 * k, 32 * k, 64 * k))
@@ -250,9 +250,9 @@ def resnet110(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 
 @register_model
-def resnet8_quarter(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """resnet8_quarter for images of 8 to 64 pixels; see the table above."""
-    return _build("resnet8_quarter", pretrained, **kwargs)
+def resnet8_narrow(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """resnet8_narrow for images of 8 to 64 pixels; see the table above."""
+    return _build("resnet8_narrow", pretrained, **kwargs)
 
 
 @register_model
