@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import gc
+import shutil
 import signal
 from functools import cache
 from importlib.metadata import entry_points
@@ -17,6 +18,13 @@ from unittest.mock import patch
 
 import pytest
 from xdist.scheduler import LoadFileScheduling
+
+MEMORY = Path("/dev/shm")
+_ENOUGH = 4_000_000_000
+"""Bytes; the tests write a ninth of it."""
+if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > _ENOUGH:
+    # tens of thousands of small files, which a disk takes long to write and to remove
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 LONG = (
     "test_kill",

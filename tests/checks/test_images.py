@@ -55,7 +55,7 @@ def test_an_image_that_was_resized_made_paler_and_saved_as_a_jpeg_is_a_near_dupl
     photos: Path, tmp_path: Path
 ) -> None:
     random = np.random.default_rng(0)
-    for path in photos.rglob("*.png"):
+    for path in sorted(photos.rglob("*.png")):
         Image.fromarray(random.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize(
             (64, 64), Image.Resampling.BICUBIC
         ).save(path)
