@@ -15,7 +15,7 @@ _kept: dict[tuple[tuple[int, ...], bytes], PictureContents] = {}
 
 def _read_once(pixels: Tensor) -> PictureContents:
     """Compare the images, or return what is known about them, which nobody changes."""
-    key = tuple(pixels.shape), sha256(pixels.contiguous().numpy()).digest()
+    key = tuple(pixels.shape), sha256(pixels.numpy().tobytes()).digest()
     if key not in _kept:
         contents = _read(pixels)
         for array in contents:
