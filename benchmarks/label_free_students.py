@@ -4,8 +4,9 @@
 --students resnet10t --seeds 0,1,2`` trains a student from random weights with
 ``task=embedding`` on a folder with classes, which only judge, exports it, and adds a
 line to docs/label-free-students.csv; lines that are there are not repeated. ``--table``
-prints the lines as a table in Markdown. Of CIFAR-10, a copy of 4,440 images to train on
-and to choose by, and 2,000 to test on, is made beside the runs.
+prints the lines as a table in Markdown, ``--curves`` purity on validation after each
+epoch of the runs in ``--folder``. Of CIFAR-10, a copy of ``--images`` to train on and
+to choose by, and of 2,000 to test on, is made beside the runs.
 """
 
 import argparse
@@ -14,7 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Final
+from typing import Final, NamedTuple
+
+import pandas as pd
 
 from benchmarks.headline import run_command
 from benchmarks.image_sets import Size, copy_cifar
@@ -22,7 +25,7 @@ from benchmarks.lines import read_lines, round_value, write_lines
 from kd_app.reporting.exports import read_exports
 from kd_app.reporting.measurement_results import Estimate
 from kd_app.reporting.results import read
-from kd_app.run_files import RESULTS
+from kd_app.run_files import CURVES, RESULTS
 
 FILE: Final = Path(__file__).parents[1] / "docs" / "label-free-students.csv"
 SETS: Final = ("cifar10", "flowers")
@@ -37,14 +40,12 @@ SETTINGS: Final = (
     "data=folder",
     "task=embedding",
     "teacher.image_size=96",
-    "data.image_size=64",
     "student.pretrained=false",
     "data.views=2",
     "data.num_workers=0",
     "data.batch_size=64",
     "teacher.outputs=cached",
     "trainer=cpu",
-    "trainer.max_epochs=16",
     "optimizer.lr=0.003",
     "scheduler=one_cycle",
     "loss=[embedding_cosine]",
@@ -52,7 +53,20 @@ SETTINGS: Final = (
     "logger=[csv]",
 )
 FORMATS: Final = "formats=[onnx,onnx_int8]"
-_CIFAR: Final = Size(train=4_440, test=2_000)
+_TEST: Final = 2_000
+
+
+class Key(NamedTuple):
+    """What decides a run. images: of the copy to train on and to choose by; 0: all.
+    pixels: the side of the student's input; that of the teacher's is 96.
+    """
+
+    set: str
+    student: str
+    images: int
+    epochs: int
+    pixels: int
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -65,6 +79,9 @@ class Line:
 
     set: str
     student: str
+    images: int
+    epochs: int
+    pixels: int
     seed: int
     queries: int
     untouched_purity: float
@@ -91,42 +108,56 @@ def main() -> None:
     """Run the students that have no line yet, or print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("set", nargs="?", choices=SETS)
-    parser.add_argument("images", nargs="?", type=Path, help="has folders of classes")
+    parser.add_argument("photos", nargs="?", type=Path, help="has folders of classes")
     parser.add_argument("--teacher", type=Path, help="a model folder of timm")
     parser.add_argument("--folder", type=Path, default=Path("runs/label-free-students"))
     parser.add_argument("--students", default="resnet10t", help="names of timm, by comma")
     parser.add_argument("--seeds", default="0", help="by comma")
+    parser.add_argument("--images", type=int, default=4_440, help="of CIFAR-10, at most")
+    parser.add_argument("--epochs", type=int, default=16)
+    parser.add_argument("--pixels", type=int, default=64, help="the student's")
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--curves", action="store_true")
     arguments = parser.parse_args()
-    if arguments.table:
-        sys.stdout.write(f"{render_table(read_lines(Line, FILE))}\n")
+    if arguments.table or arguments.curves:
+        lines = read_lines(Line, FILE)
+        text = render_table(lines) if arguments.table else render_curves(arguments.folder)
+        sys.stdout.write(f"{text}\n")
         return
-    if arguments.images is None or arguments.teacher is None:
+    if arguments.photos is None or arguments.teacher is None:
         parser.error("name a set, its folder and --teacher, or use --table")
-    root = arguments.images
+    root, images = arguments.photos, 0
     if arguments.set == "cifar10":
-        root = copy_cifar(arguments.folder, _CIFAR, root)
+        images = arguments.images
+        root = copy_cifar(arguments.folder, Size(images, _TEST), root)
     for seed in map(int, arguments.seeds.split(",")):
         for student in arguments.students.split(","):
-            key = (arguments.set, student, seed)
-            if any((each.set, each.student, each.seed) == key for each in read_lines(Line, FILE)):
+            key = Key(arguments.set, student, images, arguments.epochs, arguments.pixels, seed)
+            lines = read_lines(Line, FILE)
+            if any(read_key(each) == key for each in lines):
                 continue
             out = arguments.folder / "-".join(map(str, key))
             settings = (
                 f"data.root={root}",
+                f"data.image_size={key.pixels}",
                 f"teacher.checkpoint={arguments.teacher}",
                 f"student.name={student}",
+                f"trainer.max_epochs={key.epochs}",
                 f"seed={seed}",
                 f"out={out}",
                 f"stages={arguments.folder / 'stages'}",
             )
             run_command("distill", [*SETTINGS, *settings])
             run_command("export", [f"run={out}", FORMATS])
-            lines = [*read_lines(Line, FILE), parse_run(out, *key)]
-            write_lines(sorted(lines, key=lambda each: (each.set, each.student, each.seed)), FILE)
+            write_lines(sorted([*lines, parse_run(out, key)], key=read_key), FILE)
 
 
-def parse_run(out: Path, set: str, student: str, seed: int) -> Line:
+def read_key(line: Line) -> Key:
+    """What a line is about."""
+    return Key(*(getattr(line, name) for name in Key._fields))
+
+
+def parse_run(out: Path, key: Key) -> Line:
     """The line of a finished run with exported files."""
     record = read(out / RESULTS).embedding
     last = record.last if record else None
@@ -153,9 +184,7 @@ def parse_run(out: Path, set: str, student: str, seed: int) -> Line:
         if each.test is not None and each.test.overlap is not None
     }
     return Line(
-        set=set,
-        student=student,
-        seed=seed,
+        **key._asdict(),
         queries=split.num_queries,
         int8_overlap_kept=round_value(overlaps["onnx_int8"] / overlaps["onnx"]),
         **values,
@@ -163,20 +192,33 @@ def parse_run(out: Path, set: str, student: str, seed: int) -> Line:
 
 
 def render_table(lines: Sequence[Line]) -> str:
-    """A table in Markdown: by set and student the means over the seeds, in %, with the
-    outer ends of the seeds' intervals.
+    """A table in Markdown: by set, student and settings the means over the seeds, in %,
+    with the outer ends of the seeds' intervals.
     """
     gaps = tuple(f"gap closed: {title}" for title in METRICS.values())
     purities = ("purity untouched", "student", "teacher")
-    heads = ("set", "student", "seeds", *purities, *gaps, "int8 keeps of the overlap")
+    heads = ("set", "student", *("images", "epochs", "px", "seeds"), *purities, *gaps)
+    heads = (*heads, "int8 keeps of the overlap")
     rows = [heads, ("---",) * len(heads)]
-    for set_name, student in dict.fromkeys((each.set, each.student) for each in lines):
-        own = [each for each in lines if (each.set, each.student) == (set_name, student)]
-        cells = [set_name, student, str(len(own))]
+    for settings in dict.fromkeys(read_key(each)[:-1] for each in lines):
+        own = [each for each in lines if read_key(each)[:-1] == settings]
+        cells = [*(str(each or "all") for each in settings), str(len(own))]
         cells += [_average(own, f"{role}_purity") for role in ("untouched", "student", "teacher")]
         cells += [_format_gap(own, metric) for metric in METRICS]
         rows.append((*cells, _average(own, "int8_overlap_kept")))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def render_curves(folder: Path) -> str:
+    """For each run in `folder`, the student's purity on validation after each epoch, in
+    %.
+    """
+    texts = []
+    for path in sorted(folder.glob(f"*/{CURVES}")):
+        table = pd.read_csv(path)
+        own = table[(table["role"] == "student") & (table["metric"] == "val/purity")]
+        texts.append(f"{path.parent.name}: " + " ".join(f"{100 * each:.1f}" for each in own.value))
+    return "\n".join(texts)
 
 
 def _average(lines: Sequence[Line], name: str) -> str:

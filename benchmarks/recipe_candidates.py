@@ -35,7 +35,10 @@ class Regime(NamedTuple):
     """Trainings that share their defaults: from random weights or from pretrained ones.
 
     pairs: by set, the pairs of models. center: the settings that the candidates of a
-    search differ from, by a short name. labels, distilled: the other candidates.
+    search differ from, by a short name. labels, distilled: the other candidates. rate:
+    the setting of the optimizer that holds the default learning rate. rates_by_hand:
+    those that the loop by hand is tuned with. tuned: the regime and the scale whose
+    tuning the loop by hand takes over, where it is not tuned anew.
     """
 
     name: str
@@ -43,6 +46,9 @@ class Regime(NamedTuple):
     labels: Mapping[str, Mapping[str, str]]
     distilled: Mapping[str, Mapping[str, str]]
     center: Mapping[str, str]
+    rate: str
+    rates_by_hand: Sequence[float] = ()
+    tuned: "tuple[Regime, str] | None" = None
 
 
 def _vary(*changes: str) -> dict[str, dict[str, str]]:
@@ -87,6 +93,8 @@ REGIMES: Final = (
         _SCRATCH,
         _TERMS | _JOINT,
         {"scheduler": "cosine", "lr": "0.003", "wd": "0.05", "weights": "1/1", "T": "4"},
+        "scratch_lr",
+        rates_by_hand=(0.005, 0.01, 0.02),
     ),
     Regime(
         "from pretrained weights",
@@ -94,16 +102,27 @@ REGIMES: Final = (
         _TUNED,
         _TERMS,
         {"scheduler": "cosine", "lr": "0.0003", "wd": "0.05", "weights": "1/1", "T": "4"},
+        "finetune_lr",
+        rates_by_hand=(1e-3, 3e-3),
     ),
 )
 TAUGHT_REGIME: Final = Regime(
     "from random weights, with a pretrained teacher",
-    {CIFAR: ("lite0 -> resnet8",), FLOWERS: ("lite0 -> resnet10t",)},
+    {CIFAR: ("lite0 -> resnet10t", "lite0 -> resnet8"), FLOWERS: ("lite0 -> resnet10t",)},
     {},
     {},
     REGIMES[0].center,
+    "scratch_lr",
+    tuned=(REGIMES[0], "small"),
 )
 """A teacher that is better than its student ever gets alone."""
+
+
+def list_compared(scale: str) -> Sequence[Regime]:
+    """The regimes whose defaults are compared with a loop by hand at this scale."""
+    return (TAUGHT_REGIME,) if scale == TAUGHT else REGIMES
+
+
 CENTER: Final = "center"
 _KEYS: Final = {
     "scheduler": "scheduler",
@@ -200,17 +219,13 @@ def list_survivors(
                             yield Trial(SEARCH, data, scale, pair, arm, candidate, seed)
 
 
-_RATES: Final = {
-    "from random weights": (0.005, 0.01, 0.02),
-    "from pretrained weights": (1e-3, 3e-3),
-}
 _TEMPERATURES: Final = (2.0, 4.0)
 
 
 def list_tuning(scale: str, pairs: int, known: Mapping[Trial, Measured]) -> Iterator[Trial]:
     """The loop by hand: rates on labels, then temperatures at the best rate."""
     for regime in REGIMES:
-        for rate in _RATES[regime.name]:
+        for rate in regime.rates_by_hand:
             for data, models in regime.pairs.items():
                 candidate = f"careful.lr={rate:g}"
                 yield Trial(TUNING, data, scale, models[0], BY_HAND[LABELS], candidate, 0)
@@ -225,6 +240,8 @@ def choose_by_hand(known: Mapping[Trial, Measured], regime: Regime, arm: str, sc
     """The settings of the loop by hand with the best mean on validation over the sets;
     those that were listed first if nothing is measured.
     """
+    if regime.tuned is not None:
+        regime, scale = regime.tuned
     sums: dict[str, list[float]] = {}
     for trial, measured in known.items():
         is_same = (trial.study, trial.arm, trial.scale) == (TUNING, BY_HAND[arm], scale)
@@ -232,7 +249,7 @@ def choose_by_hand(known: Mapping[Trial, Measured], regime: Regime, arm: str, sc
             sums.setdefault(trial.candidate, []).append(measured.top1)
     most = max((len(values) for values in sums.values()), default=0)
     whole = {name: fmean(values) for name, values in sums.items() if len(values) == most}
-    rate = f"careful.lr={_RATES[regime.name][0]:g}"
+    rate = f"careful.lr={regime.rates_by_hand[0]:g}"
     default = rate if arm == LABELS else f"{rate} careful.temperature={_TEMPERATURES[0]:g}"
     return max(whole, key=lambda name: whole[name], default=default)
 
@@ -242,12 +259,11 @@ def read_defaults(regime: Regime) -> dict[str, str]:
     config = compose_config("distill", [])
     terms = {name: {**read_term(name), **settings} for name, settings in RULE[-1].terms.items()}
     optimizer = config["optimizer"]
-    rate = "finetune_lr" if regime is REGIMES[1] else "scratch_lr"
     name = str(config["scheduler"]["_target_"]).rsplit(".", 1)[-1]
     weights = (terms[each]["weight"] for each in ("cross_entropy", "soft_target"))
     return {
         "scheduler": {"Cosine": "cosine", "OneCycle": "one_cycle"}[name],
-        "lr": f"{optimizer[rate]:g}",
+        "lr": f"{optimizer[regime.rate]:g}",
         "wd": f"{optimizer['weight_decay']:g}",
         "weights": "/".join(f"{weight:g}" for weight in weights),
         "T": f"{terms['soft_target']['temperature']:g}",
@@ -260,15 +276,13 @@ def list_bar(
     """The defaults and the loop by hand on test images, with the same teachers. The
     loop has one setting for all sets that are trained from random weights.
     """
-    is_taught = scale == TAUGHT
     for seed in range(seeds):
-        for regime in (TAUGHT_REGIME,) if is_taught else REGIMES:
+        for regime in list_compared(scale):
             for arm in (LABELS, DISTILLED):
                 defaults = spell(read_defaults(regime), arm)
                 for data, models in regime.pairs.items():
                     yield Trial(BAR, data, scale, models[0], arm, defaults, seed)
-                    tuned = (REGIMES[0], arm, "small") if is_taught else (regime, arm, scale)
-                    by_hand = choose_by_hand(known, *tuned)
+                    by_hand = choose_by_hand(known, regime, arm, scale)
                     yield Trial(BAR, data, scale, models[0], BY_HAND[arm], by_hand, seed)
 
 

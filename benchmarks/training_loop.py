@@ -170,10 +170,11 @@ def compare(teacher: str, student: str, *, steps: int, rounds: int, skip: int = 
         )
         ratios = []
         for number in range(rounds + 1):
-            bare.run(skip)
-            start = time.perf_counter()
-            bare.run(steps)
-            bare_seconds = time.perf_counter() - start
+            with correct_convolutions(workspace.spec.trainer, bare.student):
+                bare.run(skip)
+                start = time.perf_counter()
+                bare.run(steps)
+                bare_seconds = time.perf_counter() - start
             loop_seconds = loop()
             # The first round is a warm-up.
             if number:

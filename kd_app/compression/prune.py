@@ -347,14 +347,15 @@ class Prune(Step):
         input_spec = student.loaded.pixels
         job = TrainingJob("prune", student.spec, input_spec, recipe, source)
         loaded = LoadedModel(model, input_spec, student.loaded.weights)
-        module = build(job, loaded, workspace.data, workspace.spec.trainer)
+        # in channels_last, oneDNN writes past the gradients of narrow layers
+        settings = workspace.spec.trainer.adapt_to_graph()
+        module = build(job, loaded, workspace.data, settings)
         model.eval().zero_grad(set_to_none=True)
         for batch in workspace.data.sample("train", input_spec, self.images):
             module.compute_losses(module.prepare_batch(batch))[0].backward()
         for parameter in model.parameters():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        model.to(memory_format=torch.contiguous_format)
 
 
 def _find_bare_parameters(model: nn.Module) -> list[nn.Parameter]:
