@@ -210,14 +210,14 @@ def render_table(lines: Sequence[Line]) -> str:
 
 
 def render_curves(folder: Path) -> str:
-    """For each run in `folder`, the student's purity on validation after each epoch, in
-    %.
+    """For each finished run in `folder`, the student's purity on validation after each
+    epoch, in %.
     """
     texts = []
     for path in sorted(folder.glob(f"*/{CURVES}")):
-        table = pd.read_csv(path)
-        own = table[(table["role"] == "student") & (table["metric"] == "val/purity")]
-        texts.append(f"{path.parent.name}: " + " ".join(f"{100 * each:.1f}" for each in own.value))
+        curves = pd.read_csv(path)
+        purity = curves.loc[curves["stage"] == "student", "validation/purity"].dropna()
+        texts.append(f"{path.parent.name}: {' '.join(f'{100 * each:.1f}' for each in purity)}")
     return "\n".join(texts)
 
 

@@ -76,7 +76,7 @@ SCALES: Final = {
     ),
     "small": Scale(5_000, 1_500, {FLOWERS: 64}, {FLOWERS: 5}, has_own_teachers=True),
     "preset": Scale(5_000, 1_500, {FLOWERS: 64}, {}, has_own_teachers=True),
-    TAUGHT: Scale(5_000, 1_500, {CIFAR: 64, FLOWERS: 64}, {}, has_own_teachers=True),
+    TAUGHT: Scale(2_000, 1_500, {CIFAR: 64, FLOWERS: 64}, {}, has_own_teachers=True),
     "full": Scale(10_000, 4_317, {FLOWERS: 128}, {}, has_own_teachers=True),
 }
 

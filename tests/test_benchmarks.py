@@ -34,7 +34,9 @@ from benchmarks.training_loop import compare
 from kd_app.config import RequestError, RunError
 from kd_app.config.compose import compose_config
 from kd_app.reporting.exports import RatioEstimate
+from kd_app.reporting.runs import write_curves
 from kd_app.run.spec import build_spec
+from kd_app.run_files import CURVES
 from kd_app.training.cache_format import FORMATS
 from tests.builders import teacher_folder
 
@@ -288,6 +290,22 @@ def test_the_lines_of_losses_without_labels_are_the_table_of_their_guide(tmp_pat
     assert (tmp_path / "again.csv").read_bytes() == label_free.FILE.read_bytes()
     guide = label_free.FILE.parent / "guides" / "without-labels.md"
     assert label_free.write_table(lines) in guide.read_text(encoding="utf-8")
+
+
+def test_the_curves_of_students_without_labels_are_their_purity_on_validation(
+    tmp_path: Path,
+) -> None:
+    points = {
+        "teacher": [{"step": 1, "validation/purity": 0.9}],
+        "student": [
+            {"step": 1, "validation/purity": 0.2},
+            {"step": 1, "train/loss": 3.0},
+            {"step": 2, "validation/purity": 0.25},
+        ],
+    }
+    (tmp_path / "run").mkdir()
+    write_curves(tmp_path / "run" / CURVES, points)
+    assert label_free_students.render_curves(tmp_path) == "run: 20.0 25.0"
 
 
 def test_the_lines_of_students_without_labels_are_the_table_of_their_guide() -> None:

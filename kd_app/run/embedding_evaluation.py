@@ -54,8 +54,8 @@ def measure_embeddings_again(
     others = len(list_measured(workspace.data, gallery)) - (gallery == split)
     if others < neighbors.k:
         raise RequestError(
-            f"neighbors.k={neighbors.k} neighbors are compared, and each of these images has"
-            f" {max(others, 0)} other(s). Expected: more images that differ from each other."
+            f"neighbors.k={neighbors.k} neighbors of each image are compared, and there are only"
+            f" {max(others, 0)} other images. Expected: more images that differ from each other."
         )
     add_data(builder, workspace)
     # a control may have been measured without its projector, which its stage still has

@@ -76,7 +76,7 @@ class Task(Protocol):
     def progress(self) -> tuple[str, ...]:
         """The validation metrics that the console shows after an epoch."""
 
-    def list_metrics(self, *, has_teacher: bool) -> dict[str, Direction]:
+    def list_metrics(self, *, has_teacher: bool) -> Mapping[str, Direction]:
         """Return the validation metrics that a callback can monitor."""
 
     @property

@@ -19,7 +19,7 @@ from kd_app.tasks.base import Direction, Metrics, Output, ReadsOutputs, Referenc
 
 
 @cache
-def _list_metrics(*, has_teacher: bool) -> dict[str, Direction]:
+def _list_metrics(*, has_teacher: bool) -> Mapping[str, Direction]:
     names = set(build_model_metrics(2)) | (set(build_pair_metrics()) if has_teacher else set())
     directions = {
         **{spec.name: spec.better for spec in MODEL_METRICS},
@@ -39,7 +39,7 @@ class Classification:
     parts: ClassVar[tuple[str, ...]] = ("validation", "test", "verdict", "knowledge", "cascade")
     progress: ClassVar[tuple[str, ...]] = ("top1", "nll", "agreement")
 
-    def list_metrics(self, *, has_teacher: bool) -> dict[str, Direction]:
+    def list_metrics(self, *, has_teacher: bool) -> Mapping[str, Direction]:
         return _list_metrics(has_teacher=has_teacher)
 
     def wrap_output(self, model: nn.Module) -> nn.Module:

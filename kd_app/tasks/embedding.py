@@ -46,7 +46,7 @@ class Embedding:
     k: int = 10
     width: int = 0
 
-    def list_metrics(self, *, has_teacher: bool) -> dict[str, Direction]:
+    def list_metrics(self, *, has_teacher: bool) -> Mapping[str, Direction]:
         """Purity is there if labels judge."""
         names = ("overlap", "effective_rank", "purity")
         return {"distance": "lower", **dict.fromkeys(names, "higher")}
