@@ -93,14 +93,14 @@ def execute_together(names: Iterable[str], folder: Path) -> dict[str, Any]:
 
 
 def draw(figure: Figure) -> str:
-    """Draw a figure as PNG in base64, with its layout computed once; a kernel computes it twice and
-    draws twice.
+    """Draw a figure as PNG in base64, once and with its layout computed once; a kernel
+    does both twice.
     """
     canvas, layout, image = FigureCanvasAgg(figure), figure.get_layout_engine(), io.BytesIO()
     if layout is not None:
         layout.execute(figure)
         figure.set_layout_engine("none")
-    canvas.print_png(image)
+    canvas.print_png(image)  # type: ignore[no-untyped-call]
     return base64.b64encode(image.getvalue()).decode()
 
 

@@ -78,8 +78,8 @@ def other(
 ) -> tuple[Path, tuple[str, ...], str]:
     """The run, measured on images in folders: where, the words for them, the output."""
     out = tmp_path_factory.mktemp("other") / "other"
-    words = ("data=folder", f"data.root={written}", "data.source.channels=1")
-    words = (*words, f"stages={out.parent / 'stages'}")
+    data = ("data=folder", f"data.root={written}", "data.source.channels=1")
+    words = (*data, f"stages={out.parent / 'stages'}")
     return out, words, evaluated(f"run={made / 'run'}", f"out={out}", *words)
 
 
