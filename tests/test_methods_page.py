@@ -58,7 +58,10 @@ def test_a_refused_pair_has_a_reason_and_three_alternatives(known: Cost) -> None
 
 
 @pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_step_is_measured_relative_to_soft_targets(number: int) -> None:
+def test_a_step_is_measured_relative_to_soft_targets(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.methods_cost.BATCH", 4)
     result = measure_cost(PAIRS[number], "simple_recipe", rounds=1)
     assert result.ratio is not None
     assert result.low == result.ratio == result.high

@@ -20,10 +20,11 @@ import nbformat
 import numpy as np
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
-from IPython.core.pylabtools import select_figure_formats
 from IPython.display import display
 from IPython.utils.capture import capture_output
 from matplotlib import pyplot as plt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from nbclient import NotebookClient
 from PIL import Image
 
@@ -74,8 +75,7 @@ def execute_together(names: Iterable[str], folder: Path) -> dict[str, Any]:
     notebooks = {name: read_without_outputs(name) for name in names}
     main = sys.modules["__main__"]  # which the shell replaces
     shell: Any = InteractiveShell.instance()
-    # drawn once, not also to find the box that holds everything
-    select_figure_formats(shell, {"png"}, bbox_inches=None)  # type: ignore[no-untyped-call]
+    shell.display_formatter.formatters["image/png"].for_type(Figure, draw)
     shell.display_trap.hook = show_value
     with mpl.rc_context(), chdir(folder), warnings.catch_warnings():
         warnings.simplefilter("default")
@@ -90,6 +90,18 @@ def execute_together(names: Iterable[str], folder: Path) -> dict[str, Any]:
     InteractiveShell.clear_instance()
     sys.modules["__main__"] = main
     return notebooks
+
+
+def draw(figure: Figure) -> str:
+    """Draw a figure as PNG in base64, once and with its layout computed once; a kernel
+    does both twice.
+    """
+    canvas, layout, image = FigureCanvasAgg(figure), figure.get_layout_engine(), io.BytesIO()
+    if layout is not None:
+        layout.execute(figure)
+        figure.set_layout_engine("none")
+    canvas.print_png(image)  # type: ignore[no-untyped-call]
+    return base64.b64encode(image.getvalue()).decode()
 
 
 def show_value(value: Any) -> None:
@@ -174,9 +186,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["path", "label", "group"])
-        for number in range(400):
+        for number in range(200):
             Image.fromarray(pixels[number]).save(folder / f"{number}.png")
-            rows.writerow([f"{number}.png", labels[number], f"block {number // 40}"])
+            rows.writerow([f"{number}.png", labels[number], f"block {number // 20}"])
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         search = (

@@ -23,6 +23,7 @@ SMALL = (
     "controls=[]",
     "data=folder",
     "data.image_size=16",
+    "data.num_workers=0",
     "out=run",
 )
 

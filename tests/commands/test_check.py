@@ -43,6 +43,8 @@ def test_every_reason_not_to_run_is_told_at_once(tmp_path: Path) -> None:
         "student.name=resnet8",
         "teacher.max_epochs=0",
         "loss.cross_entropy.weight=0",
+        "controls=[]",
+        "data.num_workers=0",
     )
     ended = call(*QUICK, *words, f"stages={tmp_path / '.stages'}", command="kd-check")
     assert ended.code == 2

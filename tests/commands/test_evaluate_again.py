@@ -72,16 +72,22 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_other_images_of_the_same_classes_are_measured_all(made: Path, written: Path) -> None:
-    out = evaluated(
-        f"run={made / 'run'}",
-        "out=other",
-        "data=folder",
-        f"data.root={written}",
-        "data.source.channels=1",
-        "stages=stages",
-    )
-    found = results(Path("other"))
+@pytest.fixture(scope="module")
+def other(
+    made: Path, written: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, tuple[str, ...], str]:
+    """The run, measured on images in folders: where, the words for them, the output."""
+    out = tmp_path_factory.mktemp("other") / "other"
+    data = ("data=folder", f"data.root={written}", "data.source.channels=1")
+    words = (*data, f"stages={out.parent / 'stages'}")
+    return out, words, evaluated(f"run={made / 'run'}", f"out={out}", *words)
+
+
+def test_other_images_of_the_same_classes_are_measured_all(
+    made: Path, other: tuple[Path, tuple[str, ...], str]
+) -> None:
+    folder, _, out = other
+    found = results(folder)
     assert found["status"] == "finished"
     assert found["test"]["num_images"] == 120
     assert found["data"]["classes"] == list("0123456789")
@@ -89,16 +95,16 @@ def test_other_images_of_the_same_classes_are_measured_all(made: Path, written: 
     assert (
         found["models"]["student"]["sha256"] == results(made / "run")["models"]["student"]["sha256"]
     )
-    runs = kd_app.load_runs(".")
-    assert list(runs["path"]) == ["other"]
+    runs = kd_app.load_runs(folder.parent)
+    assert list(runs["path"]) == [str(folder)]
     assert runs["test.teacher.top1"].notna().all()
 
 
-def test_a_model_that_is_no_run_is_measured_alike(made: Path, written: Path) -> None:
-    words = ("data=folder", f"data.root={written}", "data.source.channels=1", "stages=stages")
-    evaluated(f"run={made / 'run'}", "out=a", *words)
-    evaluated(f"model={made / 'run' / 'student'}", "out=b", *words)
-    of_run, of_model = (results(Path(name))["test"] for name in ("a", "b"))
+def test_a_model_that_is_no_run_is_measured_alike(
+    made: Path, other: tuple[Path, tuple[str, ...], str]
+) -> None:
+    evaluated(f"model={made / 'run' / 'student'}", "out=model", *other[1])
+    of_run, of_model = (results(each)["test"] for each in (other[0], Path("model")))
     assert of_model["student"] == of_run["student"]
     assert (of_model["teacher"], of_model["split"]) == (None, "all")
 

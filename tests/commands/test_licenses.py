@@ -162,6 +162,7 @@ def test_what_is_unknown_is_a_warning(photos: Path) -> None:
     words = (
         "data=folder",
         f"data.root={photos}",
+        "data.num_workers=0",
         "data.image_size=16",
         *ALONE,
         "student.name=resnet8",

@@ -112,6 +112,7 @@ def test_color_images_from_files_are_shown_in_color(photos: Path, tmp_path: Path
         "data=folder",
         f"data.root={photos}",
         "data.image_size=16",
+        "data.num_workers=0",
         "controls=[]",
     )
     done(*words, "out=color", f"stages={tmp_path / 'stages'}")

@@ -1,8 +1,11 @@
 """Hand-written ONNX files with a manifest: quick to write, and broken on request."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import onnx
@@ -10,6 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from kd_app.config import Decoding, InputSpec
+from kd_app.deployment.formats.base import UInt8Model
 from kd_app.deployment.manifest import VERSION, describe_decoding, describe_input
 from kd_app.digest import hash_file
 from kd_app.run_files import MANIFEST
@@ -79,3 +83,18 @@ def write_linear(
     manifest = {"schema_version": VERSION, "files": {path.name: record}}
     (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     return path
+
+
+@contextmanager
+def lowered_before(file: Path) -> Iterator[None]:
+    """Write the graph of `file` as that of any model, which takes seconds otherwise."""
+    graph = file.read_bytes()
+
+    def write(model: UInt8Model, input_spec: InputSpec, path: Path, *, opset: int) -> None:
+        path.write_bytes(graph)
+
+    with (
+        patch("kd_app.deployment.formats.onnx.write_onnx", write),
+        patch("kd_app.deployment.formats.onnx_int8.write_onnx", write),
+    ):
+        yield

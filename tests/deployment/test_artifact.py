@@ -29,6 +29,7 @@ from kd_app.deployment.formats.onnx import Onnx
 from kd_app.digest import hash_file, seal
 from kd_app.run_files import MANIFEST
 from tests.deployment.conftest import CLASSES, DECODING, PIXELS
+from tests.deployment.graphs import lowered_before
 
 ALONE = """
 import sys
@@ -104,7 +105,7 @@ def test_the_file_contains_no_paths_of_the_machine(exported: Path) -> None:
 
 
 def test_a_file_that_does_not_reproduce_the_model_fails_the_run(
-    net: nn.Module, images: NDArray[np.uint8], tmp_path: Path
+    exported: Path, net: nn.Module, images: NDArray[np.uint8], tmp_path: Path
 ) -> None:
     about: Any = {
         "stem": "model",
@@ -114,9 +115,12 @@ def test_a_file_that_does_not_reproduce_the_model_fails_the_run(
         "license": "mit",
         "calibration": [],
     }
-    with pytest.raises(
-        RunError,
-        match=r"off by up to .* of the largest one, more than formats\.onnx\.tolerance=1e-12",
+    with (
+        lowered_before(exported),
+        pytest.raises(
+            RunError,
+            match=r"off by up to .* of the largest one, more than formats\.onnx\.tolerance=1e-12",
+        ),
     ):
         export(net, Onnx(opset=18, tolerance=1e-12), tmp_path, images=images, **about)
 

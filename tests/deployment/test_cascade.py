@@ -189,7 +189,7 @@ def choose(
 
 
 def test_the_margin_is_exceeded_in_at_most_one_of_twenty_draws() -> None:
-    rng, draws = np.random.default_rng(1), 200
+    rng, draws = np.random.default_rng(1), 100
     over = sum(choose(rng, 400, 0.6)[1] > 0.05 for _ in range(draws))
     assert over / draws <= 0.05 + 2.5 * (0.05 * 0.95 / draws) ** 0.5
 

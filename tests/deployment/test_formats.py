@@ -21,6 +21,7 @@ from kd_app.deployment.formats.program import Program
 from kd_app.digest import hash_file
 from kd_app.run_files import MANIFEST
 from tests.deployment.conftest import CLASSES, DECODING, PIXELS
+from tests.deployment.graphs import lowered_before
 
 ABOUT: Any = {
     "stem": "model",
@@ -37,16 +38,14 @@ def int8(**changed: Any) -> OnnxInt8:
 
 @pytest.fixture(scope="module")
 def quantized(
-    net: nn.Module, images: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory
+    net: nn.Module,
+    exported: Path,
+    images: NDArray[np.uint8],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    return export(
-        net,
-        int8(),
-        tmp_path_factory.mktemp("int8"),
-        calibration=[images[:4], images[4:]],
-        images=images,
-        **ABOUT,
-    )
+    folder, calibration = tmp_path_factory.mktemp("int8"), [images[:4], images[4:]]
+    with lowered_before(exported):
+        return export(net, int8(), folder, calibration=calibration, images=images, **ABOUT)
 
 
 def test_an_int8_file_approximates_the_float_one_with_seven_bit_weights_per_channel(
@@ -122,8 +121,9 @@ class Odd(nn.Module):
 
 
 def test_a_torch_program_opens_only_in_the_process_that_wrote_it(
-    net: nn.Module, images: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(images[0].size, len(CLASSES)))
     file = export(net, Program(tolerance=1e-4), tmp_path, calibration=[], images=images, **ABOUT)
     loaded = torch.export.load(file).module()
     np.testing.assert_allclose(

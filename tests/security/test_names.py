@@ -18,6 +18,7 @@ SMALL = (
     *TINY,
     "student.name=resnet8",
     "data.image_size=16",
+    "data.num_workers=0",
     "controls=[]",
     "out=run",
     "stages=stages",

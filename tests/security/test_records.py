@@ -34,7 +34,7 @@ from tests.security.guard import STRANGER, watch
 SECRET = "s3cr3t-of-the-environment"
 URL = "http://127.0.0.1:9/x.pth"
 SETTINGS = settings(
-    max_examples=20,
+    max_examples=10,
     derandomize=True,
     phases=[Phase.generate],  # shrinking takes minutes
     suppress_health_check=[HealthCheck.function_scoped_fixture],

@@ -114,14 +114,6 @@ def test_the_run_does_not_say_where_this_machine_writes(
     }
 
 
-def test_the_runs_own_stages_are_used_where_they_are(run: Path, made: Path) -> None:
-    evaluated(run)
-    assert {Path(each["path"]).parent for each in results(Path("again"))["stages"]} == {
-        made / "stages"
-    }
-    assert not Path("runs").exists()
-
-
 @pytest.mark.parametrize("role", ["../../evil", "/tmp/evil", "a\nb", "labels_only/../.."])
 def test_models_are_called_by_the_names_of_the_configuration(role: str, run: Path) -> None:
     content = results(run)
@@ -214,9 +206,15 @@ def test_a_trial_that_somebody_laid_into_a_sweep_says_not_what_is_run_or_where_i
     assert "elsewhere" not in ended.out
 
 
-def test_nothing_of_a_run_is_changed_by_reading_it(run: Path) -> None:
+def test_a_run_is_read_with_its_own_stages_where_they_are_and_nothing_of_it_changes(
+    run: Path, made: Path
+) -> None:
     before = snapshot(run)
     kd_app.load_run(run).load_student()
     evaluated(run)
     assert snapshot(run) == before
     assert stage(run, "student").is_dir()
+    assert {Path(each["path"]).parent for each in results(Path("again"))["stages"]} == {
+        made / "stages"
+    }
+    assert not Path("runs").exists()

@@ -26,7 +26,7 @@ from tests.tracking.runs import (
     with_home,
 )
 from tests.tracking.wandb_files import OfflineRun, offline_runs
-from tests.tracking.wandb_server import Server, serving
+from tests.tracking.wandb_server import Server, log_in, serving, surroundings
 
 
 @pytest.fixture(scope="module")
@@ -439,27 +439,26 @@ def in_a_process(body: str, out: Path, **variables: str) -> subprocess.Completed
     )
 
 
-def test_runs_are_offline_without_a_login_and_without_a_prompt(tmp_path: Path) -> None:
-    process = in_a_process('train(tracker, "teacher")\ntracker.close(exit_code=0)', tmp_path / "fm")
-    assert process.stdout.startswith("W&B: offline (no login); upload later with: wandb sync ")
-    assert (process.returncode, process.stderr) == (0, "")
+def test_runs_are_offline_without_a_login_and_without_a_prompt(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    messages: list[str] = []
+    with surroundings(tmp_path):
+        tracker = build_tracker(tmp_path / "fm", {"wandb": wandb(mode="auto")}, messages)
+        train(tracker, "teacher")
+        tracker.close(exit_code=0)
+    assert messages[0].startswith("W&B: offline (no login); upload later with: wandb sync ")
+    assert capfd.readouterr() == ("", "")
     assert len(offline_runs(tmp_path / "fm")["teacher"][0].history) == 6
 
 
 def test_under_an_agent_only_the_student_has_the_trials_id(tmp_path: Path) -> None:
-    body = (
-        'for stage in ("teacher", "labels_only", "student"): train(tracker,'
-        " stage)\ntracker.close(exit_code=0)"
-    )
-    process = in_a_process(
-        body,
-        tmp_path / "fm",
-        WANDB_SWEEP_ID="sweep9",
-        WANDB_RUN_ID="trial7",
-        WANDB_PROJECT="swept",
-        WANDB_MODE="offline",
-    )
-    assert process.stderr == ""
+    trial = {"WANDB_SWEEP_ID": "sweep9", "WANDB_RUN_ID": "trial7", "WANDB_PROJECT": "swept"}
+    with surroundings(tmp_path, **trial, WANDB_MODE="offline"):
+        tracker = build_tracker(tmp_path / "fm", {"wandb": wandb(mode="auto")}, [])
+        for stage in ("teacher", "labels_only", "student"):
+            train(tracker, stage)
+        tracker.close(exit_code=0)
     runs = offline_runs(tmp_path / "fm")
     assert set(runs) == {"student"}
     assert (
@@ -520,32 +519,25 @@ def test_a_tracker_that_dies_is_disabled_with_one_message(tmp_path: Path) -> Non
     assert (process.returncode, process.stderr) == (0, "")
 
 
-def test_a_rejected_key_means_offline(tmp_path: Path) -> None:
-    with serving(refuses=True) as server:
-        body = 'train(tracker, "teacher")\ntracker.close(exit_code=0)'
-        process = in_a_process(
-            body, tmp_path / "fm", WANDB_API_KEY="k" * 40, WANDB_BASE_URL=server.url
-        )
-    assert process.stdout.startswith("W&B: offline (")
-    assert "401" in process.stdout
-    assert (process.returncode, process.stderr) == (0, "")
+def test_a_rejected_key_means_offline(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    messages: list[str] = []
+    with serving(refuses=True) as server, surroundings(tmp_path, **log_in(server)):
+        tracker = build_tracker(tmp_path / "fm", {"wandb": wandb(mode="auto")}, messages)
+        train(tracker, "teacher")
+        tracker.close(exit_code=0)
+    assert messages[0].startswith("W&B: offline (")
+    assert "401" in messages[0]
+    assert capfd.readouterr() == ("", "")
     assert len(offline_runs(tmp_path / "fm")["teacher"][0].history) == 6
 
 
 def test_the_server_gets_runs_metrics_files_and_lineage_without_machine_paths(
-    tmp_path: Path,
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "fm"
-    with serving() as server:
-        process = in_a_process(
-            'messages += whole_run(Path(tracker._out), {"wandb": wandb(mode="auto")})',
-            out,
-            WANDB_API_KEY="k" * 40,
-            WANDB_BASE_URL=server.url,
-        )
-    assert (process.returncode, process.stderr) == (0, "")
-    assert process.stdout.startswith(f"W&B: {server.url}/me/kd_app/runs/")
-    assert len(process.stdout.splitlines()) == 1
+    with serving() as server, surroundings(tmp_path, **log_in(server)):
+        (message,) = whole_run(tmp_path / "fm", {"wandb": wandb(mode="auto")})
+    assert message.startswith(f"W&B: {server.url}/me/kd_app/runs/")
+    assert capfd.readouterr() == ("", "")
     runs = [call for call in server.list_calls("UpsertBucket") if call["jobType"]]
     assert {(call["jobType"], call["groupName"], *call["tags"]) for call in runs} == {
         (stage, "fm", "first", "small") for stage in ("teacher", "labels_only", "student")
@@ -580,22 +572,15 @@ def check_links(server: Server) -> None:
     }
 
 
-def test_offline_links_are_uploaded_later(tmp_path: Path) -> None:
-    out = tmp_path / "fm"
-    whole_run(out, {"wandb": wandb()})
-    runs = sorted(str(Path(path).parent) for path in out.glob("wandb/offline-run-*/*.wandb"))
-    offline_runs(out)
+def test_offline_links_are_uploaded_later(
+    followed: tuple[Path, list[str], dict[str, OfflineRun]], tmp_path: Path
+) -> None:
+    runs = [str(path.parent) for path in followed[0].glob("wandb/offline-run-*/*.wandb")]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     with serving() as server:
-        words = [str(Path(sys.executable).with_name("wandb")), "sync", *runs]
-        online = {
-            "HOME": str(tmp_path),
-            "WANDB_API_KEY": "k" * 40,
-            "WANDB_BASE_URL": server.url,
-            "WANDB_ERROR_REPORTING": "false",
-        }
+        online = {"HOME": str(tmp_path), "WANDB_ERROR_REPORTING": "false", **log_in(server)}
         subprocess.run(
-            words,
+            [str(Path(sys.executable).with_name("wandb")), "sync", *sorted(runs)],
             env={**clean, **online},
             cwd=tmp_path,
             check=True,
@@ -608,18 +593,11 @@ def test_offline_links_are_uploaded_later(tmp_path: Path) -> None:
 
 
 def test_a_resumed_online_run_has_each_point_once(tmp_path: Path) -> None:
-    with serving() as server:
-        body = """
-            train(tracker, "student", epochs=2)
-            tracker.close(exit_code=130)
-            tracker = build_tracker(tracker._out, {"wandb": wandb(mode="auto")}, messages)
-            train(tracker, "student", epochs=3, before=3)
-            tracker.close(exit_code=0)
-        """
-        process = in_a_process(
-            body, tmp_path / "fm", WANDB_API_KEY="k" * 40, WANDB_BASE_URL=server.url
-        )
-        assert (process.returncode, process.stderr) == (0, "")
+    with serving() as server, surroundings(tmp_path, **log_in(server)):
+        for code, before, epochs in ((130, 0, 2), (0, 3, 3)):
+            tracker = build_tracker(tmp_path / "fm", {"wandb": wandb(mode="auto")}, [])
+            train(tracker, "student", epochs=epochs, before=before)
+            tracker.close(exit_code=code)
     (history,) = server.histories.values()
     assert [row["step"] for row in history] == [5, 10, 15, 20, 25, 30]
 

@@ -5,6 +5,7 @@ It implements the part of the protocol that a run needs, and stores all requests
 
 import gzip
 import json
+import os
 import re
 import threading
 import time
@@ -12,7 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 _PROJECT = {
     "id": "UHJv",
@@ -346,3 +349,28 @@ def serving(*, refuses: bool = False, delay: float = 0.0) -> Iterator[Server]:
         yield server
         listening.shutdown()
         thread.join()
+
+
+@contextmanager
+def surroundings(home: Path, **variables: str) -> Iterator[None]:
+    """Let W&B start anew for somebody at `home` who is logged in nowhere."""
+    import wandb
+
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("WANDB_", "NETRC"))
+    }
+    wandb.teardown()
+    try:
+        environment = {**clean, "HOME": str(home), **variables}
+        with patch.dict(os.environ, environment, clear=True):
+            yield
+            wandb.teardown()
+    finally:
+        wandb.teardown()
+
+
+def log_in(server: Server) -> dict[str, str]:
+    """The environment of somebody with a key for `server`."""
+    return {"WANDB_API_KEY": "k" * 40, "WANDB_BASE_URL": server.url}

@@ -29,6 +29,8 @@
     faint,
     background: read(getComputedStyle(document.body).backgroundColor),
     overflow: document.documentElement.scrollWidth - window.innerWidth,
+    language: document.documentElement.lang,
+    links: all("nav a").map(each => all(each.getAttribute("href")).length),
     sections: all("h2").map(each => each.id),
     drawings: all("svg.chart").length,
     nameless: all("svg.chart").filter(each => !each.querySelector(":scope > title")?.textContent || !each.querySelector(":scope > desc")?.textContent).length,
