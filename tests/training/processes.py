@@ -1,5 +1,5 @@
-"""Runs in new processes that start fast: each is a fork of the tests' process, which has
-imported and composed everything. Real signals end the processes.
+"""Runs in new processes that start fast: each is a fork of the tests' process, which
+has imported and composed everything. Real signals end the processes.
 """
 
 import os
@@ -28,8 +28,9 @@ Moment = tuple[str, int]
 def start(body: Callable[..., Any], *arguments: Any) -> BaseProcess:
     """Run `body(*arguments)` in a new process, which can have child processes."""
     # a fork of a process that uses a GPU can't use it
-    context = get_context("forkserver" if torch.cuda.is_available() else "fork")
-    process: BaseProcess = context.Process(target=_run_alone, args=(body, arguments))
+    uses_gpu = torch.cuda.is_available()
+    context = get_context("forkserver") if uses_gpu else get_context("fork")
+    process = context.Process(target=_run_alone, args=(body, arguments))
     with warnings.catch_warnings(category=DeprecationWarning, action="ignore"):
         process.start()
     return process

@@ -36,7 +36,8 @@ from tests.builders import Trained, gone_on, teacher_folder, trained
 from tests.commands.call import call
 
 VIEWS = (
-    "data.batch_size=256",
+    "data.batch_size=64",
+    "data.split.test=0.78",
     "student.name=resnet8_narrow",
     "trainer.max_epochs=3",
     "data.views=2",
@@ -187,8 +188,6 @@ def test_logits_of_other_views_are_never_read(
 def test_mixed_images_have_a_cache_of_their_own(teacher: Path, place: Path, tmp_path: Path) -> None:
     short = (
         "trainer.max_epochs=2",
-        "data.batch_size=64",
-        "data.split.test=0.8",
         "data.split.validation=0.5",
         "data.augment.operations=1",
         "data.augment.erasing=0.5",
