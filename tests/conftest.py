@@ -58,35 +58,17 @@ EXPORTING = (
 each.
 """
 
-FORKING = (
-    "tests/faults/test_kill",
-    "tests/faults/test_stops",
-    "tests/faults/test_trackers",
-    "tests/faults/test_two_at_a_time",
-    "tests/metrics/test_two_ranks",
-    "tests/training/distributed/",
-    "tests/training/test_own_parts",
-    "tests/training/test_resume",
-    "tests/run/test_controls",
-    "tests/commands/test_searches",
-)
-"""Tests that share a process, and with it the fork server of
-`tests.training.processes`, whose imports take six seconds.
-"""
-
-
 # a shell starts background jobs with Ctrl-C ignored, and nohup with SIGHUP ignored
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 class FolderScheduling(LoadFileScheduling):  # type: ignore[misc]
-    """Each file is left to one process, and all files of a group to one."""
+    """Each file is left to one process, and all files that export to one."""
 
     def _split_scope(self, nodeid: str) -> str:
-        for group in (EXPORTING, FORKING):
-            if nodeid.startswith(group):
-                return group[0]
+        if nodeid.startswith(EXPORTING):
+            return EXPORTING[0]
         return str(super()._split_scope(nodeid))
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import multiprocessing
 import os
 import signal
 import time
@@ -27,8 +26,8 @@ from kd_app.stages import (
     sweep_leftovers,
     write_atomically,
 )
+from tests.training.processes import start
 
-PROCESSES = multiprocessing.get_context("spawn")
 PLAIN = st.recursive(
     st.none()
     | st.booleans()
@@ -252,9 +251,7 @@ def _child(root: Path, number: int, slow: float) -> None:
 
 
 def child(root: Path, number: int, slow: float) -> BaseProcess:
-    process = PROCESSES.Process(target=_child, args=(root, number, slow))
-    process.start()
-    return process
+    return start(_child, root, number, slow)
 
 
 def until(path: Path) -> None:
@@ -267,7 +264,7 @@ def until(path: Path) -> None:
 def test_one_process_builds_a_stage_and_the_others_wait_for_it(
     tmp_path: Path,
 ) -> None:
-    children = [child(tmp_path, number, slow=1.0) for number in range(3)]
+    children = [child(tmp_path, number, slow=0.5) for number in range(3)]
     for each in children:
         each.join(60)
         assert each.exitcode == 0

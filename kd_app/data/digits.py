@@ -1,8 +1,10 @@
 """The 1,797 handwritten digits in scikit-learn: real images without a download."""
 
+from functools import cache
 from importlib.metadata import distribution
 
 import numpy as np
+from jaxtyping import Float64
 
 from kd_app.data.arrays import Arrays, ArraySource
 
@@ -23,10 +25,18 @@ class Digits(ArraySource):
         """Create the source; it has no settings."""
 
     def load(self) -> Arrays:
-        # The file is read directly: importing sklearn.datasets takes a second or two.
-        path = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
-        table = np.loadtxt(str(path), delimiter=",", dtype=np.float64)
+        table = _read_table()
         pixels = (
             np.rint(table[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, self.size, self.size)
         )
         return pixels, table[:, -1].astype(np.int64), ("",) * len(table)
+
+
+@cache
+def _read_table() -> Float64[np.ndarray, "images columns"]:
+    """Read the file once in a process, also for many trials.
+
+    It is read directly: importing sklearn.datasets takes a second or two.
+    """
+    path = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
+    return np.loadtxt(str(path), delimiter=",", dtype=np.float64)

@@ -37,14 +37,14 @@ def test_strange_names_of_classes_and_files_come_back_as_they_are(
     classes += FOLDERS
     for name in classes:
         (tmp_path / "photos" / name).mkdir(parents=True)
-        for number, image in enumerate(sorted((photos / "class0").iterdir())):
+        for number, image in enumerate(sorted((photos / "class0").iterdir())[:4]):
             shutil.copy(image, tmp_path / "photos" / name / f'{number} 🐈 "x"\n,${{x}}.png')
     distilled(tmp_path / "photos")
     assert_names_are_whole(sorted(classes))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "photos"]
     assert sorted(path.name for path in Path().iterdir()) == ["run", "stages"]
     files = sorted(
-        f'{name}/{number} 🐈 "x"\n,${{x}}.png' for name in classes for number in range(12)
+        f'{name}/{number} 🐈 "x"\n,${{x}}.png' for name in classes for number in range(4)
     )
     split = pd.read_csv("run/split.csv", keep_default_na=False)
     assert sorted(map(restore_cell, split["file"])) == files

@@ -15,7 +15,7 @@ from tests.faults.conftest import Fault
 from tests.faults.mutations import mutate
 from tests.faults.readers import MANY, READERS, compose
 
-MUTATIONS = 20_000 if MANY else 100
+MUTATIONS = 20_000 if MANY else 50
 """For each reader; where few are made, a tenth of them for slow ones."""
 
 

@@ -134,7 +134,7 @@ def test_the_intervals_of_f1_and_brier_equal_a_plain_bootstrap_loop() -> None:
     p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
     squares, predicted = ((p - np.eye(4)[target]) ** 2).sum(1), z.argmax(1)
     rng, f1, brier = np.random.default_rng(1), [], []
-    for _ in range(400):
+    for _ in range(250):
         rows = rng.integers(150, size=150)
         f1.append(
             f1_score(
@@ -347,7 +347,7 @@ def test_the_interval_of_the_calibration_error_corrects_the_bias(
     (p^2 + (1 - p)^2) - p).
     """
     rng, held = np.random.default_rng(0), 0
-    for trial in range(40):
+    for trial in range(20):
         p = rng.uniform(0.5, 1, size=400)
         logits = sharpness * np.stack([np.log(p), np.log1p(-p)], axis=1).astype(np.float32)
         target = (rng.random(400) > p).astype(np.int64)

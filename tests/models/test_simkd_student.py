@@ -1,6 +1,7 @@
 """The SimKD student: its logits, its files, and invalid configs."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,14 @@ def student() -> SimKDStudent:
     ).eval()
 
 
+@pytest.fixture(scope="module")
+def saved(student: SimKDStudent, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the saved student; nobody writes there."""
+    folder = tmp_path_factory.mktemp("student")
+    save_model(student, folder, pixels=GRAY, classes=DIGITS, license="mit")
+    return folder
+
+
 def test_logits_are_the_classifier_of_the_projected_map(student: SimKDStudent) -> None:
     read = Taps(student, frozenset({"logits", "embedding", "features"}))(IMAGES)
     assert read.embedding is not None
@@ -59,16 +68,13 @@ def test_projector_and_classifier_count_and_only_the_classifier_is_frozen(
 
 
 def test_a_saved_student_loads_unchanged_and_as_a_program(
-    student: SimKDStudent, tmp_path: Path
+    student: SimKDStudent, saved: Path
 ) -> None:
-    save_model(student, tmp_path, pixels=GRAY, classes=DIGITS, license="mit")
-    spec = request(checkpoint=tmp_path)
+    spec = request(checkpoint=saved)
     again = create(spec, resolve_input(spec, STATS), 10, seed=0).model
     torch.testing.assert_close(again(IMAGES), student(IMAGES))
-    torch.testing.assert_close(
-        torch.export.load(tmp_path / PROGRAM).module()(IMAGES), student(IMAGES)
-    )
-    assert set(load_file(tmp_path / "model.safetensors")) == set(student.state_dict())
+    torch.testing.assert_close(torch.export.load(saved / PROGRAM).module()(IMAGES), student(IMAGES))
+    assert set(load_file(saved / "model.safetensors")) == set(student.state_dict())
     larger = create(spec, resolve_input(spec, STATS), 12, seed=0)
     assert larger.weights.new_head
     assert larger.model(IMAGES).shape == (3, 12)
@@ -78,9 +84,9 @@ def test_a_saved_student_loads_unchanged_and_as_a_program(
     "wrong", [{"inside": 10**6}, {"out": 7}, {"channels": "many"}, {"more": 1}]
 )
 def test_a_config_that_does_not_match_the_weights_is_refused(
-    student: SimKDStudent, tmp_path: Path, wrong: dict[str, object]
+    saved: Path, tmp_path: Path, wrong: dict[str, object]
 ) -> None:
-    save_model(student, tmp_path, pixels=GRAY, classes=DIGITS, license="mit")
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
     config["reused"] |= wrong

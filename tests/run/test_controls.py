@@ -45,6 +45,7 @@ FEW_CANDIDATES = [
     f"~controls.other_family.student.candidates.{name}"
     for name in (
         *("efficientnet_b0", "regnetx_002", "regnety_004", "resnet50", "resnet56"),
+        *("lcnet_100", "resnet10t", "resnet18", "wrn_16_2"),
         *("mobilenetv2_050_dense", "mobilenetv2_100_dense", "mobilenetv2_100"),
         "mobilenetv3_small_100",
     )
@@ -54,10 +55,12 @@ FEW_CANDIDATES = [
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with every control; its stages beside it. Epochs are timed in one turn."""
+    """A run with every control; its stages beside it. Epochs are timed in one turn of a
+    step.
+    """
     folder = tmp_path_factory.mktemp("controls")
     places = (f"out={folder / 'run'}", f"stages={folder / 'stages'}")
-    with patch.object(timing, "_TURNS", 1):
+    with patch.object(timing, "_TURNS", 1), patch.object(timing, "_STEPS", 1):
         output = done(*OVERRIDES, *FEW_CANDIDATES, *places)
     (folder / "output").write_text(output, encoding="utf-8")
     return folder / "run"

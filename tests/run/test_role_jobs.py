@@ -24,6 +24,7 @@ from kd_app.run.run_model import RunModel
 from kd_app.run.workspace import Workspace
 from kd_app.training.job import TrainingJob
 from tests.builders import build_workspace, image_folder, teacher_folder
+from tests.run.test_controls import FEW_CANDIDATES
 
 ALL = "controls=[labels_only,smoothed_labels,shuffled_teacher,match_wall_time,other_family]"
 
@@ -38,7 +39,8 @@ def workspace(teacher_path: Path, tmp_path_factory: pytest.TempPathFactory) -> W
     overrides = (f"teacher.checkpoint={teacher_path}", "student.name=resnet8", ALL)
     epochs = ("trainer.max_epochs=3", "teacher.max_epochs=3")
     equal = "loss.cross_entropy.class_weights=null"  # else a job has another recipe than the run
-    return build_workspace(tmp_path_factory.mktemp("run"), *overrides, *epochs, equal)
+    folder = tmp_path_factory.mktemp("run")
+    return build_workspace(folder, *overrides, *epochs, equal, *FEW_CANDIDATES)
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,12 @@
-"""Runs in new processes that start fast: a fork server has imported everything. Real
-signals end the processes.
+"""Runs in new processes that start fast: each is a fork of the tests' process, which
+has imported and composed everything. Real signals end the processes.
 """
 
 import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -16,12 +17,9 @@ from pkgutil import resolve_name
 from typing import Any
 from unittest.mock import patch
 
-from kd_app.commands.exit_codes import run_to_exit_code
+import torch
 
-_CONTEXT = get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    ["kd_app.jobs.distill", "kd_app.jobs.api", "torchvision", "torch._dynamo"]
-)
+from kd_app.commands.exit_codes import run_to_exit_code
 
 Moment = tuple[str, int]
 """``('module:Class.method', n)``: the n-th call of that function in the process."""
@@ -29,9 +27,20 @@ Moment = tuple[str, int]
 
 def start(body: Callable[..., Any], *arguments: Any) -> BaseProcess:
     """Run `body(*arguments)` in a new process, which can have child processes."""
-    process = _CONTEXT.Process(target=body, args=arguments)
-    process.start()
+    # a fork of a process that uses a GPU can't use it
+    uses_gpu = torch.cuda.is_available()
+    context = get_context("forkserver") if uses_gpu else get_context("fork")
+    process = context.Process(target=_run_alone, args=(body, arguments))
+    with warnings.catch_warnings(category=DeprecationWarning, action="ignore"):
+        process.start()
     return process
+
+
+def _run_alone(body: Callable[..., Any], arguments: Sequence[Any]) -> None:
+    """Run `body` with the streams and the warnings of a process without pytest."""
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+    warnings.simplefilter("default")
+    body(*arguments)
 
 
 def ended(process: BaseProcess, seconds: float = 120) -> int:

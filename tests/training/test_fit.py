@@ -25,13 +25,19 @@ from tests.builders import GRAY, teacher_folder, trained
 from tests.commands.call import DIVERGING
 from tests.models.test_spec import request
 
-SMALL = ("data.batch_size=256", "student.name=resnet8_narrow", "trainer.max_epochs=3")
+SMALL = (
+    "data.batch_size=64",
+    "data.split.test=0.78",
+    "student.name=resnet8_narrow",
+    "trainer.max_epochs=3",
+)
+"""Five batches an epoch."""
 VIT: dict[str, Any] = {"patch_size": 2, "embed_dim": 32, "depth": 4, "num_heads": 2}
 
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return teacher_folder(tmp_path_factory.mktemp("teacher"))
+    return teacher_folder(tmp_path_factory.mktemp("teacher"), "resnet8_narrow")
 
 
 def kwargs_of(role: str, kwargs: dict[str, Any]) -> list[str]:
@@ -169,10 +175,11 @@ def test_a_checkpoint_contains_student_and_adapters_but_no_teacher(
         tmp_path,
         *SMALL,
         "loss=[cross_entropy,feature_hint]",
+        "trainer.max_epochs=2",
         "trainer.checkpoint_minutes=1e-9",
         "+callbacks=ema",
     )
-    assert len(checkpoints) == 3 * 5  # of 5 steps an epoch the last is saved at the epoch's end
+    assert len(checkpoints) == 2 * 5  # of 5 steps an epoch the last is saved at the epoch's end
     student = {f"student.{name}" for name in run.member.loaded.model.state_dict()}
     for content in checkpoints:
         assert {
@@ -407,10 +414,11 @@ def test_a_damaged_record_of_a_training_is_written_again(content: str, tmp_path:
 
 
 def test_a_run_error_leaves_an_attempt_and_no_stage(teacher: Path, tmp_path: Path) -> None:
+    steps = ("data.batch_size=16", "trainer.log_every=1")
     with pytest.raises(
         RunError, match=r"The loss term \w+ is (not finite|nan|inf).*lower optimizer.lr"
     ):
-        trained(teacher, tmp_path, *SMALL, *DIVERGING, "trainer.log_every=1")
+        trained(teacher, tmp_path, *SMALL, *DIVERGING, *steps)
     assert [path.suffix for path in (tmp_path / "stages").glob("student-*")] == [".partial"]
 
 

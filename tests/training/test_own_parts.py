@@ -2,9 +2,10 @@
 
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ import kd_app
 from kd_app.config import RequestError
 from kd_app.reporting.runs import Run
 from kd_app.training.curve_log import read_curves
-from tests.builders import results, stage, student_sha256
+from tests.builders import quick_speed, results, stage, student_sha256
 from tests.training.processes import distilled
 from tests.training.small_parts import CLASSES, Net, OwnData, seeded
 
@@ -27,13 +28,20 @@ QUICK = (
     "checks=off",
     "trainer=cpu",
     "trainer.precision=32-true",
-    "trainer.max_epochs=3",
+    "trainer.max_epochs=1",
     "optimizer.lr=0.05",
 )
 
 
 def places(folder: Path) -> list[str]:
     return [f"out={folder / 'out'}", f"stages={folder / 'stages'}"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _measure_briefly() -> Iterator[None]:
+    """Measure the speed for a moment only."""
+    with patch("kd_app.run.measurement.measure_throughput", quick_speed):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +157,7 @@ def test_the_same_objects_find_the_finished_run_and_others_are_refused(
 def test_the_callers_random_numbers_are_not_disturbed(tmp_path: Path) -> None:
     torch.manual_seed(4)
     state = torch.get_rng_state()
-    alone = ["teacher=none", "loss=[cross_entropy]", "trainer.max_epochs=1"]
+    alone = ["teacher=none", "loss=[cross_entropy]"]
     kd_app.distill(*QUICK, *places(tmp_path), *alone, student=Net(drop=0.3), data=OwnData())
     state_after = torch.get_rng_state()
     torch.manual_seed(4)
@@ -250,7 +258,7 @@ def test_no_secret_of_the_environment_is_in_the_files_of_a_run(
 ) -> None:
     for name in ("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "s3cr3t-of-" + name.lower())
-    alone = ["teacher=none", "loss=[cross_entropy]", "trainer.max_epochs=1"]
+    alone = ["teacher=none", "loss=[cross_entropy]"]
     kd_app.distill(*QUICK, *places(tmp_path), *alone, student=Net(), data=OwnData())
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 8
@@ -268,6 +276,7 @@ def test_a_killed_training_on_external_shuffled_data_is_bit_identical(tmp_path: 
         "student.kwargs.drop=0.3",
         f"data._target_={PARTS}.OwnData",
         "data.batch_size=8",
+        "trainer.max_epochs=3",
     ]
     words: Callable[[str], list[str]] = lambda name: [  # noqa: E731
         *QUICK,
@@ -276,9 +285,8 @@ def test_a_killed_training_on_external_shuffled_data_is_bit_identical(tmp_path: 
         "trainer.checkpoint_minutes=1e-9",
     ]
     log = str(tmp_path / "log")
-    assert distilled(words("whole"), log) == 0, Path(log).read_text()
+    kd_app.distill(*words("whole"))
     for moment, sign, code in (
-        (3, signal.SIGKILL, -9),
         (8, signal.SIGINT, 130),
         (3, signal.SIGKILL, -9),
     ):
@@ -286,5 +294,4 @@ def test_a_killed_training_on_external_shuffled_data_is_bit_identical(tmp_path: 
         assert distilled(words("killed"), log, step, sign=sign) == code, Path(log).read_text()
     assert distilled(words("killed"), log) == 0, Path(log).read_text()
     assert "resumes at step 5" in Path(log).read_text()
-    assert student_sha256(tmp_path / "killed" / "out") == student_sha256(tmp_path / "whole" / "out")
     assert student_sha256(tmp_path / "killed" / "out") == student_sha256(tmp_path / "whole" / "out")

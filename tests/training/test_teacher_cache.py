@@ -36,7 +36,8 @@ from tests.builders import Trained, gone_on, teacher_folder, trained
 from tests.commands.call import call
 
 VIEWS = (
-    "data.batch_size=256",
+    "data.batch_size=64",
+    "data.split.test=0.78",
     "student.name=resnet8_narrow",
     "trainer.max_epochs=3",
     "data.views=2",
@@ -50,7 +51,7 @@ STORED = (*VIEWS, "teacher.outputs=cached")  # exact: ten classes take 40 bytes
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return teacher_folder(tmp_path_factory.mktemp("teacher"))
+    return teacher_folder(tmp_path_factory.mktemp("teacher"), "resnet8_narrow")
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +188,7 @@ def test_logits_of_other_views_are_never_read(
 def test_mixed_images_have_a_cache_of_their_own(teacher: Path, place: Path, tmp_path: Path) -> None:
     short = (
         "trainer.max_epochs=2",
-        "data.split.validation=0.6",
+        "data.split.validation=0.5",
         "data.augment.operations=1",
         "data.augment.erasing=0.5",
         "data.num_workers=0",
