@@ -184,7 +184,12 @@ def parse_run(out: Path, key: Key) -> Line:
         if each.test is not None and each.test.overlap is not None
     }
     return Line(
-        **key._asdict(),
+        set=key.set,
+        student=key.student,
+        images=key.images,
+        epochs=key.epochs,
+        pixels=key.pixels,
+        seed=key.seed,
         queries=split.num_queries,
         int8_overlap_kept=round_value(overlaps["onnx_int8"] / overlaps["onnx"]),
         **values,

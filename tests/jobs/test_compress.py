@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 
 import kd_app
-from kd_app.compression import prune
 from kd_app.config import RequestError
 from kd_app.config.compose import compose_config
 from kd_app.jobs.compress import Compression, check_order, compute_loss, select_recorded
 from kd_app.reporting.html import write_report
 from kd_app.run import train, workspace
 from kd_app.run.run_model import RunModel
+from kd_app.training import fit
 from tests.builders import results
 from tests.commands.call import call, done, paragraph, refused
 from tests.jobs.conftest import QUICK
@@ -293,7 +293,7 @@ def test_importance_by_the_gradients_of_the_labels_or_of_the_run(
         "prune.iterations=2",
     )
     folders = f"run={made / 'run'}", f"out={importance}", f"stages={made / 'stages'}"
-    with patch.object(prune, "build", Mock(wraps=prune.build)) as build:
+    with patch("kd_app.compression.prune.build", Mock(wraps=fit.build)) as build:
         compressed(*folders, *overrides)
     # in channels_last, oneDNN writes past the gradients of narrow layers
     assert not any(call.args[3].channels_last for call in build.call_args_list)
