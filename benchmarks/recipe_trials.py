@@ -51,14 +51,15 @@ _TEST_SHARE: Final = 0.4
 
 
 class Scale(NamedTuple):
-    """How much is trained. images: of Fashion-MNIST and CIFAR-10 for training and
-    validation, at most. photos: of the flowers. sides: pixels of the models' input by
-    set. epochs: by set, where they are not the default. has_own_teachers: in a
-    comparison of the defaults with a loop by hand, each seed has its own split and its
-    own teacher.
+    """How much is trained. images, tests: of Fashion-MNIST and CIFAR-10, for training
+    and validation and for the test, at most. photos: of the flowers. sides: pixels of
+    the models' input by set. epochs: by set, where they are not the default.
+    has_own_teachers: in a comparison of the defaults with a loop by hand, each seed has
+    its own split and its own teacher.
     """
 
     images: int
+    tests: int
     photos: int
     sides: Mapping[str, int]
     epochs: Mapping[str, int]
@@ -69,15 +70,16 @@ TAUGHT: Final = "taught"
 SCALES: Final = {
     "quick": Scale(
         3_000,
+        1_500,
         1_000,
         {FASHION: 14, CIFAR: 16, IMBALANCED: 16, FLOWERS: 64},
         {DIGITS: 20, FLOWERS: 4},
         has_own_teachers=False,
     ),
-    "small": Scale(5_000, 1_500, {FLOWERS: 64}, {FLOWERS: 5}, has_own_teachers=True),
-    "preset": Scale(5_000, 1_500, {FLOWERS: 64}, {}, has_own_teachers=True),
-    TAUGHT: Scale(2_000, 1_500, {CIFAR: 64, FLOWERS: 64}, {}, has_own_teachers=True),
-    "full": Scale(10_000, 4_317, {FLOWERS: 128}, {}, has_own_teachers=True),
+    "small": Scale(5_000, 2_500, 1_500, {FLOWERS: 64}, {FLOWERS: 5}, has_own_teachers=True),
+    "preset": Scale(5_000, 2_500, 1_500, {FLOWERS: 64}, {}, has_own_teachers=True),
+    TAUGHT: Scale(2_000, 10_000, 1_500, {CIFAR: 64, FLOWERS: 64}, {}, has_own_teachers=True),
+    "full": Scale(10_000, 5_000, 4_317, {FLOWERS: 128}, {}, has_own_teachers=True),
 }
 
 
@@ -133,7 +135,7 @@ class Place:
 
     def _name_data(self, data: str, scale: Scale) -> list[str]:
         images = scale.images
-        size = Size(images, images // 2)
+        size = Size(images, scale.tests)
         if data == DIGITS:
             return ["data=digits"]
         if data == FASHION:

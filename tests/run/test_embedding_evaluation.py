@@ -33,5 +33,5 @@ def test_without_the_teacher_nothing_is_measured() -> None:
 def test_images_without_enough_others_are_refused(split: str, is_own: bool, others: int) -> None:
     models: Any = {"teacher": None, "student": None}
     workspace = _build_workspace(train=9, test=7)
-    with pytest.raises(RequestError, match=rf"each of these images has {others} other"):
+    with pytest.raises(RequestError, match=rf"there are only {others} other images"):
         measure_embeddings_again(BUILDER, workspace, models, split, before=BEFORE, is_own=is_own)
