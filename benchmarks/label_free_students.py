@@ -12,10 +12,10 @@ to choose by, and of 2,000 to test on, is made beside the runs.
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from statistics import fmean
-from typing import Final, NamedTuple
+from typing import Any, Final
 
 import pandas as pd
 
@@ -56,7 +56,8 @@ FORMATS: Final = "formats=[onnx,onnx_int8]"
 _TEST: Final = 2_000
 
 
-class Key(NamedTuple):
+@dataclass(frozen=True)
+class Key:
     """What decides a run. images: of the copy to train on and to choose by; 0: all.
     pixels: the side of the student's input; that of the teacher's is 96.
     """
@@ -70,19 +71,13 @@ class Key(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Line:
+class Line(Key):
     """One run, measured on the test images: the share of the gap between the untouched
     student and the teacher that is closed, by metric, with its 95 % interval over the
     queries; purity and overlap of the models; and the int8 file's overlap with the
     teacher's neighbors as a share of the float file's.
     """
 
-    set: str
-    student: str
-    images: int
-    epochs: int
-    pixels: int
-    seed: int
     queries: int
     untouched_purity: float
     student_purity: float
@@ -120,8 +115,8 @@ def main() -> None:
     parser.add_argument("--curves", action="store_true")
     arguments = parser.parse_args()
     if arguments.table or arguments.curves:
-        lines = read_lines(Line, FILE)
-        text = render_table(lines) if arguments.table else render_curves(arguments.folder)
+        is_table = arguments.table
+        text = render_table(read_lines(Line, FILE)) if is_table else render_curves(arguments.folder)
         sys.stdout.write(f"{text}\n")
         return
     if arguments.photos is None or arguments.teacher is None:
@@ -133,10 +128,9 @@ def main() -> None:
     for seed in map(int, arguments.seeds.split(",")):
         for student in arguments.students.split(","):
             key = Key(arguments.set, student, images, arguments.epochs, arguments.pixels, seed)
-            lines = read_lines(Line, FILE)
-            if any(read_key(each) == key for each in lines):
+            if key in map(read_key, read_lines(Line, FILE)):
                 continue
-            out = arguments.folder / "-".join(map(str, key))
+            out = arguments.folder / "-".join(map(str, astuple(key)))
             settings = (
                 f"data.root={root}",
                 f"data.image_size={key.pixels}",
@@ -149,12 +143,14 @@ def main() -> None:
             )
             run_command("distill", [*SETTINGS, *settings])
             run_command("export", [f"run={out}", FORMATS])
-            write_lines(sorted([*lines, parse_run(out, key)], key=read_key), FILE)
+            # read again: another process may have written lines meanwhile
+            lines = [*read_lines(Line, FILE), parse_run(out, key)]
+            write_lines(sorted(lines, key=lambda each: astuple(read_key(each))), FILE)
 
 
 def read_key(line: Line) -> Key:
     """What a line is about."""
-    return Key(*(getattr(line, name) for name in Key._fields))
+    return Key(**{each.name: getattr(line, each.name) for each in fields(Key)})
 
 
 def parse_run(out: Path, key: Key) -> Line:
@@ -166,7 +162,7 @@ def parse_run(out: Path, key: Key) -> Line:
     assert exports is not None
     split = last[1]
     models = {role: split.models[role] for role in ("untouched", "student", "teacher")}
-    values = {}
+    values: dict[str, Any] = {}
     for metric in METRICS:
         gap = split.gap_closed[metric]
         values[f"{metric}_gap"] = round_value(gap.value)
@@ -184,12 +180,7 @@ def parse_run(out: Path, key: Key) -> Line:
         if each.test is not None and each.test.overlap is not None
     }
     return Line(
-        set=key.set,
-        student=key.student,
-        images=key.images,
-        epochs=key.epochs,
-        pixels=key.pixels,
-        seed=key.seed,
+        **vars(key),
         queries=split.num_queries,
         int8_overlap_kept=round_value(overlaps["onnx_int8"] / overlaps["onnx"]),
         **values,
@@ -205,8 +196,10 @@ def render_table(lines: Sequence[Line]) -> str:
     heads = ("set", "student", *("images", "epochs", "px", "seeds"), *purities, *gaps)
     heads = (*heads, "int8 keeps of the overlap")
     rows = [heads, ("---",) * len(heads)]
-    for settings in dict.fromkeys(read_key(each)[:-1] for each in lines):
-        own = [each for each in lines if read_key(each)[:-1] == settings]
+    by_settings: dict[tuple[Any, ...], list[Line]] = {}
+    for line in lines:
+        by_settings.setdefault(astuple(read_key(line))[:-1], []).append(line)
+    for settings, own in by_settings.items():
         cells = [*(str(each or "all") for each in settings), str(len(own))]
         cells += [_average(own, f"{role}_purity") for role in ("untouched", "student", "teacher")]
         cells += [_format_gap(own, metric) for metric in METRICS]

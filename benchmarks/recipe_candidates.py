@@ -108,7 +108,7 @@ REGIMES: Final = (
 )
 TAUGHT_REGIME: Final = Regime(
     "from random weights, with a pretrained teacher",
-    {CIFAR: ("lite0 -> resnet10t", "lite0 -> resnet8"), FLOWERS: ("lite0 -> resnet10t",)},
+    {CIFAR: ("lite0 -> resnet10t",), FLOWERS: ("lite0 -> resnet10t",)},
     {},
     {},
     REGIMES[0].center,

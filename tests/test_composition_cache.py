@@ -25,8 +25,8 @@ def compose_whole(overrides: list[str], *, is_kept: bool) -> tuple[object, bool 
     keys are refused.
     """
     with ExitStack() as stack:
-        for original, place in [] if is_kept else composition_cache.REPLACED.items():
-            stack.enter_context(patch.object(*place, original))
+        for each in () if is_kept else composition_cache.REPLACED:
+            stack.enter_context(patch.object(each.owner, each.name, each.original))
         with initialize_config_dir(str(CONF), version_base="1.3"):
             config = compose("distill", overrides=overrides, return_hydra_config=True)
     return OmegaConf.to_container(config, resolve=False), OmegaConf.is_struct(config)
