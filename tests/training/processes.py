@@ -20,6 +20,7 @@ from unittest.mock import patch
 import torch
 
 from kd_app.commands.exit_codes import run_to_exit_code
+from kd_app.config.compose import choose_all_labels
 
 Moment = tuple[str, int]
 """``('module:Class.method', n)``: the n-th call of that function in the process."""
@@ -88,7 +89,7 @@ def distilled(
 def _distill(
     overrides: Sequence[str], log: str, moments: Sequence[Moment], sign: int, listens: bool
 ) -> None:
-    from kd_app.config.compose import choose_all_labels, compose_config
+    from kd_app.config.compose import compose_config
     from kd_app.jobs.distill import distill
     from tests.builders import quick_speed
 
@@ -105,8 +106,10 @@ def _distill(
 
 
 def commanded(words: Sequence[str], log: str) -> BaseProcess:
-    """Start ``kd-distill <words>`` with its main function, for sweeps and searches."""
-    return start(_command, tuple(words), log)
+    """Start ``kd-distill <words>`` with its main function, for sweeps and searches. The
+    data have all labels unless words choose others.
+    """
+    return start(_command, tuple(choose_all_labels(words)), log)
 
 
 def _command(words: Sequence[str], log: str) -> None:
