@@ -236,7 +236,7 @@ def holm_error(methods: int, seeds: int, *, sets: int) -> Rate:
         family = [
             result for other in others if (result := compare_by_seed(other, base, CONFIDENCE))
         ]
-        wrong += any(_shown(each) for each in correct_for_multiplicity(family))
+        wrong += any(_is_shown(each) for each in correct_for_multiplicity(family))
     what = f"Holm: any of {methods} methods wrongly shown to differ"
     return Rate(
         what,
@@ -249,7 +249,7 @@ def holm_error(methods: int, seeds: int, *, sets: int) -> Rate:
     )
 
 
-def _shown(difference: SeedDifference) -> bool:
+def _is_shown(difference: SeedDifference) -> bool:
     return difference.corrected is not None and difference.corrected <= 1 - CONFIDENCE
 
 

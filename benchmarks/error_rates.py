@@ -30,12 +30,12 @@ def wrong_verdict(side: Side, n: int, margin: float, worse: float) -> Rate:
         truth,
         "at most",
         1 - CONFIDENCE,
-        _called(side, n, margin, (worse - margin, worse)),
+        _compute_rate(side, n, margin, (worse - margin, worse)),
         None,
     )
 
 
-def _called(side: Side, n: int, margin: float, rates: tuple[float, float]) -> float:
+def _compute_rate(side: Side, n: int, margin: float, rates: tuple[float, float]) -> float:
     """Return the probability of the verdict, given the rates of better and worse
     images: for each number of 'worse' the verdict changes at one number of 'better'.
     """
@@ -70,7 +70,7 @@ def power(better: int, worse: int, n: int) -> Rate:
     )
     assert needed is not None
     side: Side = "kept" if (better - worse) / n > -0.01 else "lost"
-    measured = _called(side, needed, 0.01, (better / n, worse / n))
+    measured = _compute_rate(side, needed, 0.01, (better / n, worse / n))
     return Rate(
         f"n_needed of top1: '{side}'",
         f"{needed:,}",

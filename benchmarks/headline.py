@@ -62,7 +62,7 @@ class Headline:
     cheaper: RatioEstimate
 
     @property
-    def reached(self) -> bool:
+    def is_reached(self) -> bool:
         """Whether all three values reach their targets."""
         return (
             self.retention.value >= RETENTION
@@ -219,10 +219,10 @@ def main() -> int:
     result = measure_headline(args.out)
     print(
         f"Targets: {100 * RETENTION:g} %, {FASTER:g}x, {CHEAPER:g}x:"
-        f" {'reached' if result.reached else 'missed'}"
+        f" {'reached' if result.is_reached else 'missed'}"
     )
     print(result, flush=True)
-    return int(not result.reached)
+    return int(not result.is_reached)
 
 
 if __name__ == "__main__":

@@ -185,11 +185,11 @@ def compare_candidates(
     for name, candidate in candidates.items():
         for data, pairs in regime.pairs.items():
             for pair in pairs:
-                found = [
+                trials = [
                     [known.get(Trial(SEARCH, data, scale, pair, arm, each, seed)) for seed in seeds]
                     for each in (candidate, candidates[CENTER])
                 ]
-                own, center = ([each.top1 for each in row if each] for row in found)
+                own, center = ([each.top1 for each in row if each] for row in trials)
                 if len(own) == len(center) == len(seeds):
                     where = f"{data}, {pair}"
                     differences.setdefault(name, {})[where] = fmean(own) - fmean(center)

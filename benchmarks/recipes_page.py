@@ -190,14 +190,14 @@ def _render_imbalance(known: Known) -> list[str]:
     rows = []
     trials = {trial: each for trial, each in known.items() if trial.study == IMBALANCE}
     for arm, candidate in dict.fromkeys((trial.arm, trial.candidate) for trial in trials):
-        found = [
+        results = [
             each
             for trial, each in trials.items()
             if (trial.arm, trial.candidate) == (arm, candidate)
         ]
-        values = [fmean(each.balanced for each in found), fmean(each.top1 for each in found)]
+        values = [fmean(each.balanced for each in results), fmean(each.top1 for each in results)]
         cells = [f"{100 * value:.2f}" for value in values]
-        rows.append([arm, candidate or "defaults", str(len(found)), *cells])
+        rows.append([arm, candidate or "defaults", str(len(results)), *cells])
     head = ["arm", "settings", "seeds", "balanced accuracy", "top-1"]
     return _draw_table(head, rows) if rows else []
 

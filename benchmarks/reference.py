@@ -277,7 +277,7 @@ def render_commands() -> str:
             parts.append(f"Groups, as chosen by default: {', '.join(chosen)}.")
         if command == "check":
             parts.append("Takes every setting of [`kd-distill`](#kd-distill), and these:")
-        parts += _render_table([_required(setting) for setting in settings])
+        parts += _render_table([_require(setting) for setting in settings])
     return "\n\n".join(parts) + "\n"
 
 
@@ -295,7 +295,7 @@ def _parse_groups(defaults: Sequence[Any]) -> dict[str, str]:
     return groups
 
 
-def _required(setting: Setting) -> Setting:
+def _require(setting: Setting) -> Setting:
     """Mark a setting without default as required."""
     return (
         Setting(setting.key, "required", setting.meaning) if setting.default == "`???`" else setting

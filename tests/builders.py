@@ -126,17 +126,18 @@ def build_workspace(folder: Path, *overrides: str) -> Workspace:
 class Trained:
     """A student that was trained without the rest of a run.
 
-    folder: of the training stage. heard: the curve points that a listener received.
+    folder: of the training stage. logged_points: the curve points that a listener
+    received.
     """
 
     folder: Path
     curves: list[dict[str, float]]
-    heard: list[dict[str, float]]
+    logged_points: list[dict[str, float]]
     member: RunModel
     data: Any
 
 
-def trained(teacher: Path | Literal["ema"] | None, folder: Path, *overrides: str) -> Trained:
+def train_student(teacher: Path | Literal["ema"] | None, folder: Path, *overrides: str) -> Trained:
     """Train the student of ``kd-distill <overrides>`` with the teacher in a folder,
     with the student's moving average, or without a teacher.
     """
@@ -177,7 +178,7 @@ def gone_on(teacher: Path | Literal["ema"], folder: Path, *overrides: str) -> Tr
     """An uninterrupted training. Asserts that a training that was interrupted before
     its fourth batch and resumed has the same weights and curves, bit by bit.
     """
-    whole = trained(teacher, folder / "whole", *overrides)
+    whole = train_student(teacher, folder / "whole", *overrides)
     plain, steps = Distillation.training_step, iter(range(100))
 
     def interrupt(module: Distillation, batch: Any, batch_idx: int) -> torch.Tensor:
@@ -187,8 +188,8 @@ def gone_on(teacher: Path | Literal["ema"], folder: Path, *overrides: str) -> Tr
 
     with patch.object(Distillation, "training_step", interrupt):
         with pytest.raises(KeyboardInterrupt):
-            trained(teacher, folder / "cut", *overrides)
-        resumed = trained(teacher, folder / "cut", *overrides)
+            train_student(teacher, folder / "cut", *overrides)
+        resumed = train_student(teacher, folder / "cut", *overrides)
     weights = resumed.member.loaded.model.state_dict()
     assert all(
         torch.equal(tensor, weights[name])

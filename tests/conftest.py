@@ -126,15 +126,15 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sample_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a finished run in ``run`` and its stages in ``stages``; nobody
     writes there.
     """
     # not above: jaxtyping has to see kd_app imported after this file
-    from tests.commands.call import TINY, done
+    from tests.commands.call import TINY, succeed
 
     folder = tmp_path_factory.mktemp("made")
-    done(*TINY, f"out={folder / 'run'}", f"stages={folder / 'stages'}")
+    succeed(*TINY, f"out={folder / 'run'}", f"stages={folder / 'stages'}")
     return folder
 
 

@@ -128,7 +128,7 @@ def times(value: float, low: float, high: float) -> RatioEstimate:
 
 def test_a_headline_is_reached_when_all_three_targets_are() -> None:
     good = Headline(times(0.97, 0.96, 0.98), times(10, 9, 11), times(50, 49, 51))
-    assert good.reached
+    assert good.is_reached
     assert (
         str(good)
         == "97.0 % of the teacher's accuracy (96.0 to 98.0), latency lower by 10.0x (9.0 to 11.0),"
@@ -139,7 +139,7 @@ def test_a_headline_is_reached_when_all_three_targets_are() -> None:
         Headline(good.retention, times(9.9, 9, 11), good.cheaper),
         Headline(good.retention, good.faster, times(49.9, 49, 51)),
     ):
-        assert not worse.reached
+        assert not worse.is_reached
 
 
 @pytest.mark.slow

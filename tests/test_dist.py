@@ -24,23 +24,23 @@ WORDS = ("debug=fdr", "logger=[csv]", "teacher.name=resnet8", "trainer=cpu", "ou
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def distribution(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with sdist and wheel, built without a network."""
     folder = tmp_path_factory.mktemp("dist")
     build = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-t", "wheel"]
-    ended = subprocess.run(
+    result = subprocess.run(
         [*build, "-d", str(folder)], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
-    assert ended.returncode == 0, ended.stderr
+    assert result.returncode == 0, result.stderr
     return folder
 
 
 @pytest.fixture(scope="module")
-def unpacked(built: Path) -> Path:
-    (wheel,) = built.glob("kd_app-*.whl")
+def wheel_folder(distribution: Path) -> Path:
+    (wheel,) = distribution.glob("kd_app-*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(built / "unpacked")
-    return built / "unpacked"
+        archive.extractall(distribution / "unpacked")
+    return distribution / "unpacked"
 
 
 def list_tracked() -> set[str]:
@@ -49,8 +49,8 @@ def list_tracked() -> set[str]:
     return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
 
 
-def test_the_sdist_holds_sources_and_nothing_else(built: Path) -> None:
-    (path,) = built.glob("kd_app-*.tar.gz")
+def test_the_sdist_holds_sources_and_nothing_else(distribution: Path) -> None:
+    (path,) = distribution.glob("kd_app-*.tar.gz")
     with tarfile.open(path) as archive:
         assert all(member.isfile() and member.mode & 0o7000 == 0 for member in archive)
         names = {member.name.partition("/")[2] for member in archive}
@@ -64,17 +64,19 @@ def test_the_sdist_holds_sources_and_nothing_else(built: Path) -> None:
     assert names - {"PKG-INFO"} == expected
 
 
-def test_both_files_hold_no_data_and_are_small(built: Path, unpacked: Path) -> None:
-    kinds = {path.suffix for path in unpacked.rglob("*") if path.is_file()}
+def test_both_files_hold_no_data_and_are_small(distribution: Path, wheel_folder: Path) -> None:
+    kinds = {path.suffix for path in wheel_folder.rglob("*") if path.is_file()}
     sources = {".py", ".yaml", ".typed", ".css", ".js", ".jinja", ".html", ".json"}
     assert kinds - sources - {""} == {".txt"}  # the entry points
-    assert not {path.name for path in unpacked.rglob("*")} & {"runs", "wandb", "__pycache__"}
-    assert all(path.stat().st_size < 2**21 for path in built.iterdir() if path.is_file())
+    assert not {path.name for path in wheel_folder.rglob("*")} & {"runs", "wandb", "__pycache__"}
+    assert all(path.stat().st_size < 2**21 for path in distribution.iterdir() if path.is_file())
 
 
 @pytest.mark.slow
-def test_the_installed_wheel_runs_in_an_empty_environment(built: Path, tmp_path: Path) -> None:
-    (wheel,) = built.glob("kd_app-*.whl")
+def test_the_installed_wheel_runs_in_an_empty_environment(
+    distribution: Path, tmp_path: Path
+) -> None:
+    (wheel,) = distribution.glob("kd_app-*.whl")
     environment, work = tmp_path / "environment", tmp_path / "work"
     work.mkdir()
     venv.create(environment, with_pip=False)
@@ -100,14 +102,14 @@ def test_the_installed_wheel_runs_in_an_empty_environment(built: Path, tmp_path:
 def run(command: list[str], folder: Path) -> str:
     """The output of a command in a folder, without the checkout on Python's path."""
     environment = {key: os.environ[key] for key in os.environ if key != "PYTHONPATH"}
-    ended = subprocess.run(
+    result = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
-def test_the_wheel_holds_all_of_conf_and_all_of_the_package(unpacked: Path) -> None:
+def test_the_wheel_holds_all_of_conf_and_all_of_the_package(wheel_folder: Path) -> None:
     for kept, pattern, where in (
         ("conf", "*.yaml", "kd_app/conf"),
         ("kd_app", "*.py", "kd_app"),
@@ -120,20 +122,20 @@ def test_the_wheel_holds_all_of_conf_and_all_of_the_package(unpacked: Path) -> N
         )
         assert len(files) > (20 if pattern.startswith("*") else 0)
         assert files == sorted(
-            path.relative_to(unpacked / where) for path in (unpacked / where).rglob(pattern)
+            path.relative_to(wheel_folder / where) for path in (wheel_folder / where).rglob(pattern)
         )
         assert all(
-            (unpacked / where / file).read_bytes() == (REPOSITORY / kept / file).read_bytes()
+            (wheel_folder / where / file).read_bytes() == (REPOSITORY / kept / file).read_bytes()
             for file in files
         )
-    assert {path.name.split("-")[0] for path in unpacked.iterdir()} == {
+    assert {path.name.split("-")[0] for path in wheel_folder.iterdir()} == {
         "kd_app",
         "hydra_plugins",
     }  # no tests, no benchmarks beside it
 
 
-def test_commands_and_license_are_declared(unpacked: Path) -> None:
-    (info,) = unpacked.glob("*.dist-info")
+def test_commands_and_license_are_declared(wheel_folder: Path) -> None:
+    (info,) = wheel_folder.glob("*.dist-info")
     assert "kd-distill = kd_app.commands.distill:main" in (info / "entry_points.txt").read_text(
         encoding="utf-8"
     )
@@ -148,7 +150,7 @@ def test_commands_and_license_are_declared(unpacked: Path) -> None:
 
 
 def test_a_command_composes_from_the_wheels_own_configuration(
-    unpacked: Path, tmp_path: Path
+    wheel_folder: Path, tmp_path: Path
 ) -> None:
     program = """
 import kd_app
@@ -161,8 +163,8 @@ sys.argv = ["kd-distill", "loss=[soft_targt]"]
 from kd_app.commands.distill import main
 main()
 """
-    environment = {**os.environ, "PYTHONPATH": str(unpacked)}
-    ended = subprocess.run(
+    environment = {**os.environ, "PYTHONPATH": str(wheel_folder)}
+    result = subprocess.run(
         [sys.executable, "-c", program],
         cwd=tmp_path,
         env=environment,
@@ -170,13 +172,13 @@ main()
         text=True,
         check=False,
     )
-    assert ended.stdout.split() == [
-        str(unpacked / "kd_app" / "__init__.py"),
-        str(unpacked / "kd_app" / "conf"),
+    assert result.stdout.split() == [
+        str(wheel_folder / "kd_app" / "__init__.py"),
+        str(wheel_folder / "kd_app" / "conf"),
         "folder",
     ]
-    assert ended.returncode == 2
-    assert "Did you mean 'soft_target'?" in ended.stderr
+    assert result.returncode == 2
+    assert "Did you mean 'soft_target'?" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -195,8 +197,8 @@ def test_a_tag_publishes_without_a_stored_secret() -> None:
     assert "make dist" in [step.get("run") for step in jobs["build"]["steps"]]
 
 
-def test_the_lock_holds_every_dependency_within_its_range(unpacked: Path) -> None:
-    (info,) = unpacked.glob("*.dist-info")
+def test_the_lock_holds_every_dependency_within_its_range(wheel_folder: Path) -> None:
+    (info,) = wheel_folder.glob("*.dist-info")
     lines = (info / "METADATA").read_text(encoding="utf-8").splitlines()
     needed = [
         Requirement(line.removeprefix("Requires-Dist: "))

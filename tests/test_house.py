@@ -47,6 +47,7 @@ LIBRARY_HOOKS = frozenset(
 HAPPENED = frozenset(
     [
         "asked",
+        "begun",
         "found",
         "given",
         "heard",
@@ -64,8 +65,16 @@ VAGUE = frozenset({"do", "get", "handle", "process"})
 
 
 @cache
+def _parse_folder(folder: Path) -> dict[Path, ast.Module]:
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in folder.rglob("*.py")}
+
+
 def _modules() -> dict[Path, ast.Module]:
-    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")}
+    return _parse_folder(PACKAGE)
+
+
+def _all_modules() -> dict[Path, ast.Module]:
+    return _modules() | _parse_folder(ROOT / "tests") | _parse_folder(ROOT / "benchmarks")
 
 
 def _functions() -> Iterator[tuple[Path, ast.FunctionDef | ast.AsyncFunctionDef]]:
@@ -129,9 +138,26 @@ def _bound_names(module: ast.Module) -> Iterator[tuple[int, str]]:
 def test_no_value_is_named_after_what_happened_to_it() -> None:
     odd = [
         _where(path, line, name)
-        for path, module in _modules().items()
+        for path, module in _all_modules().items()
         for line, name in _bound_names(module)
         if name.strip("_") in HAPPENED
+    ]
+    assert odd == []
+
+
+def _is_participle(word: str) -> bool:
+    return word in HAPPENED or ("_" not in word and word.endswith("ed") and word not in VERBS)
+
+
+def test_no_function_is_named_after_what_happened() -> None:
+    odd = [
+        _where(path, node.lineno, node.name)
+        for path, module in _all_modules().items()
+        for node in ast.walk(module)
+        if isinstance(node, ast.FunctionDef)
+        and not _is_free(node)
+        # before a noun it is an adjective: damaged_photos
+        and _is_participle(node.name.strip("_"))
     ]
     assert odd == []
 

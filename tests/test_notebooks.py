@@ -33,7 +33,7 @@ from kd_app.data.digits import Digits
 from kd_app.reporting.comparison import compare
 from kd_app.reporting.distillation_gain import describe_gains
 from tests.builders import accept_changes, results
-from tests.commands.call import TINY, done
+from tests.commands.call import TINY, succeed
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 FIGURES = {"first_run": 5, "methods_over_seeds": 3, "sweep": 3, "differences": 5}
@@ -113,8 +113,8 @@ def show_value(value: Any) -> None:
 def run_cell(shell: Any, source: str) -> Iterator[Any]:
     """Run a cell, and yield its outputs as a notebook has them."""
     with capture_output() as captured:
-        ended = shell.run_cell(source)
-    ended.raise_error()
+        result = shell.run_cell(source)
+    result.raise_error()
     output: Any = nbformat.v4.new_output
     for name, text in (("stdout", captured.stdout), ("stderr", captured.stderr)):
         if text:
@@ -157,8 +157,8 @@ def words(notebook: Any) -> str:
 
 def decision(notebook: Any) -> str:
     """What the last cell says."""
-    said: str = notebook.cells[-1].outputs[0].data["text/markdown"]
-    return said
+    output: str = notebook.cells[-1].outputs[0].data["text/markdown"]
+    return output
 
 
 def is_drawn(figure: np.ndarray) -> bool:
@@ -204,7 +204,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "examples=12",
             "out=found",
         )
-        done(
+        succeed(
             "-m",
             *TINY,
             "data=csv",
@@ -260,27 +260,27 @@ def test_the_decision_is_what_the_runs_hold(
     name, notebook = of_a_folder
     monkeypatch.chdir(folder)
     runs = [kd_app.load_run(path) for path in kd_app.load_runs("found")["path"]]
-    said, first = decision(notebook), runs[0].results
+    output, first = decision(notebook), runs[0].results
     assert first.test is not None
     assert first.verdict is not None
     if name == "first_run":
-        assert f"Measured on {first.test.num_images}" in said
+        assert f"Measured on {first.test.num_images}" in output
         interval = (first.verdict.difference, first.verdict.low, first.verdict.high)
         # without the sign of a negative zero
         difference, low, high = (f"{round(100 * each, 2) + 0.0:+.2f}" for each in interval)
-        assert f"{difference} points ({low} to {high})" in said
+        assert f"{difference} points ({low} to {high})" in output
         assert all(sentence in words(notebook) for sentence in describe_gains(first))
     elif name == "methods_over_seeds":
         winner = compare(runs).winner
         assert winner is not None
-        assert f"**{winner}** is chosen on validation among 2" in said
-        assert "over 2 seeds" in said
+        assert f"**{winner}** is chosen on validation among 2" in output
+        assert "over 2 seeds" in output
     elif name == "sweep":
         best = max(
             run.results.validation.student.top1 or 0 for run in runs if run.results.validation
         )
-        assert f"{100 * best:.2f} % (" in said
-        assert "loss.soft_target.temperature" in said
+        assert f"{100 * best:.2f} % (" in output
+        assert "loss.soft_target.temperature" in output
     else:
         answers = runs[0].predictions
         right = {
@@ -288,9 +288,9 @@ def test_the_decision_is_what_the_runs_hold(
         }
         assert (
             f"Of {len(answers)} test images {(right['teacher'] & ~right['student']).sum()} were"
-            " right and become wrong" in said
+            " right and become wrong" in output
         )
-        assert "group" in said
+        assert "group" in output
 
 
 @pytest.mark.slow
@@ -305,9 +305,9 @@ def test_without_a_folder_it_makes_small_runs_and_reads_those(name: str, tmp_pat
     )
     assert trouble(notebook) == []
     assert decision(notebook)
-    made = kd_app.load_runs(tmp_path / "runs" / "notebooks")
-    assert len(made) >= 1
-    assert set(made["status"]) == {"finished"}
+    runs = kd_app.load_runs(tmp_path / "runs" / "notebooks")
+    assert len(runs) >= 1
+    assert set(runs["status"]) == {"finished"}
 
 
 @every_notebook

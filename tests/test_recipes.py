@@ -51,7 +51,7 @@ def result(top1: float) -> Measured:
     return Measured(top1, top1, 0.5, 100, 10, 1.0)
 
 
-def screened(values: dict[str, tuple[float, ...]]) -> dict[Trial, Measured]:
+def screen(values: dict[str, tuple[float, ...]]) -> dict[Trial, Measured]:
     """The accuracies of candidates on digits, Fashion-MNIST and CIFAR-10."""
     candidates = list_candidates(SCRATCH, LABELS)
     return {
@@ -61,7 +61,7 @@ def screened(values: dict[str, tuple[float, ...]]) -> dict[Trial, Measured]:
     }
 
 
-KNOWN = screened(
+KNOWN = screen(
     {
         CENTER: (0.90, 0.80, 0.50),
         "scheduler=one_cycle": (0.91, 0.81, 0.51),
@@ -147,7 +147,7 @@ def test_the_page_in_the_docs_is_made_from_the_committed_lines() -> None:
     assert page == recipes_page.render_page(recipes.read_trials(), notes)
 
 
-def striped_images(number: int) -> Images:
+def draw_stripes(number: int) -> Images:
     """Noise whose first or second half of columns is brighter."""
     random = np.random.default_rng(0)
     target = np.arange(number) % 2
@@ -160,7 +160,7 @@ def striped_images(number: int) -> Images:
 @pytest.mark.parametrize("balance", ["none", "weights", "sampler"])
 def test_the_loop_by_hand_learns(balance: str) -> None:
     torch.manual_seed(0)
-    data = striped_images(64)
+    data = draw_stripes(64)
     student = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
     settings = LoopSettings(
         epochs=8, batch_size=16, lr=0.05, padding=0, flip=False, balance=balance
@@ -179,7 +179,7 @@ class Opposite(nn.Module):
 
 def test_the_loop_by_hand_follows_the_teacher_more_than_the_labels() -> None:
     torch.manual_seed(0)
-    data = striped_images(64)
+    data = draw_stripes(64)
     student = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
     settings = LoopSettings(epochs=8, batch_size=16, lr=0.05, padding=0, flip=False)
     train_carefully(student, Opposite(), data, settings, seed=0)

@@ -15,7 +15,7 @@ from kd_app.config.compose import compose_config
 from kd_app.run.spec import build_spec
 from kd_app.schedules import Constant, Cosine, Linear, MultiStep, OneCycle, Ramp, Schedule
 from kd_app.training.loss import DistillationLoss
-from tests.builders import teacher_folder, trained
+from tests.builders import teacher_folder, train_student
 from tests.training.small_parts import terms
 from tests.training.small_terms import answers, batch, student
 
@@ -82,7 +82,7 @@ def test_a_training_follows_the_schedule_and_logs_the_weight_of_each_step(
         "trainer.accumulate_grad_batches=2",
         "trainer.log_every=1",
     ]
-    run = trained(teacher_folder(tmp_path / "teacher"), tmp_path, *words, *steps)
+    run = train_student(teacher_folder(tmp_path / "teacher"), tmp_path, *words, *steps)
     rows = [row for row in run.curves if "train/loss" in row]
     total = rows[-1]["step"]
     assert len(rows) == 8

@@ -19,6 +19,7 @@ from kd_app.reporting.runs import write_curves
 from kd_app.reporting.tables import build_summary
 from kd_app.run.assistants import train_assistants
 from kd_app.run.forecast import forecast_run
+from kd_app.run.initial_models import build_initial_models
 from kd_app.run.inputs import RunInputs
 from kd_app.run.measurement import name_data, start_results
 from kd_app.run.plan import write_plan
@@ -308,9 +309,10 @@ def _prepare(
     is_ready = teacher is not None
     builder.teacher_labels = find_teacher_labels(workspace, ready=is_ready)
     forecast = forecast_run(workspace, ready=is_ready)
-    console.print(write_plan(workspace, ready=is_ready, forecast=forecast))
+    models = build_initial_models(workspace, teacher)
+    console.print(write_plan(workspace, models, ready=is_ready, forecast=forecast))
     check_batches(workspace, ready=is_ready)
-    check_pair(workspace)
+    check_pair(workspace, models)
     builder.notes += checks.check_run(teacher, forecast)
     if spec.budget is not None:
         latency = spec.budget.check(workspace, trial=trial is not None)

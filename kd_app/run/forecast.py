@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from kd_app.config import InputSpec, RequestError
 from kd_app.config.errors import take_first_line
 from kd_app.data.unlabeled import UNLABELED
-from kd_app.models.create import create, resolve_input
-from kd_app.models.spec import LoadedModel, ModelSpec
+from kd_app.models.create import resolve_input
+from kd_app.models.spec import ModelSpec
+from kd_app.run.initial_models import load_untrained
 from kd_app.run.pseudo_labels import LABELER
 from kd_app.run.refit import count_images
 from kd_app.run.schema import RefitSetting
@@ -206,9 +207,3 @@ class _Estimator:
         start = time.perf_counter()
         count = sum(len(batch) for batch in data.sample("train", input_spec, data.batch_size))
         return (time.perf_counter() - start) * data.batch_size / max(count, 1)
-
-
-def load_untrained(workspace: Workspace, model: ModelSpec) -> LoadedModel:
-    """The model before its training in this run."""
-    input_spec = resolve_input(model, workspace.compute_image_stats())
-    return create(model, input_spec, workspace.count_outputs(model), seed=0)

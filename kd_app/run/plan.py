@@ -8,18 +8,19 @@ from kd_app.models.create import resolve_input
 from kd_app.models.spec import ModelSpec, suggest_pretrained_tag
 from kd_app.reporting.sentences import write_teacher_labels
 from kd_app.run.controls import Control
-from kd_app.run.forecast import Forecast, load_untrained
+from kd_app.run.forecast import Forecast
+from kd_app.run.initial_models import InitialModels
 from kd_app.run.refit import describe_refit
 from kd_app.run.teacher_labels import find_teacher_labels
 from kd_app.run.workspace import Workspace
 from kd_app.training.job import Recipe
 
 
-def write_plan(workspace: Workspace, *, ready: bool, forecast: Forecast | None) -> str:
+def write_plan(
+    workspace: Workspace, models: InitialModels, *, ready: bool, forecast: Forecast | None
+) -> str:
     """The plan as text. ready: the teacher is used without training."""
-    spec = workspace.spec
-    student = load_untrained(workspace, spec.student)
-    teacher = None if spec.teacher is None else load_untrained(workspace, spec.teacher)
+    spec, (student, teacher) = workspace.spec, models
     duration = "an unknown duration" if forecast is None else describe_forecast(forecast)
     loaded = [(spec.student, student)]
     if spec.teacher is not None and teacher is not None:

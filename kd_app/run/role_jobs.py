@@ -12,9 +12,10 @@ from kd_app.config import InputSpec, RequestError
 from kd_app.config.records import read_record
 from kd_app.data.base import RunData
 from kd_app.data.partners import PartnerKind
-from kd_app.models.create import create, resolve_input
+from kd_app.models.create import resolve_input
 from kd_app.models.spec import ModelSpec
 from kd_app.run.controls import compute_mean_entropy
+from kd_app.run.initial_models import InitialModels, load_untrained
 from kd_app.run.pseudo_labels import cache_pseudo_labels
 from kd_app.run.run_model import RunModel
 from kd_app.run.teacher_views import cache_teacher_views
@@ -84,19 +85,14 @@ def draft_role_job(workspace: Workspace, role: str) -> TrainingJob:
     return build_student_job(workspace, None)
 
 
-def check_pair(workspace: Workspace) -> None:
+def check_pair(workspace: Workspace, models: InitialModels) -> None:
     """Build the student's loss for teacher and student before either is trained.
 
     Raises `RequestError` if a loss term can't compare the two models.
     """
-    spec = workspace.spec
-    if spec.teacher is None:
+    spec, (student, teacher) = workspace.spec, models
+    if spec.teacher is None or teacher is None:
         return
-    images = workspace.compute_image_stats()
-    teacher, student = (
-        create(model, resolve_input(model, images), workspace.count_outputs(model), seed=0)
-        for model in (spec.teacher, spec.student)
-    )
     job = TrainingJob(
         "student",
         spec.student,
@@ -119,10 +115,8 @@ def check_batches(workspace: Workspace, *, ready: bool) -> None:
     trained = {role: workspace.resolve_spec(role) for role in (*spec.controls, "student")}
     if spec.teacher is not None and not ready:
         trained = {"teacher": spec.teacher, **trained}
-    images = workspace.compute_image_stats()
     for role, model in trained.items() if data.smallest_batch == 1 else ():
-        outputs = workspace.count_outputs(model)
-        loaded = create(model, resolve_input(model, images), outputs, seed=0)
+        loaded = load_untrained(workspace, model)
         check_single_image(loaded.model, loaded.pixels, role)
 
 

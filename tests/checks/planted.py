@@ -91,7 +91,7 @@ class Fitted(nn.Module):
         return 10 * self.linear(image.flatten(1))  # type: ignore[no-any-return]
 
 
-def fitted(context: CheckContext, input_spec: InputSpec | None = None) -> Fitted:
+def fit_teacher(context: CheckContext, input_spec: InputSpec | None = None) -> Fitted:
     """A teacher fitted to the run's images with `input_spec`; by default with the input
     of an external teacher.
     """
@@ -128,7 +128,9 @@ class Stubborn(nn.BatchNorm2d):
 COLORS = ((90, 60, 50), (50, 60, 90), (190, 150, 140), (120, 170, 160))
 
 
-def colored(folder: Path, *, images: int = 60, side: int = 16, ready: bool = False) -> Path:
+def write_colored_photos(
+    folder: Path, *, images: int = 60, side: int = 16, ready: bool = False
+) -> Path:
     """Photos of four classes that differ in color and brightness alone; with `ready`,
     in split folders.
     """
@@ -143,7 +145,7 @@ def colored(folder: Path, *, images: int = 60, side: int = 16, ready: bool = Fal
     return folder
 
 
-def centered(folder: Path, *, images: int = 60) -> Path:
+def write_centered_photos(folder: Path, *, images: int = 60) -> Path:
     """Photos of four classes that differ in a pattern in their middle half."""
     random = np.random.default_rng(0)
     for label in range(4):

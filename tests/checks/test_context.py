@@ -6,12 +6,12 @@ import torch
 
 from kd_app.checks.context import swap_channels
 from kd_app.data.batch import Batch
-from tests.checks.planted import build_context, fitted
+from tests.checks.planted import build_context, fit_teacher
 
 
 def test_the_sample_is_filled_up_with_images_of_train(tmp_path: Path) -> None:
     context = build_context(tmp_path, "check.images=70")
-    external = build_context(tmp_path, "check.images=70", teacher=fitted(context))
+    external = build_context(tmp_path, "check.images=70", teacher=fit_teacher(context))
     assert external.teacher is not None
     num_validation = external.workspace.data.sizes["validation"]
     batches = external.load_batches(external.teacher.loaded.pixels, num_validation + 5)

@@ -7,11 +7,11 @@ import pytest
 
 from kd_app.checks.dry_run import DryRun, TermProbe, train_briefly
 from kd_app.training.module import CHECKED_STEPS
-from tests.checks.planted import build_context, fitted
+from tests.checks.planted import build_context, fit_teacher
 
 
 def test_a_short_training_of_the_student_is_measured(tmp_path: Path) -> None:
-    teacher = fitted(build_context(tmp_path))
+    teacher = fit_teacher(build_context(tmp_path))
     context = build_context(tmp_path, "check.seconds=0.1", teacher=teacher)
     assert context.any_teacher is not None
     result = train_briefly(context, "student", context.any_teacher)

@@ -16,12 +16,12 @@ from kd_app.checks.images import (
     check_same_image,
     check_test_size,
 )
-from tests.checks.planted import build_context, colored, list_names
+from tests.checks.planted import build_context, list_names, write_colored_photos
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    return colored(tmp_path / "photos", images=24, ready=True)
+    return write_colored_photos(tmp_path / "photos", images=24, ready=True)
 
 
 def overrides(photos: Path) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from kd_app.checks.license import check_license
-from tests.checks.planted import build_context, colored, list_names
+from tests.checks.planted import build_context, list_names, write_colored_photos
 
 
 def test_a_forbidding_license_is_refused_until_accepted_and_an_unknown_one_is_a_warning(
@@ -11,7 +11,7 @@ def test_a_forbidding_license_is_refused_until_accepted_and_an_unknown_one_is_a_
 ) -> None:
     overrides = (
         "data=folder",
-        f"data.root={colored(tmp_path / 'photos', images=8)}",
+        f"data.root={write_colored_photos(tmp_path / 'photos', images=8)}",
         "teacher.name=resnet8",
     )
     for license, name, severity in (

@@ -8,7 +8,7 @@ import pytest
 from kd_app.checks.context import CheckContext
 from kd_app.checks.dry_run import DryRun
 from kd_app.checks.loss_terms import check_loss_terms
-from tests.checks.planted import HERE, Fitted, build_context, fitted, list_names, report
+from tests.checks.planted import HERE, Fitted, build_context, fit_teacher, list_names, report
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def context(folder: Path) -> CheckContext:
 
 @pytest.fixture(scope="module")
 def teacher(context: CheckContext) -> Fitted:
-    return fitted(context)
+    return fit_teacher(context)
 
 
 def plant(fault: str, weight: float = 1.0) -> tuple[str, ...]:

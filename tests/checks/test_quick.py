@@ -9,14 +9,14 @@ from kd_app.checks.context import CheckContext
 from kd_app.checks.finding import Finding, warn
 from kd_app.checks.quick import Mode, QuickChecks, read_limits
 from kd_app.config import RequestError
-from tests.checks.planted import Changed, build_context, fitted
+from tests.checks.planted import Changed, build_context, fit_teacher
 
 
 @pytest.fixture(scope="module")
 def wrong(tmp_path_factory: pytest.TempPathFactory) -> CheckContext:
     """A run with a ready teacher whose classes are permuted."""
     folder = tmp_path_factory.mktemp("digits")
-    sound = fitted(build_context(folder))
+    sound = fit_teacher(build_context(folder))
     return build_context(folder, teacher=Changed(sound, after=lambda z: z.roll(1, dims=1)))
 
 
@@ -41,14 +41,14 @@ def test_yaml_reads_on_and_off_as_bool(wrong: CheckContext) -> None:
 
 
 def test_a_sound_teacher_has_no_warnings(tmp_path: Path) -> None:
-    context = build_context(tmp_path, teacher=fitted(build_context(tmp_path)))
+    context = build_context(tmp_path, teacher=fit_teacher(build_context(tmp_path)))
     assert build_checks(context, "refuse").check_run(context.teacher, None) == []
 
 
 def test_a_ready_teacher_is_checked_once_for_all_runs_on_the_same_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    context = build_context(tmp_path, teacher=fitted(build_context(tmp_path)))
+    context = build_context(tmp_path, teacher=fit_teacher(build_context(tmp_path)))
     calls = []
 
     def warn_once(context: CheckContext) -> list[Finding]:

@@ -21,19 +21,19 @@ from kd_app.checks.teacher import (
 )
 from kd_app.metrics.record import Predictions
 from tests.builders import teacher_folder
-from tests.checks.planted import Changed, Stubborn, build_context, fitted, list_names
-from tests.training.small_parts import Net, seeded
+from tests.checks.planted import Changed, Stubborn, build_context, fit_teacher, list_names
+from tests.training.small_parts import Net, build_seeded
 
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> CheckContext:
     folder = tmp_path_factory.mktemp("digits")
-    return build_context(folder, teacher=fitted(build_context(folder)))
+    return build_context(folder, teacher=fit_teacher(build_context(folder)))
 
 
 def net(**modules: nn.Module) -> nn.Module:
     """A model for the digits with some modules replaced."""
-    model: nn.Module = seeded(lambda: Net(num_classes=10))
+    model: nn.Module = build_seeded(lambda: Net(num_classes=10))
     for name, module in modules.items():
         setattr(model, name, module)
     return model

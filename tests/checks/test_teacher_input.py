@@ -17,10 +17,10 @@ from kd_app.config import InputSpec
 from tests.checks.planted import (
     Changed,
     build_context,
-    centered,
-    colored,
-    fitted,
+    fit_teacher,
     list_names,
+    write_centered_photos,
+    write_colored_photos,
 )
 
 IMAGENET = InputSpec(3, 16, 16, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -29,7 +29,7 @@ IMAGENET = InputSpec(3, 16, 16, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("photos")
-    colored(path / "photos")
+    write_colored_photos(path / "photos")
     return path
 
 
@@ -48,7 +48,7 @@ def photos_with(folder: Path) -> Callable[[nn.Module | None], CheckContext]:
 def test_a_teacher_with_the_input_of_its_training_has_no_findings(
     photos_with: Callable[[nn.Module | None], CheckContext],
 ) -> None:
-    sound = photos_with(fitted(photos_with(None)))
+    sound = photos_with(fit_teacher(photos_with(None)))
     assert sound.hits.mean() > 0.9
     assert not list_names(check_teacher_input(sound))
 
@@ -56,7 +56,7 @@ def test_a_teacher_with_the_input_of_its_training_has_no_findings(
 def test_classes_in_another_order_are_refused(
     photos_with: Callable[[nn.Module | None], CheckContext],
 ) -> None:
-    rolled = Changed(fitted(photos_with(None)), after=lambda logits: logits.roll(1, dims=1))
+    rolled = Changed(fit_teacher(photos_with(None)), after=lambda logits: logits.roll(1, dims=1))
     (finding,) = check_teacher_input(photos_with(rolled))
     assert (finding.name, finding.severity) == ("teacher-class-order", "refusal")
     assert "its 'class0' is 'class3'" in finding.text
@@ -68,7 +68,7 @@ def test_channels_in_reverse_order_are_refused(
     findings = {
         finding.name: finding
         for finding in check_teacher_input(
-            photos_with(Changed(fitted(photos_with(None)), before=lambda image: image.flip(1)))
+            photos_with(Changed(fit_teacher(photos_with(None)), before=lambda image: image.flip(1)))
         )
     }
     assert findings["teacher-channel-order"].severity == "refusal"
@@ -79,7 +79,7 @@ def test_another_normalization_is_refused_and_named(
     photos_with: Callable[[nn.Module | None], CheckContext],
 ) -> None:
     whole = replace(IMAGENET, mean=(0.0,) * 3, std=(1 / 255,) * 3)
-    findings = list(check_teacher_input(photos_with(fitted(photos_with(None), whole))))
+    findings = list(check_teacher_input(photos_with(fit_teacher(photos_with(None), whole))))
     assert [(finding.name, finding.severity) for finding in findings] == [
         ("teacher-normalization", "refusal")
     ]
@@ -87,11 +87,11 @@ def test_another_normalization_is_refused_and_named(
 
 
 def test_another_crop_is_refused_and_named(tmp_path: Path) -> None:
-    centered(tmp_path / "large")
+    write_centered_photos(tmp_path / "large")
     overrides = ("data=folder", f"data.root={tmp_path / 'large'}", "data.image_size=16")
     sound = build_context(tmp_path, *overrides)
     mean, std = sound.workspace.data.compute_pixel_statistics()
-    cropped = fitted(sound, InputSpec(3, 16, 16, mean, std, crop=0.5))
+    cropped = fit_teacher(sound, InputSpec(3, 16, 16, mean, std, crop=0.5))
     findings = list(check_teacher_input(build_context(tmp_path, *overrides, teacher=cropped)))
     assert [(finding.name, finding.severity) for finding in findings] == [
         ("teacher-crop", "refusal")
@@ -102,7 +102,7 @@ def test_another_crop_is_refused_and_named(tmp_path: Path) -> None:
 def test_gray_images_skip_the_checks_that_need_three_channels(
     tmp_path: Path,
 ) -> None:
-    gray = build_context(tmp_path, teacher=fitted(build_context(tmp_path)))
+    gray = build_context(tmp_path, teacher=fit_teacher(build_context(tmp_path)))
     assert not list_names(check_teacher_input(gray))
     assert torch.is_tensor(gray.sample[0].image)
 
@@ -110,7 +110,7 @@ def test_gray_images_skip_the_checks_that_need_three_channels(
 def test_too_few_images_of_each_class_are_reported(
     photos_with: Callable[[nn.Module | None], CheckContext],
 ) -> None:
-    context = photos_with(fitted(photos_with(None)))
+    context = photos_with(fit_teacher(photos_with(None)))
     context.judged = context.predictions.take(np.arange(11))
     (finding,) = check_teacher_input(context)
     assert (finding.name, finding.severity) == ("teacher-class-order", "note")

@@ -1,6 +1,4 @@
-"""The commands as somebody calls them: their words in, exit code, output and errors
-out.
-"""
+"""The commands as a user calls them: words in, exit code, output and errors out."""
 
 import hashlib
 import io
@@ -30,25 +28,25 @@ DIVERGING = (
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a command ended, and what it said."""
+class CommandResult:
+    """Exit code and output of a command."""
 
     code: int
     out: str
     err: str
 
 
-def call(*words: str, command: str = "kd-distill") -> Ended:
-    """The command in this process: its own main, with these words. Speed is measured
-    for a moment only, and a step is timed once for the forecast. The data are the
-    digits with all labels unless words choose others.
+def call(*words: str, command: str = "kd-distill") -> CommandResult:
+    """Run the main function of `command` in this process. Speed is measured for a
+    moment only, and a step is timed once for the forecast. The data are the digits with
+    all labels unless words choose others.
     """
     if command in ("kd-distill", "kd-check") and words and not words[0].startswith("-"):
         words = tuple(choose_all_labels(words))
     main = import_module(f"kd_app.commands.{command.removeprefix('kd-')}").main
     out, err, code = io.StringIO(), io.StringIO(), 0
     with (
-        _as_it_was(),
+        _restore_process(),
         patch.object(sys, "argv", [command, *words]),
         redirect_stdout(out),
         redirect_stderr(err),
@@ -57,19 +55,19 @@ def call(*words: str, command: str = "kd-distill") -> Ended:
             main()
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    return Ended(code, out.getvalue(), err.getvalue())
+    return CommandResult(code, out.getvalue(), err.getvalue())
 
 
 def list_epochs(out: str) -> list[str]:
-    """The progress lines of trainings in the output of a command; every training prints
-    one at least.
+    """Return the progress lines of trainings in the output of a command; every training
+    prints one at least.
     """
     return re.findall(r"^ +\S+: epoch \d+/\d+,.*", out, re.MULTILINE)
 
 
 @contextmanager
-def _as_it_was() -> Iterator[None]:
-    """What a command changes in its process is changed back."""
+def _restore_process() -> Iterator[None]:
+    """Change back what a command changes in its process."""
     handler = signal.getsignal(signal.SIGTERM)
     with (
         patch.dict(os.environ, {"WANDB_MODE": "disabled"}),
@@ -83,26 +81,26 @@ def _as_it_was() -> Iterator[None]:
             signal.signal(signal.SIGTERM, handler)
 
 
-def done(*words: str, command: str = "kd-distill") -> str:
-    """What a command that has to succeed said."""
-    ended = call(*words, command=command)
-    assert ended.code == 0, ended.err + ended.out
-    return ended.out
+def succeed(*words: str, command: str = "kd-distill") -> str:
+    """Run a command that has to succeed, and return its output."""
+    result = call(*words, command=command)
+    assert result.code == 0, result.err + result.out
+    return result.out
 
 
-def refused(*words: str, command: str = "kd-distill") -> str:
-    """The one paragraph of a command that has to be refused, and that leaves the
-    working directory as it was.
+def expect_refusal(*words: str, command: str = "kd-distill") -> str:
+    """Run a command that has to be refused and to leave the working directory as it
+    was, and return its paragraph.
     """
     before = snapshot(Path.cwd())
-    ended = call(*words, command=command)
-    assert ended.code == 2, ended.err + ended.out
+    result = call(*words, command=command)
+    assert result.code == 2, result.err + result.out
     assert snapshot(Path.cwd()) == before
-    return paragraph(ended.err)
+    return paragraph(result.err)
 
 
 def paragraph(err: str) -> str:
-    """What stands on stderr, which has to be one line."""
+    """Return the content of stderr, which has to be one line."""
     assert err.endswith("\n")
     assert len(err.splitlines()) == 1, err
     assert len(err) > 30
@@ -110,10 +108,10 @@ def paragraph(err: str) -> str:
 
 
 def snapshot(folder: Path) -> dict[str, str]:
-    """Every file and folder below `folder` that is not hidden, files with the hash of
-    their content.
+    """Return every file and folder below `folder` that is not hidden, files with the
+    hash of their content.
     """
-    found = sorted(
+    paths = sorted(
         path
         for path in folder.rglob("*")
         if not any(part.startswith(".") for part in path.relative_to(folder).parts)
@@ -122,7 +120,7 @@ def snapshot(folder: Path) -> dict[str, str]:
         str(path.relative_to(folder)): (
             hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
         )
-        for path in found
+        for path in paths
     }
 
 
@@ -131,11 +129,13 @@ def script(command: str) -> str:
     return str(Path(sys.executable).with_name(command))
 
 
-def process(*words: str, cwd: Path, command: str = "kd-distill", **environment: str) -> Ended:
+def process(
+    *words: str, cwd: Path, command: str = "kd-distill", **environment: str
+) -> CommandResult:
     """The installed command in a process of its own in `cwd`, with nobody at the
     keyboard.
     """
-    ended = subprocess.run(
+    result = subprocess.run(
         [script(command), *words],
         cwd=cwd,
         env=surroundings(cwd, **environment),
@@ -144,7 +144,7 @@ def process(*words: str, cwd: Path, command: str = "kd-distill", **environment: 
         text=True,
         check=False,
     )
-    return Ended(ended.returncode, ended.stdout, ended.stderr)
+    return CommandResult(result.returncode, result.stdout, result.stderr)
 
 
 def surroundings(cwd: Path, **environment: str) -> dict[str, str]:

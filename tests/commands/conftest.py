@@ -15,9 +15,9 @@ def _cwd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def run(made: Path, tmp_path: Path) -> Path:
+def run(sample_run: Path, tmp_path: Path) -> Path:
     """A copy of the finished run that a test may change; its stages stay in place."""
-    return Path(shutil.copytree(made / "run", tmp_path / "here" / "run"))
+    return Path(shutil.copytree(sample_run / "run", tmp_path / "here" / "run"))
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ import timm
 import torch
 
 from tests.builders import results, teacher_folder
-from tests.commands.call import DIVERGING, TINY, call, done, paragraph, refused, snapshot
+from tests.commands.call import DIVERGING, TINY, call, expect_refusal, paragraph, snapshot, succeed
 
 SMALL = (
     *TINY,
@@ -42,7 +42,7 @@ def png(width: int, height: int) -> bytes:
 
 
 @pytest.fixture
-def spoiled(photos: Path, tmp_path: Path) -> Path:
+def damaged_photos(photos: Path, tmp_path: Path) -> Path:
     """Photos, of which one is cut off and one is a decompression bomb."""
     folder = Path(shutil.copytree(photos, tmp_path / "spoiled"))
     whole = (folder / "class1" / "003.png").read_bytes()
@@ -55,37 +55,37 @@ def test_a_folder_that_is_not_there_is_named_with_what_is_called_alike(
     photos: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(photos, tmp_path / "photos")
-    said = refused("data=folder", f"data.root={tmp_path / 'photo'}")
-    assert f"There is no '{tmp_path / 'photo'}'. Did you mean 'photos'?" in said
+    message = expect_refusal("data=folder", f"data.root={tmp_path / 'photo'}")
+    assert f"There is no '{tmp_path / 'photo'}'. Did you mean 'photos'?" in message
 
 
 def test_an_empty_folder_and_one_of_a_single_class_are_refused(
     photos: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
-    assert "holds nothing. Expected: <root>/<class>/<image>" in refused(
+    assert "holds nothing. Expected: <root>/<class>/<image>" in expect_refusal(
         "data=folder", f"data.root={tmp_path / 'empty'}"
     )
     shutil.copytree(photos / "class0", tmp_path / "one" / "class0")
-    assert "holds a single class, 'class0'. Expected: at least two" in refused(
+    assert "holds a single class, 'class0'. Expected: at least two" in expect_refusal(
         "data=folder", f"data.root={tmp_path / 'one'}"
     )
 
 
 def test_images_that_cant_be_read_end_the_run_by_name_and_number(
-    spoiled: Path, tmp_path: Path
+    damaged_photos: Path, tmp_path: Path
 ) -> None:
     before = snapshot(tmp_path)
-    ended = call(*SMALL, f"data.root={spoiled}", f"stages={tmp_path / '.stages'}")
-    said = paragraph(ended.err)
-    assert ended.code == 2
-    assert "2 of 37 images can't be read: class1/003.png, class2/bomb.png" in said
-    assert "data.on_error=skip" in said
+    result = call(*SMALL, f"data.root={damaged_photos}", f"stages={tmp_path / '.stages'}")
+    message = paragraph(result.err)
+    assert result.code == 2
+    assert "2 of 37 images can't be read: class1/003.png, class2/bomb.png" in message
+    assert "data.on_error=skip" in message
     assert snapshot(tmp_path) == before
 
 
-def test_they_are_left_out_named_and_counted_where_that_is_asked_for(spoiled: Path) -> None:
-    out = done(*SMALL, f"data.root={spoiled}", "data.on_error=skip")
+def test_they_are_left_out_named_and_counted_where_that_is_asked_for(damaged_photos: Path) -> None:
+    out = succeed(*SMALL, f"data.root={damaged_photos}", "data.on_error=skip")
     note, *_ = results(Path("run"))["notes"]
     assert note.startswith(
         "2 image(s) can't be read and are left out: class1/003.png, class2/bomb.png"
@@ -95,10 +95,10 @@ def test_they_are_left_out_named_and_counted_where_that_is_asked_for(spoiled: Pa
 
 
 def test_fashion_mnist_that_is_missing_or_cut_off_says_how_to_get_it(tmp_path: Path) -> None:
-    said = refused("data=fashion_mnist", f"data.root={tmp_path}")
-    assert "`apt-get install dataset-fashion-mnist`" in said
-    assert "train-images-idx3-ubyte.gz" in said
-    assert "data.root=<that folder>" in said
+    message = expect_refusal("data=fashion_mnist", f"data.root={tmp_path}")
+    assert "`apt-get install dataset-fashion-mnist`" in message
+    assert "train-images-idx3-ubyte.gz" in message
+    assert "data.root=<that folder>" in message
     for name in (
         "train-images-idx3-ubyte",
         "train-labels-idx1-ubyte",
@@ -106,7 +106,7 @@ def test_fashion_mnist_that_is_missing_or_cut_off_says_how_to_get_it(tmp_path: P
         "t10k-labels-idx1-ubyte",
     ):
         (tmp_path / f"{name}.gz").write_bytes(gzip.compress(b"\0" * 50)[:-9])
-    assert "truncated or damaged" in refused("data=fashion_mnist", f"data.root={tmp_path}")
+    assert "truncated or damaged" in expect_refusal("data=fashion_mnist", f"data.root={tmp_path}")
 
 
 class Marks:
@@ -120,7 +120,7 @@ class Marks:
 
 
 def with_teacher(checkpoint: Path, *words: str) -> str:
-    return refused(*TINY, f"teacher.checkpoint={checkpoint}", *words)
+    return expect_refusal(*TINY, f"teacher.checkpoint={checkpoint}", *words)
 
 
 @pytest.fixture
@@ -160,21 +160,23 @@ def test_weights_of_another_model_are_refused_by_name(
     tmp_path: Path, state: dict[str, torch.Tensor]
 ) -> None:
     torch.save(state, tmp_path / "resnet8.pt")
-    said = with_teacher(tmp_path / "resnet8.pt", "teacher.name=resnet14")
-    assert "The weights from file resnet8.pt do not fit this model" in said
-    assert "missing" in said
-    said = refused(*TINY, f"student.checkpoint={tmp_path / 'resnet8.pt'}", "student.name=wrn_16_1")
-    assert "left over" in said
+    message = with_teacher(tmp_path / "resnet8.pt", "teacher.name=resnet14")
+    assert "The weights from file resnet8.pt do not fit this model" in message
+    assert "missing" in message
+    message = expect_refusal(
+        *TINY, f"student.checkpoint={tmp_path / 'resnet8.pt'}", "student.name=wrn_16_1"
+    )
+    assert "left over" in message
 
 
 def test_a_model_folder_that_is_none_is_refused(tmp_path: Path) -> None:
-    assert "is not a model folder for the teacher" in refused(
+    assert "is not a model folder for the teacher" in expect_refusal(
         *TINY, f"teacher.name=local-dir:{tmp_path}"
     )
     folder = teacher_folder(tmp_path / "teacher")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    assert "model.safetensors' can't be read as weights" in refused(
+    assert "model.safetensors' can't be read as weights" in expect_refusal(
         *TINY, f"teacher.name=local-dir:{folder}"
     )
 
@@ -189,20 +191,20 @@ def test_a_teacher_of_other_classes_is_not_given_a_random_head(
         f"teacher.name=local-dir:{folder}",
         f"stages={tmp_path / '.stages'}",
     )
-    ended = call(*words, "teacher.max_epochs=0")
-    assert ended.code == 2
+    result = call(*words, "teacher.max_epochs=0")
+    assert result.code == 2
     assert (
         "The teacher resnet8 has 10 classes, the data have 3 classes, and teacher.max_epochs=0"
-        " forbids its training" in paragraph(ended.err)
+        " forbids its training" in paragraph(result.err)
     )
-    assert "random weights" in refused(*TINY, "teacher.max_epochs=0")
+    assert "random weights" in expect_refusal(*TINY, "teacher.max_epochs=0")
 
 
 def test_a_teacher_of_other_classes_is_fine_tuned_and_that_is_recorded(
     photos: Path, tmp_path: Path
 ) -> None:
     folder = teacher_folder(tmp_path / "teacher")
-    out = done(*SMALL, f"data.root={photos}", f"teacher.name=local-dir:{folder}")
+    out = succeed(*SMALL, f"data.root={photos}", f"teacher.name=local-dir:{folder}")
     assert "Teacher: resnet8 fine-tuned for 1 epoch on" in out
     weights = results(Path("run"))["models"]["teacher"]["weights"]
     assert weights["missing"] == ["head.bias", "head.weight"] or weights["missing"] == [
@@ -214,21 +216,21 @@ def test_a_teacher_of_other_classes_is_fine_tuned_and_that_is_recorded(
 
 @pytest.mark.slow
 def test_a_student_that_is_larger_than_its_teacher_is_allowed_and_that_is_said() -> None:
-    assert "Note: the student is larger than its teacher" in done(
+    assert "Note: the student is larger than its teacher" in succeed(
         *TINY, "student.name=resnet14", "out=run"
     )
 
 
 def test_images_without_a_place_to_write_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert "can't be created: " in refused(*TINY, f"out={tmp_path / 'file'}")
-    assert "is a file, not a folder" in refused(*TINY, f"out={tmp_path / 'file' / 'run'}")
+    assert "can't be created: " in expect_refusal(*TINY, f"out={tmp_path / 'file'}")
+    assert "is a file, not a folder" in expect_refusal(*TINY, f"out={tmp_path / 'file' / 'run'}")
 
 
 def test_a_run_that_fails_says_why_and_leaves_that_in_its_results() -> None:
-    ended = call(*TINY, *DIVERGING, "out=run")
-    assert ended.code == 1
-    said = paragraph(ended.err)
-    assert said.startswith("The run failed: The loss term ")
+    result = call(*TINY, *DIVERGING, "out=run")
+    assert result.code == 1
+    message = paragraph(result.err)
+    assert message.startswith("The run failed: The loss term ")
     assert results(Path("run"))["status"] == "failed"
-    assert results(Path("run"))["reason"] in said
+    assert results(Path("run"))["reason"] in message

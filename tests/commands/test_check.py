@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.checks.planted import colored
-from tests.commands.call import call, done, paragraph, snapshot
+from tests.checks.planted import write_colored_photos
+from tests.commands.call import call, paragraph, snapshot, succeed
 
 QUICK = ("teacher.name=resnet8", "logger=[]", "check.seconds=0.02")
 
 
 def test_a_sound_run_is_told_what_it_costs_and_nothing_is_left_behind() -> None:
-    out = done(*QUICK, "trainer.max_epochs=3", "teacher.max_epochs=3", command="kd-check")
+    out = succeed(*QUICK, "trainer.max_epochs=3", "teacher.max_epochs=3", command="kd-check")
     assert "No reason was found not to run." in out
     assert "Student: resnet8 trained for 3 epochs on cross_entropy + soft_target" in out
     for what in (
@@ -33,7 +33,7 @@ def test_a_sound_run_is_told_what_it_costs_and_nothing_is_left_behind() -> None:
 
 
 def test_every_reason_not_to_run_is_told_at_once(tmp_path: Path) -> None:
-    photos = colored(tmp_path / "photos", images=24, ready=True)
+    photos = write_colored_photos(tmp_path / "photos", images=24, ready=True)
     shutil.copy(photos / "test" / "class1" / "000.png", photos / "train" / "class1" / "again.png")
     before = snapshot(Path.cwd())
     words = (
@@ -46,17 +46,17 @@ def test_every_reason_not_to_run_is_told_at_once(tmp_path: Path) -> None:
         "controls=[]",
         "data.num_workers=0",
     )
-    ended = call(*QUICK, *words, f"stages={tmp_path / '.stages'}", command="kd-check")
-    assert ended.code == 2
-    said = paragraph(ended.err)
-    assert said.startswith("Refused for 3 reasons.")
+    result = call(*QUICK, *words, f"stages={tmp_path / '.stages'}", command="kd-check")
+    assert result.code == 2
+    message = paragraph(result.err)
+    assert message.startswith("Refused for 3 reasons.")
     for reason in ("same-image: ", "random-head: ", "term-zero: "):
-        assert reason in said
+        assert reason in message
     assert snapshot(Path.cwd()) == before
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("check.secnds=1",), "Did you mean 'check.seconds'?"),
         (("check.max_gradient_share=2",), "check: max_gradient_share=2"),
@@ -64,7 +64,7 @@ def test_every_reason_not_to_run_is_told_at_once(tmp_path: Path) -> None:
         (("teacher=none", "loss=[soft_target]"), "soft_target needs a teacher"),
     ],
 )
-def test_a_wrong_request_is_one_paragraph(words: tuple[str, ...], said: str) -> None:
-    ended = call(*words, command="kd-check")
-    assert ended.code == 2
-    assert said in paragraph(ended.err)
+def test_a_wrong_request_is_one_paragraph(words: tuple[str, ...], message: str) -> None:
+    result = call(*words, command="kd-check")
+    assert result.code == 2
+    assert message in paragraph(result.err)

@@ -10,17 +10,17 @@ import pytest
 
 from kd_app.config import RequestError, RunError
 from kd_app.streams import LossyStream
-from tests.commands.call import Ended, call, paragraph
+from tests.commands.call import CommandResult, call, paragraph
 
 
-def ending(error: BaseException) -> Ended:
+def ending(error: BaseException) -> CommandResult:
     """The command whose work ends in this way."""
     with patch("kd_app.jobs.distill.distill", side_effect=error):
         return call("seed=1")
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "said"),
+    ("error", "code", "output"),
     [
         (
             RequestError("There is no such thing as that. Use this."),
@@ -53,28 +53,28 @@ def ending(error: BaseException) -> Ended:
     ],
 )
 def test_every_ending_has_its_code_and_its_paragraph(
-    error: BaseException, code: int, said: str
+    error: BaseException, code: int, output: str
 ) -> None:
-    ended = ending(error)
-    assert ended.code == code
-    assert paragraph(ended.err).startswith(said)
+    result = ending(error)
+    assert result.code == code
+    assert paragraph(result.err).startswith(output)
 
 
 def test_a_fault_of_the_program_is_told_with_its_traceback_and_is_a_failed_run() -> None:
-    ended = ending(ZeroDivisionError("division by zero"))
-    assert ended.code == 1
-    assert "Traceback" in ended.err
-    assert ended.err.splitlines()[-1].startswith(
+    result = ending(ZeroDivisionError("division by zero"))
+    assert result.code == 1
+    assert "Traceback" in result.err
+    assert result.err.splitlines()[-1].startswith(
         "The run failed by an internal error, with the traceback above (ZeroDivisionError)."
     )
 
 
 def test_a_run_that_does_its_work_ends_with_0_and_says_nothing_on_stderr() -> None:
-    with patch("kd_app.jobs.distill.distill") as done:
-        ended = call("seed=1")
-    assert (ended.code, ended.err) == (0, "")
-    assert done.call_args.args[0]["seed"] == 1
-    assert done.call_args.kwargs["trial"] is None
+    with patch("kd_app.jobs.distill.distill") as distill:
+        result = call("seed=1")
+    assert (result.code, result.err) == (0, "")
+    assert distill.call_args.args[0]["seed"] == 1
+    assert distill.call_args.kwargs["trial"] is None
 
 
 @pytest.mark.parametrize(
@@ -91,20 +91,20 @@ def test_the_worst_trial_is_the_exit_code_of_a_sweep(codes: tuple[str, ...], cod
         patch("kd_app.jobs.distill.distill", side_effect=[endings[each] for each in codes]),
         patch("kd_app.jobs.sweep.finish_sweep") as concluded,
     ):
-        ended = call(
+        result = call(
             "-m", f"seed={','.join(str(number) for number in range(len(codes)))}", "out=sweep"
         )
-    assert ended.code == code
+    assert result.code == code
     assert concluded.called
-    assert ended.err.count("Trial ") == sum(each != "fine" for each in codes)
+    assert result.err.count("Trial ") == sum(each != "fine" for each in codes)
 
 
 def test_a_child_that_the_signal_ended_first_is_no_failure() -> None:
     lost = RunError("Process 1 of 2 was stopped by SIGTERM")
     with patch("time.sleep", side_effect=lambda _: signal.raise_signal(signal.SIGTERM)):
-        ended = ending(lost)
-    assert ended.code == 143
-    assert paragraph(ended.err).startswith("Stopped by SIGTERM. Completed work is kept")
+        result = ending(lost)
+    assert result.code == 143
+    assert paragraph(result.err).startswith("Stopped by SIGTERM. Completed work is kept")
 
 
 def test_an_import_that_a_signal_breaks_ends_with_the_signals_code() -> None:
@@ -114,8 +114,8 @@ def test_an_import_that_a_signal_breaks_ends_with_the_signals_code() -> None:
         raise ImportError("numpy.core failed to import")
 
     with patch("kd_app.commands.app._run_with_hydra", side_effect=break_import):
-        ended = call("seed=1")
-    assert (ended.code, ended.err) == (130, "Stopped by Ctrl-C.\n")
+        result = call("seed=1")
+    assert (result.code, result.err) == (130, "Stopped by Ctrl-C.\n")
 
 
 def test_a_run_writes_to_streams_that_drop_what_is_lost() -> None:

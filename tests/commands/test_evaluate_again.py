@@ -19,46 +19,46 @@ from sklearn.datasets import load_digits
 import kd_app
 from kd_app.config import RequestError
 from tests.builders import accept_changes, results
-from tests.commands.call import TINY, call, done, paragraph, refused, snapshot
+from tests.commands.call import TINY, call, expect_refusal, paragraph, snapshot, succeed
 
 
-def evaluated(*words: str) -> str:
-    return done(*words, command="kd-evaluate")
+def evaluate(*words: str) -> str:
+    return succeed(*words, command="kd-evaluate")
 
 
 def not_evaluated(*words: str) -> str:
-    return refused(*words, command="kd-evaluate")
+    return expect_refusal(*words, command="kd-evaluate")
 
 
-def test_its_own_test_images_give_the_same_figures_again(made: Path) -> None:
-    before = snapshot(made)
-    out = evaluated(f"run={made / 'run'}", "out=again", "limit=2")
-    assert results(Path("again"))["test"] == results(made / "run")["test"]
-    assert results(Path("again"))["verdict"] == results(made / "run")["verdict"]
-    for role, model in results(made / "run")["models"].items():
+def test_its_own_test_images_give_the_same_figures_again(sample_run: Path) -> None:
+    before = snapshot(sample_run)
+    out = evaluate(f"run={sample_run / 'run'}", "out=again", "limit=2")
+    assert results(Path("again"))["test"] == results(sample_run / "run")["test"]
+    assert results(Path("again"))["verdict"] == results(sample_run / "run")["verdict"]
+    for role, model in results(sample_run / "run")["models"].items():
         again = results(Path("again"))["models"][role]
         assert {
             key: again[key] for key in ("name", "params", "macs", "size_bytes", "sha256")
         }.items() <= model.items()
     assert "top-1 accuracy" in out
     assert "Measured test images of the run: again" in out
-    assert snapshot(made / "run") == {
+    assert snapshot(sample_run / "run") == {
         name.removeprefix("run/"): content
         for name, content in before.items()
         if name.startswith("run/")
     }
 
 
-def test_any_split_may_be_asked_for(made: Path) -> None:
-    evaluated(f"run={made / 'run'}", "out=again", "split=validation")
+def test_any_split_may_be_asked_for(sample_run: Path) -> None:
+    evaluate(f"run={sample_run / 'run'}", "out=again", "split=validation")
     assert (
         results(Path("again"))["test"]["num_images"]
-        == results(made / "run")["data"]["sizes"]["validation"]
+        == results(sample_run / "run")["data"]["sizes"]["validation"]
     )
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def digit_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve digits of each class as images in folders, names of the folders as the
     run's classes.
     """
@@ -74,26 +74,27 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def other(
-    made: Path, written: Path, tmp_path_factory: pytest.TempPathFactory
+    sample_run: Path, digit_files: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, tuple[str, ...], str]:
     """The run, measured on images in folders: where, the words for them, the output."""
     out = tmp_path_factory.mktemp("other") / "other"
-    data = ("data=folder", f"data.root={written}", "data.source.channels=1")
+    data = ("data=folder", f"data.root={digit_files}", "data.source.channels=1")
     words = (*data, f"stages={out.parent / 'stages'}")
-    return out, words, evaluated(f"run={made / 'run'}", f"out={out}", *words)
+    return out, words, evaluate(f"run={sample_run / 'run'}", f"out={out}", *words)
 
 
 def test_other_images_of_the_same_classes_are_measured_all(
-    made: Path, other: tuple[Path, tuple[str, ...], str]
+    sample_run: Path, other: tuple[Path, tuple[str, ...], str]
 ) -> None:
     folder, _, out = other
-    found = results(folder)
-    assert found["status"] == "finished"
-    assert found["test"]["num_images"] == 120
-    assert found["data"]["classes"] == list("0123456789")
+    content = results(folder)
+    assert content["status"] == "finished"
+    assert content["test"]["num_images"] == 120
+    assert content["data"]["classes"] == list("0123456789")
     assert "Measured all images of folder" in out
     assert (
-        found["models"]["student"]["sha256"] == results(made / "run")["models"]["student"]["sha256"]
+        content["models"]["student"]["sha256"]
+        == results(sample_run / "run")["models"]["student"]["sha256"]
     )
     runs = kd_app.load_runs(folder.parent)
     assert list(runs["path"]) == [str(folder)]
@@ -101,68 +102,68 @@ def test_other_images_of_the_same_classes_are_measured_all(
 
 
 def test_a_model_that_is_no_run_is_measured_alike(
-    made: Path, other: tuple[Path, tuple[str, ...], str]
+    sample_run: Path, other: tuple[Path, tuple[str, ...], str]
 ) -> None:
-    evaluated(f"model={made / 'run' / 'student'}", "out=model", *other[1])
+    evaluate(f"model={sample_run / 'run' / 'student'}", "out=model", *other[1])
     of_run, of_model = (results(each)["test"] for each in (other[0], Path("model")))
     assert of_model["student"] == of_run["student"]
     assert (of_model["teacher"], of_model["split"]) == (None, "all")
 
 
 def test_all_measures_of_other_images_their_groups_and_what_corruption_does_to_each_model(
-    made: Path, written: Path
+    sample_run: Path, digit_files: Path
 ) -> None:
-    files = sorted(written.rglob("*.png"))
+    files = sorted(digit_files.rglob("*.png"))
     table = [
         "path,label,group",
         *(
-            f"{file.relative_to(written)},{file.parent.name},site {number % 5}"
+            f"{file.relative_to(digit_files)},{file.parent.name},site {number % 5}"
             for number, file in enumerate(files)
         ),
     ]
-    (written / "labels.csv").write_text("\n".join(table), encoding="utf-8")
-    asked = ("robustness.corruptions=[jpeg,gaussian_noise]", "robustness.severities=[2,5]")
+    (digit_files / "labels.csv").write_text("\n".join(table), encoding="utf-8")
+    corruptions = ("robustness.corruptions=[jpeg,gaussian_noise]", "robustness.severities=[2,5]")
     words = (
-        f"run={made / 'run'}",
+        f"run={sample_run / 'run'}",
         "out=other",
         "data=csv",
-        f"data.root={written}",
+        f"data.root={digit_files}",
         "data.source.channels=1",
         "split=all",
         "stages=stages",
     )
-    out = evaluated(*words, *asked)
-    found, run = results(Path("other"))["test"], kd_app.load_run("other")
+    out = evaluate(*words, *corruptions)
+    content, run = results(Path("other"))["test"], kd_app.load_run("other")
     assert "On corrupted images (2 kinds) the student gets" in out
     assert all(
-        found["student"][name] is not None
+        content["student"][name] is not None
         for name in ("f1", "f1_low", "brier", "brier_low", "classwise_ece")
     )
     assert all(
-        found["pair"][name] is not None
+        content["pair"][name] is not None
         for name in ("reverse_kl", "rank_correlation", "rank_correlation_low")
     )
-    assert 0 < found["pair"]["cka"] <= 1
-    assert found["per_class"]["support"] == [12] * 10
-    assert sum(each["num_images"] for each in found["groups"].values()) == 120
+    assert 0 < content["pair"]["cka"] <= 1
+    assert content["per_class"]["support"] == [12] * 10
+    assert sum(each["num_images"] for each in content["groups"].values()) == 120
     for name, rows in run.predictions.groupby("group"):
         for role in ("teacher", "labels_only", "student"):
-            assert found["groups"][name]["accuracy"][role]["value"] == pytest.approx(
+            assert content["groups"][name]["accuracy"][role]["value"] == pytest.approx(
                 (rows[f"{role}_top1"] == rows["target"]).mean()
             )
     confusion = run.read_confusion("teacher")
     assert confusion.to_numpy().sum() == 120
     assert np.diag(confusion) / 12 == pytest.approx(
-        found["per_class"]["accuracy"]["teacher"], abs=1e-6
+        content["per_class"]["accuracy"]["teacher"], abs=1e-6
     )
     with pytest.raises(RequestError, match="no model of this run 'techer'"):
         run.read_confusion("techer")
-    assert [(each["corruption"], each["severity"]) for each in found["robustness"]] == [
+    assert [(each["corruption"], each["severity"]) for each in content["robustness"]] == [
         ("jpeg", 2), ("jpeg", 5), ("gaussian_noise", 2), ("gaussian_noise", 5)
     ]  # fmt: skip
     worst, expected = (
-        found["robustness"][1],
-        through_jpeg(made / "run", written, run.predictions["file"], quality=7),
+        content["robustness"][1],
+        through_jpeg(sample_run / "run", digit_files, run.predictions["file"], quality=7),
     )
     assert worst["agreement"] == expected["agreement"]
     assert [worst["accuracy"][role] for role in ("student", "teacher")] == [
@@ -171,9 +172,9 @@ def test_all_measures_of_other_images_their_groups_and_what_corruption_does_to_e
     assert {stage["name"]: stage["status"] for stage in results(Path("other"))["stages"]}[
         "corrupted-student-all"
     ] == "computed"
-    evaluated(*words[:1], "out=again", *words[2:], *asked)
+    evaluate(*words[:1], "out=again", *words[2:], *corruptions)
     assert {stage["status"] for stage in results(Path("again"))["stages"]} == {"reused"}
-    assert results(Path("again"))["test"] == found
+    assert results(Path("again"))["test"] == content
 
 
 def through_jpeg(run: Path, folder: Path, files: Iterable[str], *, quality: int) -> dict[str, Any]:
@@ -201,12 +202,12 @@ def through_jpeg(run: Path, folder: Path, files: Iterable[str], *, quality: int)
 
 
 def test_a_finished_run_is_measured_on_corrupted_images_when_the_same_words_ask_for_it(
-    made: Path, run: Path
+    sample_run: Path, run: Path
 ) -> None:
-    done(
+    succeed(
         *TINY,
         "out=run",
-        f"stages={made / 'stages'}",
+        f"stages={sample_run / 'stages'}",
         "robustness.corruptions=[contrast]",
         "robustness.severities=[4]",
     )
@@ -215,11 +216,11 @@ def test_a_finished_run_is_measured_on_corrupted_images_when_the_same_words_ask_
         ("contrast", 4)
     ]
     assert again["validation"]["robustness"] == []
-    assert {**again["test"], "robustness": []} == results(made / "run")["test"]
+    assert {**again["test"], "robustness": []} == results(sample_run / "run")["test"]
 
 
 def test_a_student_that_nobody_taught_is_measured_by_all_that_needs_no_teacher() -> None:
-    done(
+    succeed(
         *TINY[:2],
         "teacher=none",
         "loss=[cross_entropy]",
@@ -227,42 +228,52 @@ def test_a_student_that_nobody_taught_is_measured_by_all_that_needs_no_teacher()
         "out=plain",
         "stages=stages",
     )
-    evaluated("run=plain", "out=again", "limit=1", "robustness.corruptions=[pixelate]")
-    found = results(Path("again"))["test"]
-    assert found["pair"] is None
-    assert found["gains"] == {}
-    assert found["student"]["brier"] is not None
-    assert set(found["per_class"]["accuracy"]) == {"student"}
-    assert [(list(each["accuracy"]), each["agreement"]) for each in found["robustness"]] == [
+    evaluate("run=plain", "out=again", "limit=1", "robustness.corruptions=[pixelate]")
+    content = results(Path("again"))["test"]
+    assert content["pair"] is None
+    assert content["gains"] == {}
+    assert content["student"]["brier"] is not None
+    assert set(content["per_class"]["accuracy"]) == {"student"}
+    assert [(list(each["accuracy"]), each["agreement"]) for each in content["robustness"]] == [
         (["student"], None)
     ] * 3
 
 
 def test_images_of_other_classes_are_refused_by_name(
-    made: Path, photos: Path, tmp_path: Path
+    sample_run: Path, photos: Path, tmp_path: Path
 ) -> None:
-    words = (f"run={made / 'run'}", "out=other", "data=folder", f"stages={tmp_path / 'stages'}")
-    said = not_evaluated(*words, f"data.root={photos}")
-    assert "The run's models have 10 classes, these data have 3;" in said
-    assert "'class0'" in said
+    words = (
+        f"run={sample_run / 'run'}",
+        "out=other",
+        "data=folder",
+        f"stages={tmp_path / 'stages'}",
+    )
+    output = not_evaluated(*words, f"data.root={photos}")
+    assert "The run's models have 10 classes, these data have 3;" in output
+    assert "'class0'" in output
 
 
 def test_images_of_a_part_of_the_classes_are_measured(
-    made: Path, written: Path, tmp_path: Path
+    sample_run: Path, digit_files: Path, tmp_path: Path
 ) -> None:
-    words = (f"run={made / 'run'}", "out=other", "data=folder", f"stages={tmp_path / 'stages'}")
+    words = (
+        f"run={sample_run / 'run'}",
+        "out=other",
+        "data=folder",
+        f"stages={tmp_path / 'stages'}",
+    )
     nine = Path(
         shutil.copytree(
-            written,
+            digit_files,
             tmp_path / "nine",
-            ignore=lambda folder, names: ["9"] if Path(folder) == written else [],
+            ignore=lambda folder, names: ["9"] if Path(folder) == digit_files else [],
         )
     )
-    said = " ".join(evaluated(*words, f"data.root={nine}", "data.source.channels=1").split())
-    assert "1 of the 10 classes have no image here ('9')" in said
-    found = results(Path("other"))["test"]
-    assert (found["split"], found["num_images"]) == ("all", 108)
-    assert found["per_class"]["support"] == [12] * 9 + [0]
+    output = " ".join(evaluate(*words, f"data.root={nine}", "data.source.channels=1").split())
+    assert "1 of the 10 classes have no image here ('9')" in output
+    content = results(Path("other"))["test"]
+    assert (content["split"], content["num_images"]) == ("all", 108)
+    assert content["per_class"]["support"] == [12] * 9 + [0]
 
 
 def test_a_run_that_is_not_finished_is_refused(run: Path) -> None:
@@ -281,24 +292,26 @@ def test_a_run_without_its_configuration_is_refused(run: Path) -> None:
     assert "config.yaml' is missing" in not_evaluated(f"run={run}", "out=again")
 
 
-def test_the_results_of_something_else_are_not_written_over(made: Path, run: Path) -> None:
+def test_the_results_of_something_else_are_not_written_over(sample_run: Path, run: Path) -> None:
     before = snapshot(run)
-    ended = call(f"run={made / 'run'}", f"out={run}", command="kd-evaluate")
-    assert ended.code == 2
-    assert "holds a run with another configuration" in paragraph(ended.err)
+    result = call(f"run={sample_run / 'run'}", f"out={run}", command="kd-evaluate")
+    assert result.code == 2
+    assert "holds a run with another configuration" in paragraph(result.err)
     assert snapshot(run) == before
 
 
-def test_a_model_whose_stage_is_gone_is_left_out_and_that_is_said(made: Path, run: Path) -> None:
+def test_a_model_whose_stage_is_gone_is_left_out_and_that_is_said(
+    sample_run: Path, run: Path
+) -> None:
     content = results(run)
     stages = [
         {**stage, "path": "gone"} if stage["name"] == "labels_only" else stage
         for stage in content["stages"]
     ]
     accept_changes(run, stages=stages)
-    assert "Note: labels_only is left out, because its model was deleted (" in evaluated(
+    assert "Note: labels_only is left out, because its model was deleted (" in evaluate(
         f"run={run}", "out=again", "limit=2"
     )
-    found = results(Path("again"))["test"]
-    assert found["labels_only"] is None
-    assert found["student"] == results(made / "run")["test"]["student"]
+    content = results(Path("again"))["test"]
+    assert content["labels_only"] is None
+    assert content["student"] == results(sample_run / "run")["test"]["student"]

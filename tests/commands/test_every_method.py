@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.builders import results
-from tests.commands.call import TINY, done
+from tests.commands.call import TINY, succeed
 from tests.losses.samples import TERMS, class_of
 
 OF_TOKENS = [
@@ -37,7 +37,7 @@ def test_each_method_trains_a_student_of_a_sweep(
     methods: list[str], models: tuple[str, ...], tmp_path: Path
 ) -> None:
     sweep = f"loss={','.join(f'[cross_entropy,{name}]' for name in methods)}"
-    said = done(
+    output = succeed(
         *TINY,
         *models,
         "controls=[]",
@@ -48,7 +48,7 @@ def test_each_method_trains_a_student_of_a_sweep(
         f"out={tmp_path / 'all'}",
         f"stages={tmp_path / 'stages'}",
     )
-    assert "failed" not in said
+    assert "failed" not in output
     trained = [results(tmp_path / "all" / str(number)) for number in range(len(methods))]
     assert [list(each["config"]["loss"]) for each in trained] == [
         ["cross_entropy", name] for name in methods

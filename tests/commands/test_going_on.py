@@ -15,21 +15,29 @@ from kd_app.reporting.results import read
 from kd_app.run.run_folder import build_run_name, claim_folder
 from kd_app.run.spec import build_spec
 from tests.builders import results, student_sha256
-from tests.commands.call import TINY, call, done, list_epochs, paragraph, refused, snapshot
+from tests.commands.call import (
+    TINY,
+    call,
+    expect_refusal,
+    list_epochs,
+    paragraph,
+    snapshot,
+    succeed,
+)
 
 
 @pytest.fixture
-def words(made: Path, run: Path) -> tuple[str, ...]:
+def words(sample_run: Path, run: Path) -> tuple[str, ...]:
     """What made the finished run that lies in ``run``."""
-    return (*TINY, f"out={run}", f"stages={made / 'stages'}")
+    return (*TINY, f"out={run}", f"stages={sample_run / 'stages'}")
 
 
 def test_the_same_words_again_say_that_it_is_done_and_show_the_result(
     words: tuple[str, ...], run: Path
 ) -> None:
-    done(*words)  # writes where the copy lies into its config.yaml
+    succeed(*words)  # writes where the copy lies into its config.yaml
     before = snapshot(run)
-    out = done(*words)
+    out = succeed(*words)
     assert f"{run} holds this run, finished." in out
     assert "top-1 accuracy" in out
     assert "Verdict:" in out
@@ -38,29 +46,29 @@ def test_the_same_words_again_say_that_it_is_done_and_show_the_result(
 
 
 def test_where_and_how_may_differ_and_what_may_not(words: tuple[str, ...], run: Path) -> None:
-    assert "finished" in done(
+    assert "finished" in succeed(
         *words, "tags=[again]", "data.num_workers=1", "data.cache=disk", "logger=[csv,tensorboard]"
     )
-    said = refused(*words, "seed=1", "loss.soft_target.temperature=2")
-    assert f"{str(run)!r} holds a run with another configuration: " in said
-    assert "seed was 0, now 1" in said
-    assert "loss.soft_target.temperature was 4.0, now 2" in said
-    assert "Nothing was overwritten" in said
-    assert "overwrite=true" in said
+    message = expect_refusal(*words, "seed=1", "loss.soft_target.temperature=2")
+    assert f"{str(run)!r} holds a run with another configuration: " in message
+    assert "seed was 0, now 1" in message
+    assert "loss.soft_target.temperature was 4.0, now 2" in message
+    assert "Nothing was overwritten" in message
+    assert "overwrite=true" in message
 
 
 def test_a_fresh_start_replaces_the_run_and_keeps_other_files_and_the_stages(
-    words: tuple[str, ...], made: Path, run: Path
+    words: tuple[str, ...], sample_run: Path, run: Path
 ) -> None:
     (run / "left.txt").touch()
-    stages = {path.name for path in (made / "stages").iterdir()}
-    assert list_epochs(done(*words, "loss.soft_target.temperature=2", "overwrite=true"))
+    stages = {path.name for path in (sample_run / "stages").iterdir()}
+    assert list_epochs(succeed(*words, "loss.soft_target.temperature=2", "overwrite=true"))
     assert results(run)["config"]["loss"]["soft_target"]["temperature"] == 2
     assert (run / "left.txt").exists()
     assert {stage["name"]: stage["status"] for stage in results(run)["stages"]}[
         "teacher"
     ] == "reused"
-    assert stages < {path.name for path in (made / "stages").iterdir()}
+    assert stages < {path.name for path in (sample_run / "stages").iterdir()}
     assert [path.name for path in run.iterdir() if path.name.startswith(".")] == [".lock"]
 
 
@@ -71,19 +79,20 @@ def test_a_fresh_start_that_is_refused_leaves_everything_as_it_was(
     words: tuple[str, ...], run: Path, wrong: str
 ) -> None:
     (run / "left.txt").touch()
-    refused(*words, "overwrite=true", wrong)
+    expect_refusal(*words, "overwrite=true", wrong)
     assert (run / "left.txt").exists()
-    assert "finished" in done(*words)
+    assert "finished" in succeed(*words)
 
 
-def test_a_folder_that_is_no_runs_is_neither_emptied_nor_written_to(made: Path) -> None:
+def test_a_folder_that_is_no_runs_is_neither_emptied_nor_written_to(sample_run: Path) -> None:
     Path("mine").mkdir()
     Path("mine/thesis.txt").write_text("all of it", encoding="utf-8")
-    stages = f"stages={made / 'stages'}"
-    assert "'mine' is not a run folder: it contains thesis.txt, but no config.yaml" in refused(
-        *TINY, "out=mine", stages, "overwrite=true"
+    stages = f"stages={sample_run / 'stages'}"
+    assert (
+        "'mine' is not a run folder: it contains thesis.txt, but no config.yaml"
+        in expect_refusal(*TINY, "out=mine", stages, "overwrite=true")
     )
-    assert "'mine' is not a run folder" in refused(*TINY, "out=mine", stages)
+    assert "'mine' is not a run folder" in expect_refusal(*TINY, "out=mine", stages)
     assert [path.name for path in Path("mine").iterdir()] == ["thesis.txt"]
 
 
@@ -97,15 +106,15 @@ def test_two_commands_in_one_folder_at_a_time_are_one_too_many(
     words: tuple[str, ...], run: Path
 ) -> None:
     with FileLock(run / ".lock"):
-        assert "Another process works in" in refused(*words)
-        assert "Another process works in" in refused(*words, "overwrite=true")
-    assert "finished" in done(*words)
+        assert "Another process works in" in expect_refusal(*words)
+        assert "Another process works in" in expect_refusal(*words, "overwrite=true")
+    assert "finished" in succeed(*words)
 
 
-def test_the_same_words_without_a_folder_find_the_same_folder(made: Path) -> None:
-    stages = f"stages={made / 'stages'}"
-    done(*TINY, stages)
-    assert "holds this run, finished" in done(*TINY, stages)
+def test_the_same_words_without_a_folder_find_the_same_folder(sample_run: Path) -> None:
+    stages = f"stages={sample_run / 'stages'}"
+    succeed(*TINY, stages)
+    assert "holds this run, finished" in succeed(*TINY, stages)
     words = choose_all_labels(TINY)
     configs = [compose_config("distill", [*words, f"seed={seed}"]) for seed in (0, 1)]
     names = [build_run_name(build_spec(config).config) for config in configs]
@@ -115,18 +124,20 @@ def test_the_same_words_without_a_folder_find_the_same_folder(made: Path) -> Non
 
 
 def test_results_that_are_cut_off_are_made_again_without_training(
-    words: tuple[str, ...], made: Path, run: Path
+    words: tuple[str, ...], sample_run: Path, run: Path
 ) -> None:
     whole = results(run)
     for cut in (0, 1000):
         (run / "results.json").write_text(json.dumps(whole)[:cut], encoding="utf-8")
         with pytest.raises(RequestError, match="can't be read"):
             read(run / "results.json")
-    stages = {path.name: path.stat().st_mtime_ns for path in (made / "stages").iterdir()}
-    out = done(*words)
+    stages = {path.name: path.stat().st_mtime_ns for path in (sample_run / "stages").iterdir()}
+    out = succeed(*words)
     assert list_epochs(out) == []
     assert {
-        path.name: path.stat().st_mtime_ns for path in (made / "stages").iterdir() if path.is_dir()
+        path.name: path.stat().st_mtime_ns
+        for path in (sample_run / "stages").iterdir()
+        if path.is_dir()
     }.items() <= stages.items()
     assert {stage["status"] for stage in results(run)["stages"]} == {"reused"}
     assert results(run)["test"] == whole["test"]
@@ -137,37 +148,37 @@ def test_a_configuration_that_cant_be_read_is_not_written_over(
     words: tuple[str, ...], run: Path
 ) -> None:
     (run / "config.yaml").write_text("seed: [", encoding="utf-8")
-    assert "config.yaml' has changed since the run wrote it" in refused(*words)
+    assert "config.yaml' has changed since the run wrote it" in expect_refusal(*words)
     with claim_folder(run, {}, overwrite=True):
         assert not (run / "results.json").exists()
 
 
 def test_a_stage_is_made_anew_when_it_is_named(
-    words: tuple[str, ...], made: Path, run: Path, tmp_path: Path
+    words: tuple[str, ...], sample_run: Path, run: Path, tmp_path: Path
 ) -> None:
     before = student_sha256(run)
-    shutil.copytree(made / "stages", tmp_path / "stages")
+    shutil.copytree(sample_run / "stages", tmp_path / "stages")
     words = (*words[:-1], f"stages={tmp_path / 'stages'}")
-    done(*words, "remake=[student]")
+    succeed(*words, "remake=[student]")
     made_anew = {stage["name"] for stage in results(run)["stages"] if stage["status"] == "computed"}
     assert "student" in made_anew
     assert student_sha256(run) == before
 
 
-def test_test_never_leaves_the_test_set_alone_and_always_reads_it_later(made: Path) -> None:
-    words = (*TINY, "out=run", f"stages={made / 'stages'}")
-    assert "The test set was not read." in " ".join(done(*words, "test=never").split())
+def test_test_never_leaves_the_test_set_alone_and_always_reads_it_later(sample_run: Path) -> None:
+    words = (*TINY, "out=run", f"stages={sample_run / 'stages'}")
+    assert "The test set was not read." in " ".join(succeed(*words, "test=never").split())
     assert results(Path("run"))["test"] is None
     assert results(Path("run"))["verdict"]["split"] == "validation"
-    done(*words, "test=always")
-    assert results(Path("run"))["test"] == results(made / "run")["test"]
-    assert "holds this run, finished" in done(*words, "test=never")
+    succeed(*words, "test=always")
+    assert results(Path("run"))["test"] == results(sample_run / "run")["test"]
+    assert "holds this run, finished" in succeed(*words, "test=never")
 
 
 def test_a_folder_that_cant_be_written_is_refused() -> None:
     Path("file").touch()
-    said = paragraph(call(*TINY, "out=file").err)
-    assert said.startswith("The folder out='file' can't be created")
+    message = paragraph(call(*TINY, "out=file").err)
+    assert message.startswith("The folder out='file' can't be created")
 
 
 def test_a_body_that_fails_keeps_the_folder_and_one_that_is_refused_does_not() -> None:

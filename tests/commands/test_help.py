@@ -10,7 +10,7 @@ from kd_app import __version__
 from kd_app.commands.help import EXAMPLES, find_help, format_help
 from kd_app.config.compose import compose_config
 from kd_app.config.paths import CONF, list_choices
-from tests.commands.call import done
+from tests.commands.call import succeed
 
 COMMANDS = ["check", "compress", "distill", "evaluate", "export", "predict", "report"]
 
@@ -32,13 +32,13 @@ def test_it_fits_on_a_screen(primary: str) -> None:
 
 @pytest.mark.parametrize("primary", COMMANDS)
 def test_the_command_prints_it_and_does_nothing_else(primary: str) -> None:
-    assert done("--help", "nonsense=1", command=f"kd-{primary}") == format_help(primary) + "\n"
-    assert done("-h", command=f"kd-{primary}") == format_help(primary) + "\n"
+    assert succeed("--help", "nonsense=1", command=f"kd-{primary}") == format_help(primary) + "\n"
+    assert succeed("-h", command=f"kd-{primary}") == format_help(primary) + "\n"
 
 
 @pytest.mark.parametrize("primary", COMMANDS)
 def test_the_command_says_its_version(primary: str) -> None:
-    assert done("--version", command=f"kd-{primary}") == f"kd-{primary} {__version__}\n"
+    assert succeed("--version", command=f"kd-{primary}") == f"kd-{primary} {__version__}\n"
 
 
 @pytest.mark.parametrize("example", [example for each in EXAMPLES.values() for example in each])
@@ -80,7 +80,7 @@ def test_neither_imports_hydra_or_torch(word: str) -> None:
         "try: main()\n"
         "finally: print({'hydra', 'omegaconf', 'pydantic', 'torch', 'numpy'} & set(sys.modules))"
     )
-    ended = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    assert ended.stdout.splitlines()[-1] == "set()"
+    assert result.stdout.splitlines()[-1] == "set()"

@@ -6,7 +6,7 @@ import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from kd_app.commands.hydra_app import _CONCERNS_HYDRA
-from tests.commands.call import refused
+from tests.commands.call import expect_refusal
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def test_a_command_composes_its_configuration_once() -> None:
     with patch.object(ConfigLoaderImpl, "load_configuration", autospec=True, side_effect=load) as (
         loads
     ):
-        assert "images='a' does not exist" in refused(
+        assert "images='a' does not exist" in expect_refusal(
             "model=nothing", "images=a", "out=labels.csv", command="kd-predict"
         )
     assert loads.call_count == 1

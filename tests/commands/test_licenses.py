@@ -20,7 +20,7 @@ from kd_app.run.workspace import Workspace
 from kd_app.tracking import Tracker
 from kd_app.tracking.outcome import build_outcome
 from tests.builders import accept_changes, results, teacher_folder
-from tests.commands.call import TINY, call, done, paragraph, refused
+from tests.commands.call import TINY, call, expect_refusal, paragraph, succeed
 
 NC = "cc-by-nc-4.0"
 QUICK = ("debug=fdr", "logger=[csv]", "student.name=resnet8", "examples=0")
@@ -34,7 +34,7 @@ def noncommercial(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def shipped(noncommercial: Path) -> tuple[Path, str]:
+def licensed_run(noncommercial: Path) -> tuple[Path, str]:
     """A run that learned from it, by permission, and what it said."""
     folder = noncommercial.parent
     words = (
@@ -42,7 +42,7 @@ def shipped(noncommercial: Path) -> tuple[Path, str]:
         f"out={folder / 'run'}",
         f"stages={folder / 'stages'}",
     )
-    return folder / "run", done(*QUICK, *words, f"license.accept=[{NC}]")
+    return folder / "run", succeed(*QUICK, *words, f"license.accept=[{NC}]")
 
 
 def weights_say(file: Path) -> dict[str, str]:
@@ -53,68 +53,71 @@ def weights_say(file: Path) -> dict[str, str]:
 def test_a_noncommercial_teacher_is_refused_before_data_or_weights_are_read(
     noncommercial: Path,
 ) -> None:
-    def touched(*_: object, **__: object) -> None:
+    def touch(*_: object, **__: object) -> None:
         raise AssertionError("too early")
 
     with (
-        patch.object(ImageData, "list", touched),
-        patch.object(Workspace, "__init__", touched),
-        patch("kd_app.models.create._create_timm", touched),
+        patch.object(ImageData, "list", touch),
+        patch.object(Workspace, "__init__", touch),
+        patch("kd_app.models.create._create_timm", touch),
     ):
         for words in (
             (f"teacher.checkpoint={noncommercial}",),
             ("teacher.name=convnextv2_atto.fcmae_ft_in1k",),
         ):
-            said = refused("logger=[csv]", *words)
+            message = expect_refusal("logger=[csv]", *words)
             assert (
                 f"{NC} (https://creativecommons.org/licenses/by-nc/4.0/), forbids commercial use"
-                in said
+                in message
             )
-            assert f"'license.accept=[{NC}]'" in said
-        said = refused(
+            assert f"'license.accept=[{NC}]'" in message
+        message = expect_refusal(
             "logger=[csv]",
             "data=folder",
             "data.root=/nonexistent",
             "data.license=cc-by-nd-4.0",
             "teacher.name=resnet18.a1_in1k",
         )
-    assert "The license of the data (folder), cc-by-nd-4.0" in said
-    assert "forbids derived models" in said
+    assert "The license of the data (folder), cc-by-nd-4.0" in message
+    assert "forbids derived models" in message
 
 
 def test_so_are_trials_and_notebooks(noncommercial: Path) -> None:
-    ended = call(*QUICK, f"teacher.checkpoint={noncommercial}", "-m", "seed=0,1", "out=sweep")
-    assert ended.code == 2
-    assert [line[:9] for line in ended.err.splitlines()] == ["Trial 0: ", "Trial 1: "]
+    result = call(*QUICK, f"teacher.checkpoint={noncommercial}", "-m", "seed=0,1", "out=sweep")
+    assert result.code == 2
+    assert [line[:9] for line in result.err.splitlines()] == ["Trial 0: ", "Trial 1: "]
     assert not Path("sweep").exists()
     with pytest.raises(RequestError, match=r"license\.accept"):
         kd_app.distill(*QUICK, f"teacher.checkpoint={noncommercial}", "out=run")
 
 
-def test_accepted_it_runs_and_that_is_on_record(shipped: tuple[Path, str]) -> None:
-    run, said = shipped
-    found = results(run)
-    assert found["license"]["teacher"] == found["license"]["ships"] == NC
-    assert (found["license"]["student_start"], found["license"]["data"]) == ("none", "cc-by-4.0")
-    assert found["license"]["forbidden"] == []
+def test_accepted_it_runs_and_that_is_on_record(licensed_run: tuple[Path, str]) -> None:
+    run, output = licensed_run
+    content = results(run)
+    assert content["license"]["teacher"] == content["license"]["ships"] == NC
+    assert (content["license"]["student_start"], content["license"]["data"]) == (
+        "none",
+        "cc-by-4.0",
+    )
+    assert content["license"]["forbidden"] == []
     assert (
         f"{NC} (https://creativecommons.org/licenses/by-nc/4.0/), forbids commercial use;"
-        " it is accepted by license.accept." in found["license"]["accepted"][0]
+        " it is accepted by license.accept." in content["license"]["accepted"][0]
     )
-    assert {role: model["license"] for role, model in found["models"].items()} == {
+    assert {role: model["license"] for role, model in content["models"].items()} == {
         "teacher": NC,
         "labels_only": "cc-by-4.0",
         "student": NC,
     }
-    assert found["config"]["license"]["accept"] == [NC]
-    words = " ".join(said.split())
+    assert content["config"]["license"]["accept"] == [NC]
+    words = " ".join(output.split())
     assert f"license {NC} cc-by-4.0 {NC}" in words
     assert f"License of the student: {NC}, the strictest license of" in words
     assert "it is accepted by license.accept" in words
 
 
-def test_what_ships_says_its_license_and_its_teacher(shipped: tuple[Path, str]) -> None:
-    student = shipped[0] / "student"
+def test_what_ships_says_its_license_and_its_teacher(licensed_run: tuple[Path, str]) -> None:
+    student = licensed_run[0] / "student"
     config = json.loads((student / "config.json").read_text(encoding="utf-8"))
     assert (config["license"], config["pretrained_cfg"]["license"], config["teacher"]) == (
         NC,
@@ -126,28 +129,28 @@ def test_what_ships_says_its_license_and_its_teacher(shipped: tuple[Path, str]) 
         "teacher": "resnet8",
         "made_with": "kd_app",
     }
-    assert kd_app.load_run(shipped[0]).load_student()
+    assert kd_app.load_run(licensed_run[0]).load_student()
 
 
 @pytest.mark.parametrize("where", ["", "student", "student/model.safetensors"])
 def test_whoever_learns_from_what_ships_is_refused_too(
-    where: str, shipped: tuple[Path, str], tmp_path: Path
+    where: str, licensed_run: tuple[Path, str], tmp_path: Path
 ) -> None:
-    taken = shipped[0] / where
+    taken = licensed_run[0] / where
     if taken.is_file():  # alone, without its folder
         taken = tmp_path / "alone.safetensors"
-        taken.write_bytes((shipped[0] / where).read_bytes())
-    said = refused(*QUICK, f"teacher.checkpoint={taken}", "teacher.name=resnet8")
-    assert f"The license of the teacher's weights (resnet8), {NC}" in said
-    assert f"student's starting weights (resnet8), {NC}" in refused(
+        taken.write_bytes((licensed_run[0] / where).read_bytes())
+    message = expect_refusal(*QUICK, f"teacher.checkpoint={taken}", "teacher.name=resnet8")
+    assert f"The license of the teacher's weights (resnet8), {NC}" in message
+    assert f"student's starting weights (resnet8), {NC}" in expect_refusal(
         *ALONE, f"student.checkpoint={taken}"
     )
 
 
 @pytest.mark.slow
-def test_measured_again_it_is_under_the_same(shipped: tuple[Path, str]) -> None:
-    out = done(f"run={shipped[0]}", "out=again", "limit=2", command="kd-evaluate")
-    before, again = results(shipped[0]), results(Path("again"))
+def test_measured_again_it_is_under_the_same(licensed_run: tuple[Path, str]) -> None:
+    out = succeed(f"run={licensed_run[0]}", "out=again", "limit=2", command="kd-evaluate")
+    before, again = results(licensed_run[0]), results(Path("again"))
     assert again["license"] == before["license"]
     assert {role: model["license"] for role, model in again["models"].items()} == {
         role: each["license"] for role, each in before["models"].items()
@@ -168,12 +171,12 @@ def test_what_is_unknown_is_a_warning(photos: Path) -> None:
         "student.name=resnet8",
         "stages=stages",
     )
-    out = " ".join(done(*words, "out=unsaid").split())
+    out = " ".join(succeed(*words, "out=unsaid").split())
     note = "Note: The license of the data (folder) is unknown; set it with data.license=<name>."
     assert out.count(note) == 2  # before the run, and below its table
     assert results(Path("unsaid"))["license"]["ships"] == "unknown"
-    said = done(*words, "out=said", "data.license=own")
-    assert "is unknown" not in said
+    output = succeed(*words, "out=said", "data.license=own")
+    assert "is unknown" not in output
     assert (
         results(Path("said"))["license"]["ships"]
         == results(Path("said"))["models"]["student"]["license"]
@@ -184,19 +187,21 @@ def test_what_is_unknown_is_a_warning(photos: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_says_what_its_trials_ship(shipped: tuple[Path, str], noncommercial: Path) -> None:
+def test_a_sweep_says_what_its_trials_ship(
+    licensed_run: tuple[Path, str], noncommercial: Path
+) -> None:
     words = (
         f"teacher.checkpoint={noncommercial}",
         f"stages={noncommercial.parent / 'stages'}",
         f"license.accept=[{NC}]",
     )
-    out = done(*QUICK, *words, "-m", "seed=0", "out=sweep")
+    out = succeed(*QUICK, *words, "-m", "seed=0", "out=sweep")
     assert "Its test top-1 is" in " ".join(out.split())
     assert f"License of the students: {NC}.\n" in out
 
 
 def test_a_run_from_before_licenses_were_asked_about_is_measured_and_gone_on_with(
-    made: Path, run: Path
+    sample_run: Path, run: Path
 ) -> None:
     config: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     del config["license"]
@@ -204,31 +209,33 @@ def test_a_run_from_before_licenses_were_asked_about_is_measured_and_gone_on_wit
         del config[group]["license"]
     (run / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     accept_changes(run, license=None)
-    done(f"run={run}", "out=again", "limit=2", command="kd-evaluate")
+    succeed(f"run={run}", "out=again", "limit=2", command="kd-evaluate")
     assert results(Path("again"))["license"] is None  # nobody knew
-    assert "epoch 1/" not in done(*TINY, f"out={run}", f"stages={made / 'stages'}")
-    assert results(run)["license"] == results(made / "run")["license"]
+    assert "epoch 1/" not in succeed(*TINY, f"out={run}", f"stages={sample_run / 'stages'}")
+    assert results(run)["license"] == results(sample_run / "run")["license"]
 
 
 @pytest.mark.slow
-def test_trackers_are_told(shipped: tuple[Path, str], noncommercial: Path) -> None:
+def test_trackers_are_told(licensed_run: tuple[Path, str], noncommercial: Path) -> None:
     words = (
         f"teacher.checkpoint={noncommercial}",
         f"stages={noncommercial.parent / 'stages'}",
         f"license.accept=[{NC}]",
     )
     with (
-        patch.object(Tracker, "__init__", autospec=True, side_effect=Tracker.__init__) as made,
-        patch.object(Tracker, "log_results") as told,
+        patch.object(
+            Tracker, "__init__", autospec=True, side_effect=Tracker.__init__
+        ) as constructor,
+        patch.object(Tracker, "log_results") as log_results,
     ):
-        done(*QUICK, *words, "out=run")
-    assert made.call_args.kwargs["config"]["license"] == {
+        succeed(*QUICK, *words, "out=run")
+    assert constructor.call_args.kwargs["config"]["license"] == {
         "accept": [NC],
         "policy": None,
-        **results(shipped[0])["license"],
+        **results(licensed_run[0])["license"],
     }
     figures = build_outcome(
-        "run", told.call_args.args[0].model_dump(mode="json"), [], Path("run"), []
+        "run", log_results.call_args.args[0].model_dump(mode="json"), [], Path("run"), []
     ).metrics
     assert figures["license.ships"] == NC
 
@@ -236,25 +243,25 @@ def test_trackers_are_told(shipped: tuple[Path, str], noncommercial: Path) -> No
 @pytest.mark.slow
 def test_a_finished_run_whose_license_is_said_now_is_written_again_and_nothing_is_trained() -> None:
     words = (*ALONE, "data.license=null", "out=run", "stages=stages")
-    done(*words)
+    succeed(*words)
     before = (
         Path("run/results.json").read_bytes(),
         Path("run/student/model.safetensors").read_bytes(),
     )
-    assert "holds this run, finished" in done(*words)
+    assert "holds this run, finished" in succeed(*words)
     assert (
         Path("run/results.json").read_bytes(),
         Path("run/student/model.safetensors").read_bytes(),
     ) == before
     content = json.loads(before[0])
     accept_changes(Path("run"), license=None)
-    assert "epoch 1/" not in done(*words)
+    assert "epoch 1/" not in succeed(*words)
     assert results(Path("run"))["license"] == content["license"]
 
 
 def test_what_is_said_of_licenses_changes_no_name() -> None:
     plain = compose_config("distill", [])
-    said = compose_config(
+    output = compose_config(
         "distill",
         [
             f"license.accept=[{NC}]",
@@ -266,11 +273,11 @@ def test_what_is_said_of_licenses_changes_no_name() -> None:
     old: dict[str, Any] = {key: value for key, value in plain.items() if key != "license"}
     for group in ("data", "teacher", "student"):
         old[group] = {key: value for key, value in plain[group].items() if key != "license"}
-    assert build_run_name(plain) == build_run_name(said) == build_run_name(old)
+    assert build_run_name(plain) == build_run_name(output) == build_run_name(old)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (
             "license.accept=[cc-by-nc-5.0]",
@@ -290,8 +297,8 @@ def test_what_is_said_of_licenses_changes_no_name() -> None:
         ),
     ],
 )
-def test_a_wrong_setting_is_named(words: str, said: str) -> None:
-    assert said in refused(*words.split())
+def test_a_wrong_setting_is_named(words: str, message: str) -> None:
+    assert message in expect_refusal(*words.split())
 
 
 def test_a_refusal_is_one_paragraph(noncommercial: Path) -> None:

@@ -46,17 +46,17 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_kd_distill_trains_with_it_by_name_and_its_settings_are_checked_like_ours(
     mine: Path,
 ) -> None:
-    found = [
+    words = [
         f"hydra.searchpath=[file://{mine / 'conf'}]",
         "loss=[cross_entropy,logit_gap]",
         *TINY,
         "controls=[]",
         "out=run",
     ]
-    ended = call(*found, "loss.logit_gap.power=1")
-    assert (ended.code, ended.err) == (0, "")
+    result = call(*words, "loss.logit_gap.power=1")
+    assert (result.code, result.err) == (0, "")
     rows = list(csv.DictReader(Path("run/metrics.csv").read_text(encoding="utf-8").splitlines()))
     assert any(float(row["train/logit_gap"] or 0) > 0 for row in rows)
-    wrong = call(*found, "loss.logit_gap.power=much")
+    wrong = call(*words, "loss.logit_gap.power=much")
     assert wrong.code == 2
     assert "power='much'" in wrong.err

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from kd_app.reporting.results import build_json_schema
-from tests.commands.call import TINY, done, refused, snapshot
+from tests.commands.call import TINY, expect_refusal, snapshot, succeed
 from tests.tracking.wandb_files import offline_runs
 
 FILES = {"report.html", "report.json", "report.csv", "report.md"}
 
 
 def report(*words: str) -> str:
-    return done(*words, command="kd-report")
+    return succeed(*words, command="kd-report")
 
 
 def names(folder: Path) -> list[str]:
@@ -62,19 +62,19 @@ def test_the_schema_is_that_of_results_json() -> None:
 
 
 def test_a_report_that_is_sent_to_weights_and_biases_is_made_from_the_students_that_it_is_about(
-    run: Path, made: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, sample_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done(
+    succeed(
         *TINY,
-        f"stages={made / 'stages'}",
+        f"stages={sample_run / 'stages'}",
         "remake=[student]",
         "logger=[wandb]",
         "logger.wandb.mode=offline",
         f"out={run}",
     )
-    said = report(f"runs=[{run}]", "logger=[wandb]", "logger.wandb.mode=offline")
+    output = report(f"runs=[{run}]", "logger=[wandb]", "logger.wandb.mode=offline")
     assert names(run) == ["run"]  # what W&B keeps copies of is no other run
-    assert "wandb sync" in said
+    assert "wandb sync" in output
     runs = offline_runs(run)
     (ships,) = [each for each in runs["student"][0].artifacts if each.type == "student"]
     (used,) = [each for each in runs["report"][0].artifacts if each.use_after_commit]
@@ -85,11 +85,11 @@ def test_a_report_that_is_sent_to_weights_and_biases_is_made_from_the_students_t
         ["report.html"],
     )
     assert runs["report"][0].run.run_group == runs["student"][0].run.run_group == "run"
-    assert str(made) not in (run / "report.html").read_text(encoding="utf-8")
+    assert str(sample_run) not in (run / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ((), "needs runs, but runs= is empty"),
         (("runs=[nowhere]",), "There is no 'nowhere'"),
@@ -103,10 +103,10 @@ def test_a_report_that_is_sent_to_weights_and_biases_is_made_from_the_students_t
     ],
 )
 def test_a_wrong_request_is_told_in_a_paragraph(
-    words: tuple[str, ...], said: str, run: Path
+    words: tuple[str, ...], message: str, run: Path
 ) -> None:
     Path("empty").mkdir()
     Path("broken").mkdir()
     Path("broken/results.json").write_text("{", encoding="utf-8")
     Path("file").write_text("", encoding="utf-8")
-    assert said in refused(*words, command="kd-report")
+    assert message in expect_refusal(*words, command="kd-report")

@@ -11,7 +11,7 @@ from kd_app.config.compose import compose_config
 from kd_app.data.module import ImageData
 from kd_app.jobs.distill import distill
 from kd_app.run.workspace import Workspace
-from tests.commands.call import refused
+from tests.commands.call import expect_refusal
 
 WRONG = [
     # keys
@@ -158,27 +158,27 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("words", "said"), WRONG, ids=[words for words, _ in WRONG])
+@pytest.mark.parametrize(("words", "message"), WRONG, ids=[words for words, _ in WRONG])
 def test_a_wrong_request_is_answered_with_what_is_wrong_and_what_is_right(
-    words: str, said: str
+    words: str, message: str
 ) -> None:
     with pytest.raises(RequestError) as raised:
         distill(compose_config("distill", words.split()))
-    assert said in str(raised.value)
+    assert message in str(raised.value)
     assert len(str(raised.value).splitlines()) == 1
     assert list(Path.cwd().iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [*WRONG[::40], ("seed=0,1", "seed=0,1 gives several values to one run. Add -m")],
 )
-def test_the_command_says_it_on_stderr_with_exit_code_2(words: str, said: str) -> None:
-    assert said in refused(*words.split())
+def test_the_command_says_it_on_stderr_with_exit_code_2(words: str, message: str) -> None:
+    assert message in expect_refusal(*words.split())
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (
             "trainer.precision=16-mixed trainer.accelerator=cpu",
@@ -189,8 +189,8 @@ def test_the_command_says_it_on_stderr_with_exit_code_2(words: str, said: str) -
         ("trainer=mps", "trainer.accelerator=mps, but this machine has no such device"),
     ],
 )
-def test_what_the_machine_has_not_is_refused_by_name(words: str, said: str) -> None:
-    assert said in refused(*words.split())
+def test_what_the_machine_has_not_is_refused_by_name(words: str, message: str) -> None:
+    assert message in expect_refusal(*words.split())
 
 
 @pytest.mark.parametrize(
@@ -206,32 +206,34 @@ def test_what_the_machine_has_not_is_refused_by_name(words: str, said: str) -> N
 def test_the_request_is_checked_before_data_or_weights_are_looked_for(
     wrong: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def touched(*_: object, **__: object) -> None:
+    def touch(*_: object, **__: object) -> None:
         raise AssertionError("too early")
 
-    monkeypatch.setattr(ImageData, "list", touched)
-    monkeypatch.setattr(Workspace, "__init__", touched)
-    monkeypatch.setattr("kd_app.models.create.create", touched)
-    said = refused(
+    monkeypatch.setattr(ImageData, "list", touch)
+    monkeypatch.setattr(Workspace, "__init__", touch)
+    monkeypatch.setattr("kd_app.models.create.create", touch)
+    message = expect_refusal(
         "data=folder",
         "data.root=/nonexistent",
         "teacher.name=resnet18.a1_in1k",
         "logger=[csv]",
         wrong,
     )
-    assert "does not fit" in said or "no setting" in said
-    assert "nonexistent" not in said
+    assert "does not fit" in message or "no setting" in message
+    assert "nonexistent" not in message
 
 
 def test_a_missing_or_wrong_setting_of_kd_evaluate_is_named() -> None:
-    assert "out has no value, and the command needs one" in refused("run=x", command="kd-evaluate")
-    assert "needs to know what to measure: run=" in refused("out=y", command="kd-evaluate")
-    assert "no setting 'rnu'. Did you mean 'run'?" in refused(
+    assert "out has no value, and the command needs one" in expect_refusal(
+        "run=x", command="kd-evaluate"
+    )
+    assert "needs to know what to measure: run=" in expect_refusal("out=y", command="kd-evaluate")
+    assert "no setting 'rnu'. Did you mean 'run'?" in expect_refusal(
         "rnu=x", "out=y", command="kd-evaluate"
     )
-    assert "split='tests' does not fit: expected 'auto', 'train'" in refused(
+    assert "split='tests' does not fit: expected 'auto', 'train'" in expect_refusal(
         "run=x", "out=y", "split=tests", command="kd-evaluate"
     )
-    assert "There is no folder 'nowhere'. Expected the folder of a run" in refused(
+    assert "There is no folder 'nowhere'. Expected the folder of a run" in expect_refusal(
         "run=nowhere", "out=y", command="kd-evaluate"
     )

@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 
 from tests.builders import results
-from tests.commands.call import TINY, call, done, list_epochs, refused
-from tests.training.processes import commanded, ended, wait_for
+from tests.commands.call import TINY, call, expect_refusal, list_epochs, succeed
+from tests.training.processes import start_command, wait_for, wait_for_exit
 
 SEARCH = (
     "-m",
@@ -31,11 +31,10 @@ def places(folder: Path) -> list[str]:
     return [f"out={folder / 'search'}", f"stages={folder / 'stages'}"]
 
 
-def proposed(search: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads((search / "search.json").read_text(encoding="utf-8"))[
-        "proposed"
-    ]
-    return found
+def read_proposals(search: Path) -> list[dict[str, Any]]:
+    content = json.loads((search / "search.json").read_text(encoding="utf-8"))
+    proposals: list[dict[str, Any]] = content["proposed"]
+    return proposals
 
 
 def command(*words: str) -> list[str]:
@@ -46,25 +45,25 @@ def command(*words: str) -> list[str]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A search that nobody disturbed."""
     folder = tmp_path_factory.mktemp("whole")
-    return folder, done(*TINY, *SEARCH, *places(folder))
+    return folder, succeed(*TINY, *SEARCH, *places(folder))
 
 
 def test_a_search_runs_what_it_proposes_and_tests_the_winner_alone(whole: tuple[Path, str]) -> None:
-    search, said = whole[0] / "search", whole[1]
+    search, output = whole[0] / "search", whole[1]
     trials = {int(path.name): results(path) for path in search.glob("[0-9]*")}
     assert sorted(trials) == [0, 1]
-    asked = [
+    pairs = [
         (
             trials[n]["config"]["loss"]["soft_target"]["temperature"],
             trials[n]["config"]["loss"]["soft_target"]["weight"],
         )
         for n in range(2)
     ]
-    assert asked == [tuple(params.values()) for params in proposed(search)]
-    assert len(set(asked)) == 2
-    assert all(1 <= temperature <= 16 and 0.1 <= weight <= 2 for temperature, weight in asked)
+    assert pairs == [tuple(params.values()) for params in read_proposals(search)]
+    assert len(set(pairs)) == 2
+    assert all(1 <= temperature <= 16 and 0.1 <= weight <= 2 for temperature, weight in pairs)
     assert sum(trial["test"] is not None for trial in trials.values()) == 1
-    assert "won on validation" in said
+    assert "won on validation" in output
     assert sorted(path.name for path in search.iterdir()) == [
         "0",
         "1",
@@ -76,9 +75,9 @@ def test_a_search_runs_what_it_proposes_and_tests_the_winner_alone(whole: tuple[
 def test_a_search_that_is_done_shows_its_table_and_repeats_nothing(whole: tuple[Path, str]) -> None:
     search = whole[0] / "search"
     before = {path: path.read_bytes() for path in search.rglob("*") if path.is_file()}
-    said = done(*TINY, *SEARCH, *places(whole[0]))
-    assert "won on validation" in said
-    assert list_epochs(said) == []
+    output = succeed(*TINY, *SEARCH, *places(whole[0]))
+    assert "won on validation" in output
+    assert list_epochs(output) == []
     assert {path: path.read_bytes() for path in search.rglob("*") if path.is_file()} == before
 
 
@@ -87,13 +86,13 @@ def test_a_search_that_was_killed_goes_on_and_ends_with_the_same_trials(
     whole: tuple[Path, str], tmp_path: Path
 ) -> None:
     for number in (0, 1):
-        process = commanded([*TINY, *SEARCH, *places(tmp_path)], str(tmp_path / "log"))
+        process = start_command([*TINY, *SEARCH, *places(tmp_path)], str(tmp_path / "log"))
         wait_for(tmp_path, f"search/{number}/config.yaml", 120)
         process.kill()
-        assert ended(process) == -signal.SIGKILL
+        assert wait_for_exit(process) == -signal.SIGKILL
         assert not (tmp_path / "search" / "report").exists()
-    done(*TINY, *SEARCH, *places(tmp_path))
-    assert proposed(tmp_path / "search") == proposed(whole[0] / "search")
+    succeed(*TINY, *SEARCH, *places(tmp_path))
+    assert read_proposals(tmp_path / "search") == read_proposals(whole[0] / "search")
     for number in range(2):
         ours, theirs = (
             results(folder / "search" / str(number))["validation"]["student"]["top1"]
@@ -129,11 +128,11 @@ def test_two_objectives_end_with_the_trials_that_none_beats(tmp_path: Path) -> N
         "student.name=choice(resnet8,resnet14)",
         "hydra.sweeper.trials=2",
     ]
-    said = done(
+    output = succeed(
         "debug=fdr", "logger=[csv]", "teacher.name=resnet8", "-m", *sizes, *places(tmp_path)
     )
     assert "Trials that no other trial beats in all of selection, models.student.macs:" in " ".join(
-        said.split()
+        output.split()
     )
 
 
@@ -150,14 +149,14 @@ def test_a_hopeless_trial_is_ended_early_and_that_is_an_end(tmp_path: Path) -> N
         "teacher.max_epochs=1",
     ]
     words += ["controls=[]", "trainer.limit_train_batches=4"]
-    said = done("logger=[csv]", "teacher.name=resnet8", *words, *places(tmp_path))
+    output = succeed("logger=[csv]", "teacher.name=resnet8", *words, *places(tmp_path))
     trials = [results(tmp_path / "search" / str(number)) for number in range(5)]
     assert [trial["status"] for trial in trials] == ["finished"] * 4 + ["pruned"]
     assert trials[4]["reason"].startswith("Ended after epoch 2: validation top1 ")
-    assert "Ended after epoch 2" in said
+    assert "Ended after epoch 2" in output
     curve = pd.read_csv(tmp_path / "search" / "4" / "metrics.csv")
     assert curve["validation/top1"].count() == 2
-    again = done("logger=[csv]", "teacher.name=resnet8", *words, *places(tmp_path))
+    again = succeed("logger=[csv]", "teacher.name=resnet8", *words, *places(tmp_path))
     assert list_epochs(again) == []
 
 
@@ -184,7 +183,7 @@ def test_a_hopeless_trial_is_ended_early_and_that_is_an_end(tmp_path: Path) -> N
 def test_a_wrong_search_is_refused_in_one_paragraph(
     words: list[str], message: str, tmp_path: Path
 ) -> None:
-    assert message in refused(*TINY, "-m", *words, *places(tmp_path))
+    assert message in expect_refusal(*TINY, "-m", *words, *places(tmp_path))
 
 
 @pytest.mark.slow
@@ -238,6 +237,6 @@ def test_a_preempted_trial_is_sent_again_and_goes_on_where_it_was(tmp_path: Path
     os.kill(task, signal.SIGUSR2)
     assert process.wait(400) == 0
     assert results(tmp_path / "search" / "0")["status"] == "finished"
-    (said,) = tmp_path.glob("jobs/*_log.out")
-    assert "Requeued job" in said.with_suffix(".err").read_text() + said.read_text()
-    assert "student: resumes at step" in said.read_text()
+    (output,) = tmp_path.glob("jobs/*_log.out")
+    assert "Requeued job" in output.with_suffix(".err").read_text() + output.read_text()
+    assert "student: resumes at step" in output.read_text()

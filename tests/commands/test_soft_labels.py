@@ -21,7 +21,7 @@ import kd_app
 from kd_app.config import RequestError
 from kd_app.digest import hash_file
 from tests.builders import accept_changes, results, stage
-from tests.commands.call import TINY, done, refused, snapshot
+from tests.commands.call import TINY, expect_refusal, snapshot, succeed
 
 
 def picture(png: bytes) -> np.ndarray:
@@ -32,27 +32,32 @@ def answers(run: Path, role: str, split: str) -> dict[str, Any]:
     return load_file(stage(run, f"answers-{role}-{split}") / "answers.safetensors")
 
 
-def test_what_the_teacher_knows_is_measured_on_validation(made: Path) -> None:
-    found, said = results(made / "run")["knowledge"], answers(made / "run", "teacher", "validation")
-    assert (found["split"], found["num_images"]) == ("validation", len(said["target"]))
-    p = softmax(said["logits"].astype(np.float64), axis=1)
-    assert found["entropy"][0]["mean_nats"] == pytest.approx(entropy(p, axis=1).mean(), rel=1e-5)
-    assert found["matrix"][3] == pytest.approx(p[said["target"] == 3].mean(axis=0), abs=1e-5)
-    (softened,) = found["softened"]
-    softer = softmax(said["logits"].astype(np.float64) / 4, axis=1)
+def test_what_the_teacher_knows_is_measured_on_validation(sample_run: Path) -> None:
+    content, output = (
+        results(sample_run / "run")["knowledge"],
+        answers(sample_run / "run", "teacher", "validation"),
+    )
+    assert (content["split"], content["num_images"]) == ("validation", len(output["target"]))
+    p = softmax(output["logits"].astype(np.float64), axis=1)
+    assert content["entropy"][0]["mean_nats"] == pytest.approx(entropy(p, axis=1).mean(), rel=1e-5)
+    assert content["matrix"][3] == pytest.approx(p[output["target"] == 3].mean(axis=0), abs=1e-5)
+    (softened,) = content["softened"]
+    softer = softmax(output["logits"].astype(np.float64) / 4, axis=1)
     assert (
         softened["temperature"]
-        == results(made / "run")["config"]["loss"]["soft_target"]["temperature"]
+        == results(sample_run / "run")["config"]["loss"]["soft_target"]["temperature"]
         == 4
     )
     assert softened["matrix"][3] == pytest.approx(
-        softer[said["target"] == 3].mean(axis=0), abs=1e-5
+        softer[output["target"] == 3].mean(axis=0), abs=1e-5
     )
-    assert {found["similar"][0][side] for side in ("first", "second")} <= set("0123456789")
+    assert {content["similar"][0][side] for side in ("first", "second")} <= set("0123456789")
 
 
-def test_examples_are_test_images_as_the_source_has_them_with_what_both_said(made: Path) -> None:
-    run = kd_app.load_run(made / "run")
+def test_examples_are_test_images_as_the_source_has_them_with_what_both_said(
+    sample_run: Path,
+) -> None:
+    run = kd_app.load_run(sample_run / "run")
     table, digits = run.examples, load_digits()
     assert 5 < len(table) <= 12
     for row in table.to_dict("records"):
@@ -70,39 +75,41 @@ def test_examples_are_test_images_as_the_source_has_them_with_what_both_said(mad
         np.testing.assert_allclose(
             first, predictions[f"{role}_target_probability"][table["index"]], rtol=1e-3
         )
-    said = [answers(made / "run", role, "test") for role in ("teacher", "student")]
-    p, q = (softmax(each["logits"].astype(np.float64), axis=1) for each in said)
-    divergence = dict(zip(said[0]["index"].tolist(), rel_entr(p, q).sum(axis=1), strict=True))
+    output = [answers(sample_run / "run", role, "test") for role in ("teacher", "student")]
+    p, q = (softmax(each["logits"].astype(np.float64), axis=1) for each in output)
+    divergence = dict(zip(output[0]["index"].tolist(), rel_entr(p, q).sum(axis=1), strict=True))
     assert list(table["divergence"]) == pytest.approx(
         [divergence[index] for index in table["index"]], rel=0.05, abs=1e-6
     )
 
 
-def test_examples_may_be_forbidden_also_afterwards(made: Path, run: Path) -> None:
-    words = (*TINY, "out=run", f"stages={made / 'stages'}")
-    assert "holds this run, finished" in done(*words)
-    said = done(*words, "examples=0")
-    assert "images/s" not in said  # nothing was trained
+def test_examples_may_be_forbidden_also_afterwards(sample_run: Path, run: Path) -> None:
+    words = (*TINY, "out=run", f"stages={sample_run / 'stages'}")
+    assert "holds this run, finished" in succeed(*words)
+    output = succeed(*words, "examples=0")
+    assert "images/s" not in output  # nothing was trained
     assert not (run / "examples.parquet").exists()
     assert "examples.parquet" not in {each["name"] for each in results(run)["files"]}
-    assert "holds this run, finished" in done(*words, "examples=0")
+    assert "holds this run, finished" in succeed(*words, "examples=0")
     with pytest.raises(RequestError, match="examples=0"):
         _ = kd_app.load_run(run).examples
-    assert "examples=-1" in refused(*words, "examples=-1")
+    assert "examples=-1" in expect_refusal(*words, "examples=-1")
 
 
 def test_a_run_that_an_older_version_made_is_measured_and_gone_on_with(
-    made: Path, run: Path
+    sample_run: Path, run: Path
 ) -> None:
     for name in ("config.yaml", "results.json"):
         whole = yaml.safe_load((run / name).read_text(encoding="utf-8"))
         (whole if name == "config.yaml" else whole["config"]).pop("examples")
         (run / name).write_text(json.dumps(whole), encoding="utf-8")
     accept_changes(run)
-    done(f"run={run}", "out=again", "limit=2", "examples=8", command="kd-evaluate")
+    succeed(f"run={run}", "out=again", "limit=2", "examples=8", command="kd-evaluate")
     assert 0 < len(kd_app.load_run("again").examples) <= 8
     assert results(Path("again"))["knowledge"]["split"] == "test"
-    assert "holds this run, finished" in done(*TINY, "out=run", f"stages={made / 'stages'}")
+    assert "holds this run, finished" in succeed(
+        *TINY, "out=run", f"stages={sample_run / 'stages'}"
+    )
 
 
 def test_color_images_from_files_are_shown_in_color(photos: Path, tmp_path: Path) -> None:
@@ -115,7 +122,7 @@ def test_color_images_from_files_are_shown_in_color(photos: Path, tmp_path: Path
         "data.num_workers=0",
         "controls=[]",
     )
-    done(*words, "out=color", f"stages={tmp_path / 'stages'}")
+    succeed(*words, "out=color", f"stages={tmp_path / 'stages'}")
     table = kd_app.load_run("color").examples
     for row in table.to_dict("records"):
         np.testing.assert_array_equal(
@@ -124,19 +131,19 @@ def test_color_images_from_files_are_shown_in_color(photos: Path, tmp_path: Path
     assert results(Path("color"))["data"]["name"] == "folder photos"
 
 
-def test_the_card_ships_with_the_student_and_is_one_of_the_runs_files(made: Path) -> None:
-    card = made / "run" / "student" / "README.md"
-    found = results(made / "run")
-    assert {"name": "student/README.md", "sha256": hash_file(card)} in found["files"]
+def test_the_card_ships_with_the_student_and_is_one_of_the_runs_files(sample_run: Path) -> None:
+    card = sample_run / "run" / "student" / "README.md"
+    content = results(sample_run / "run")
+    assert {"name": "student/README.md", "sha256": hash_file(card)} in content["files"]
     assert (
-        found["environment"]["commit"] is None
-        or len(found["environment"]["commit"].removesuffix("+changes")) == 40
+        content["environment"]["commit"] is None
+        or len(content["environment"]["commit"].removesuffix("+changes")) == 40
     )
     data = ModelCard.load(card).data
     assert isinstance(data, ModelCardData)
     assert data.eval_results
     assert data.eval_results[0].metric_value == pytest.approx(
-        found["test"]["student"]["top1"], abs=1e-6
+        content["test"]["student"]["top1"], abs=1e-6
     )
 
 

@@ -13,12 +13,12 @@ from kd_app.config.compose import compose_config
 from kd_app.run.spec import build_spec
 from kd_app.tracking.weights_and_biases import BEST
 from tests.builders import results
-from tests.commands.call import TINY, done
+from tests.commands.call import TINY, succeed
 
 FILES = sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml"))
 
 
-def sampled(parameter: dict[str, Any]) -> Any:
+def sample_value(parameter: dict[str, Any]) -> Any:
     """A value in the middle of what a sweep's parameter may be."""
     if "values" in parameter:
         return parameter["values"][len(parameter["values"]) // 2]
@@ -37,15 +37,15 @@ def command(sweep: dict[str, Any]) -> list[str]:
     arguments = create_sweep_command_args(
         {
             "args": {
-                name: {"value": sampled(parameter)}
+                name: {"value": sample_value(parameter)}
                 for name, parameter in sweep["parameters"].items()
             }
         }
     )
-    found: list[str] = []
+    content: list[str] = []
     for part in create_sweep_command(list(sweep["command"])):
-        found += arguments[part[2:-1]] if part.startswith("${") else [part]
-    return found
+        content += arguments[part[2:-1]] if part.startswith("${") else [part]
+    return content
 
 
 def test_there_are_sweep_files() -> None:
@@ -67,12 +67,12 @@ def test_a_trial_of_every_sweep_file_runs_and_leaves_the_test_set_alone(path: Pa
     first, *words = command(sweep)
     assert first == "kd-distill"
     assert all("=" in word and not word.startswith("-") for word in words)
-    done(*words, *TINY, "out=trial")
-    found = results(Path("trial"))
-    assert (found["status"], found["test"]) == ("finished", None)
-    flat = {name: sampled(parameter) for name, parameter in sweep["parameters"].items()}
+    succeed(*words, *TINY, "out=trial")
+    content = results(Path("trial"))
+    assert (content["status"], content["test"]) == ("finished", None)
+    flat = {name: sample_value(parameter) for name, parameter in sweep["parameters"].items()}
     for name, value in flat.items():
-        node: Any = found["config"]
+        node: Any = content["config"]
         for key in name.split("."):
             node = node[key]
         assert node == value or f"[{','.join(node)}]" == value

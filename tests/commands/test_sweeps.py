@@ -12,7 +12,16 @@ import pytest
 
 import kd_app
 from tests.builders import results
-from tests.commands.call import TINY, Ended, call, done, list_epochs, paragraph, refused, snapshot
+from tests.commands.call import (
+    TINY,
+    CommandResult,
+    call,
+    expect_refusal,
+    list_epochs,
+    paragraph,
+    snapshot,
+    succeed,
+)
 
 SWEEP = ("-m", "loss.soft_target.temperature=1,2", "seed=0,1", "examples=0")
 
@@ -21,7 +30,7 @@ SWEEP = ("-m", "loss.soft_target.temperature=1,2", "seed=0,1", "examples=0")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A finished sweep of four trials, and what it said; nobody writes there."""
     folder = tmp_path_factory.mktemp("swept")
-    return folder, done(*TINY, *SWEEP, f"out={folder / 'sweep'}", f"stages={folder / 'stages'}")
+    return folder, succeed(*TINY, *SWEEP, f"out={folder / 'sweep'}", f"stages={folder / 'stages'}")
 
 
 def trials(sweep: Path) -> dict[str, dict[str, Any]]:
@@ -31,7 +40,7 @@ def trials(sweep: Path) -> dict[str, dict[str, Any]]:
 def test_trials_lie_in_numbered_folders_beside_a_page_about_them_and_nothing_else_does(
     swept: tuple[Path, str],
 ) -> None:
-    found = trials(swept[0] / "sweep")
+    content = trials(swept[0] / "sweep")
     assert sorted(path.name for path in (swept[0] / "sweep" / "report").iterdir()) == [
         "report.csv",
         "report.html",
@@ -39,12 +48,12 @@ def test_trials_lie_in_numbered_folders_beside_a_page_about_them_and_nothing_els
         "report.md",
     ]
     assert str(swept[0] / "sweep" / "report" / "report.html") in swept[1].replace("\n", "")
-    assert list(found) == ["0", "1", "2", "3"]
-    asked = [
+    assert list(content) == ["0", "1", "2", "3"]
+    pairs = [
         (each["config"]["loss"]["soft_target"]["temperature"], each["seed"])
-        for each in found.values()
+        for each in content.values()
     ]
-    assert asked == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    assert pairs == [(1, 0), (1, 1), (2, 0), (2, 1)]
 
 
 def test_trials_share_the_teacher_and_its_speed_and_those_of_one_seed_the_control(
@@ -69,11 +78,11 @@ def test_trials_share_the_teacher_and_its_speed_and_those_of_one_seed_the_contro
 
 
 def test_only_the_winner_by_validation_is_tested(swept: tuple[Path, str]) -> None:
-    found = trials(swept[0] / "sweep")
-    scores = {number: each["validation"]["student"]["top1"] for number, each in found.items()}
+    content = trials(swept[0] / "sweep")
+    scores = {number: each["validation"]["student"]["top1"] for number, each in content.items()}
     winner = max(scores, key=lambda number: (scores[number], -int(number)))
-    assert [number for number, each in found.items() if each["test"]] == [winner]
-    assert found[winner]["verdict"]["split"] == "test"
+    assert [number for number, each in content.items() if each["test"]] == [winner]
+    assert content[winner]["verdict"]["split"] == "test"
 
 
 def test_the_table_lists_the_trials_best_first_by_what_they_differ_in(
@@ -85,8 +94,8 @@ def test_the_table_lists_the_trials_best_first_by_what_they_differ_in(
         r"^ *(\*?) *(\d) +(loss\.\S+=\d)\D.* finished +([\d.]+) %", table, re.MULTILINE
     )
     assert len(rows) == 4
-    shown = [float(top1) for *_, top1 in rows]
-    assert shown == sorted(shown, reverse=True)
+    accuracies = [float(top1) for *_, top1 in rows]
+    assert accuracies == sorted(accuracies, reverse=True)
     assert [bool(star) for star, *_ in rows] == [True, False, False, False]
     assert "seed=1" in table
     assert f"Trial {rows[0][1]} won on validation. Its test top-1 is" in table
@@ -96,7 +105,7 @@ def test_the_table_lists_the_trials_best_first_by_what_they_differ_in(
 def test_the_same_sweep_again_repeats_nothing(swept: tuple[Path, str]) -> None:
     folder, first = swept
     before = snapshot(folder)
-    out = done(*TINY, *SWEEP, f"out={folder / 'sweep'}", f"stages={folder / 'stages'}")
+    out = succeed(*TINY, *SWEEP, f"out={folder / 'sweep'}", f"stages={folder / 'stages'}")
     after = snapshot(folder)
     assert {name for name in {**before, **after} if before.get(name) != after.get(name)} <= {
         f"sweep/{number}/config.yaml" for number in range(4)
@@ -119,7 +128,7 @@ def test_the_runs_of_a_sweep_are_read_as_one_table(swept: tuple[Path, str], run:
 def test_a_trial_that_is_refused_does_not_end_the_sweep_and_shows_in_the_exit_code(
     swept: tuple[Path, str],
 ) -> None:
-    ended = call(
+    result = call(
         *TINY,
         "-m",
         "loss.soft_target.temperature=-1,1",
@@ -127,21 +136,21 @@ def test_a_trial_that_is_refused_does_not_end_the_sweep_and_shows_in_the_exit_co
         "out=sweep",
         f"stages={swept[0] / 'stages'}",
     )
-    assert ended.code == 2
+    assert result.code == 2
     reason = "SoftTarget: temperature=-1 does not fit"
-    assert paragraph(ended.err).startswith(f"Trial 0: {reason}")
+    assert paragraph(result.err).startswith(f"Trial 0: {reason}")
     assert sorted(path.name for path in Path("sweep").iterdir()) == ["1", "refused", "report"]
-    assert re.search(r"^ +0 +loss\.soft_target\.temperature=-1 +refused", ended.out, re.MULTILINE)
-    assert f"Trial 0 refused: {reason}" in ended.out
+    assert re.search(r"^ +0 +loss\.soft_target\.temperature=-1 +refused", result.out, re.MULTILINE)
+    assert f"Trial 0 refused: {reason}" in result.out
     assert f"refused: {reason}" in Path("sweep/report/report.html").read_text(encoding="utf-8")
-    assert "Trial 1 won on validation" in ended.out
+    assert "Trial 1 won on validation" in result.out
 
 
 @pytest.mark.slow
 def test_a_trial_that_fails_does_not_end_the_sweep_and_shows_in_the_exit_code(
     swept: tuple[Path, str],
 ) -> None:
-    ended = call(
+    result = call(
         *TINY,
         "-m",
         "optimizer.lr=1000,0.003",
@@ -150,13 +159,13 @@ def test_a_trial_that_fails_does_not_end_the_sweep_and_shows_in_the_exit_code(
         "out=sweep",
         f"stages={swept[0] / 'stages'}",
     )
-    assert ended.code == 1
-    first, last = ended.err.splitlines()
+    assert result.code == 1
+    first, last = result.err.splitlines()
     assert first.startswith("Trial 0: The run failed: The loss term ")
     assert last.startswith("The run failed: 1 of 2 trials failed (trial 0: The loss term ")
     assert [each["status"] for each in trials(Path("sweep")).values()] == ["failed", "finished"]
-    assert "failed" in ended.out
-    assert "Trial 1 won on validation" in ended.out
+    assert "failed" in result.out
+    assert "Trial 1 won on validation" in result.out
 
 
 @pytest.mark.parametrize(
@@ -169,15 +178,15 @@ def test_a_trial_that_fails_does_not_end_the_sweep_and_shows_in_the_exit_code(
     ],
 )
 def test_a_sweep_that_is_wrong_in_all_trials_leaves_nothing(words: str) -> None:
-    ended: Ended = call("-m", *words.split(), "out=sweep")
-    assert ended.code == 2
-    assert "Traceback" not in ended.err
-    assert len(ended.err.splitlines()) in (1, 2)  # one a trial, or one for all
+    result: CommandResult = call("-m", *words.split(), "out=sweep")
+    assert result.code == 2
+    assert "Traceback" not in result.err
+    assert len(result.err.splitlines()) in (1, 2)  # one a trial, or one for all
     assert list(Path.cwd().iterdir()) == []
 
 
 def test_a_sweep_over_no_value_is_refused() -> None:
-    assert "No trial of the sweep ran" in refused("-m", "seed=range(1,0)", "out=empty")
+    assert "No trial of the sweep ran" in expect_refusal("-m", "seed=range(1,0)", "out=empty")
 
 
 @pytest.mark.slow
@@ -189,10 +198,10 @@ def test_a_sweep_without_a_folder_finds_its_own_again(swept: tuple[Path, str]) -
         "seed=0,1",
         f"stages={swept[0] / 'stages'}",
     )
-    done(*words)
+    succeed(*words)
     (folder,) = Path("runs").iterdir()
     assert folder.name.startswith("sweep-")
-    assert "holds this run, finished" in done(*words)
+    assert "holds this run, finished" in succeed(*words)
     assert [path.name for path in Path("runs").iterdir()] == [folder.name]
 
 
@@ -201,16 +210,16 @@ def test_other_words_for_a_sweep_that_is_there_are_refused_trial_by_trial(
 ) -> None:
     sweep = swept[0] / "sweep"
     before = snapshot(sweep)
-    ended = call(
+    result = call(
         *TINY,
         "-m",
         "loss.soft_target.temperature=3,4",
         f"out={sweep}",
         f"stages={swept[0] / 'stages'}",
     )
-    assert ended.code == 2
-    assert [line[:9] for line in ended.err.splitlines()] == ["Trial 0: ", "Trial 1: "]
-    assert "loss.soft_target.temperature was 1, now 3" in ended.err
+    assert result.code == 2
+    assert [line[:9] for line in result.err.splitlines()] == ["Trial 0: ", "Trial 1: "]
+    assert "loss.soft_target.temperature was 1, now 3" in result.err
     assert snapshot(sweep) == before
 
 
@@ -220,14 +229,14 @@ def test_a_sweep_that_is_stopped_starts_no_other_trial(stop: BaseException, code
         patch("kd_app.jobs.distill.distill", side_effect=stop) as started,
         patch("kd_app.jobs.sweep.finish_sweep") as concluded,
     ):
-        ended = call("-m", "seed=0,1,2", "out=sweep")
-    assert ended.code == code
-    assert "run the same command again to resume" in paragraph(ended.err)
+        result = call("-m", "seed=0,1,2", "out=sweep")
+    assert result.code == code
+    assert "run the same command again to resume" in paragraph(result.err)
     assert started.call_count == 1
     assert not concluded.called
 
 
 def test_words_for_one_run_and_a_sweeps_folder_do_not_go_together(swept: tuple[Path, str]) -> None:
-    assert "is not a run folder: it contains 0, but no config.yaml" in refused(
+    assert "is not a run folder: it contains 0, but no config.yaml" in expect_refusal(
         *TINY, f"out={swept[0] / 'sweep'}"
     )

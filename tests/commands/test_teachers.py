@@ -10,7 +10,7 @@ import timm
 
 from kd_app.config import choose_decoding
 from tests.builders import DIGITS, GRAY, results, teacher_folder
-from tests.commands.call import done, refused
+from tests.commands.call import expect_refusal, succeed
 from tests.deployment.graphs import write_linear
 
 OTHERS = tuple(f"kind{number}" for number in range(12))
@@ -18,7 +18,7 @@ RUN = ("debug=fdr", "logger=[csv]", "controls=[]", "examples=0")
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sample_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Teachers: ``a`` and ``b`` of the data's classes, ``other`` of twelve others with
     a map, ``onnx/model.onnx`` for another runtime.
     """
@@ -34,24 +34,24 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def finished(made: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+def distill(sample_run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """Run kd-distill; all runs share their stages."""
     monkeypatch.chdir(tmp_path)
 
     def run(*words: str) -> dict[str, Any]:
-        done(*RUN, *words, "out=run", f"stages={made / 'stages'}")
+        succeed(*RUN, *words, "out=run", f"stages={sample_run / 'stages'}")
         return results(tmp_path / "run")
 
     return run
 
 
 def test_several_teachers_answer_as_one_and_a_term_reads_the_one_that_it_names(
-    made: Path, finished: Any
+    sample_run: Path, distill: Any
 ) -> None:
     words = (
         "teacher=several",
-        f"teacher.members.a.checkpoint={made / 'a'}",
-        f"teacher.members.b.checkpoint={made / 'b'}",
+        f"teacher.members.a.checkpoint={sample_run / 'a'}",
+        f"teacher.members.b.checkpoint={sample_run / 'b'}",
         "teacher.members.b.weight=2",
         "teacher.by=confidence",
     )
@@ -60,88 +60,92 @@ def test_several_teachers_answer_as_one_and_a_term_reads_the_one_that_it_names(
         "loss.embedding_mse.teacher=b",
         "loss.sp.teacher=a",
     )
-    found = finished(*words, *terms)
-    assert found["status"] == "finished"
-    assert found["models"]["teacher"]["source"] == "a: folder a; b: folder b"
-    assert found["models"]["teacher"]["params"] == sum(
+    content = distill(*words, *terms)
+    assert content["status"] == "finished"
+    assert content["models"]["teacher"]["source"] == "a: folder a; b: folder b"
+    assert content["models"]["teacher"]["params"] == sum(
         p.numel()
         for name in ("resnet8", "resnet14")
         for p in timm.create_model(name, in_chans=1, num_classes=10).parameters()
     )
-    for wrong, said in (
+    for wrong, message in (
         (("loss.embedding_mse.teacher=c",), "no member of the teacher 'c'"),
         (("loss.cross_entropy.teacher=a",), "This works only for loss terms that read a teacher"),
         (("loss.sp.teacher=a", "teacher.chain=[resnet8]"), "without teacher.chain"),
     ):
-        assert said in refused(*RUN, *words, terms[0], *wrong, "out=refused")
+        assert message in expect_refusal(*RUN, *words, terms[0], *wrong, "out=refused")
 
 
 def test_a_teacher_of_other_classes_answers_in_the_data_s_by_a_map(
-    made: Path, finished: Any
+    sample_run: Path, distill: Any
 ) -> None:
-    found = finished(
-        f"teacher.checkpoint={made / 'other'}",
-        f"teacher.classes={made / 'map.csv'}",
+    content = distill(
+        f"teacher.checkpoint={sample_run / 'other'}",
+        f"teacher.classes={sample_run / 'map.csv'}",
         "loss=[cross_entropy,soft_target,feature_hint]",
     )
-    assert found["models"]["teacher"]["source"] == "folder other, classes by map.csv"
-    assert [stage["name"] for stage in found["stages"] if stage["name"] == "teacher"] == []
+    assert content["models"]["teacher"]["source"] == "folder other, classes by map.csv"
+    assert [stage["name"] for stage in content["stages"] if stage["name"] == "teacher"] == []
 
 
 def test_a_teacher_of_other_classes_teaches_features_without_a_map_and_is_compared_with_nothing(
-    made: Path, finished: Any
+    sample_run: Path, distill: Any
 ) -> None:
     words = (
-        f"teacher.checkpoint={made / 'other'}",
+        f"teacher.checkpoint={sample_run / 'other'}",
         "teacher.max_epochs=0",
         "loss=[cross_entropy,embedding_mse,sp]",
     )
-    found = finished(*words, "controls=[labels_only]", "test=always")
-    assert list(found["models"]) == ["labels_only", "student"]
-    assert found["verdict"] is None
-    assert found["test"]["teacher"] is None
-    assert found["test"]["pair"]["gain"] is not None
-    assert found["test"]["pair"]["retention"] is None
+    content = distill(*words, "controls=[labels_only]", "test=always")
+    assert list(content["models"]) == ["labels_only", "student"]
+    assert content["verdict"] is None
+    assert content["test"]["teacher"] is None
+    assert content["test"]["pair"]["gain"] is not None
+    assert content["test"]["pair"]["retention"] is None
     assert any(
         "The teacher, resnet8, from folder other" in note
         and "has other classes than the data" in note
-        for note in found["notes"]
+        for note in content["notes"]
     )
     assert "from a teacher that was not evaluated" in Path("run/student/README.md").read_text()
-    said = refused(*RUN, *words[:2], "loss=[cross_entropy,embedding_mse,dist]", "out=refused")
-    assert "has 12 classes, the data have 10 classes" in said
-    assert "but the loss term dist reads the logits. You can " in said
-    assert "choose loss terms that do not read logits (embedding_mse, review, sp)" in said
+    message = expect_refusal(
+        *RUN, *words[:2], "loss=[cross_entropy,embedding_mse,dist]", "out=refused"
+    )
+    assert "has 12 classes, the data have 10 classes" in message
+    assert "but the loss term dist reads the logits. You can " in message
+    assert "choose loss terms that do not read logits (embedding_mse, review, sp)" in message
 
 
 def test_the_student_s_own_average_teaches_it_and_is_compared_with_the_labels_alone(
-    finished: Any,
+    distill: Any,
 ) -> None:
-    found = finished("teacher=ema", "teacher.decay=0.9", "controls=[labels_only]", "test=always")
-    assert list(found["models"]) == ["labels_only", "student"]
-    assert found["test"]["gains"]["labels_only"]["value"] is not None
-    assert any("so the student is not compared with the teacher" in note for note in found["notes"])
+    content = distill("teacher=ema", "teacher.decay=0.9", "controls=[labels_only]", "test=always")
+    assert list(content["models"]) == ["labels_only", "student"]
+    assert content["test"]["gains"]["labels_only"]["value"] is not None
+    assert any(
+        "so the student is not compared with the teacher" in note for note in content["notes"]
+    )
     assert not Path("run/teacher").exists()
-    assert "smoothed_labels makes labels as soft as the teacher's logits" in refused(
+    assert "smoothed_labels makes labels as soft as the teacher's logits" in expect_refusal(
         *RUN[:2], "teacher=ema", "controls=[smoothed_labels]"
     )
 
 
-def test_a_file_for_another_runtime_teaches_by_its_logits(made: Path, finished: Any) -> None:
-    found = finished(f"teacher.checkpoint={made / 'onnx' / 'model.onnx'}")
-    assert found["models"]["teacher"]["source"] == "file model.onnx"
-    assert found["models"]["teacher"]["params"] is None
-    assert found["models"]["teacher"]["license"] == "mit"
+def test_a_file_for_another_runtime_teaches_by_its_logits(sample_run: Path, distill: Any) -> None:
+    content = distill(f"teacher.checkpoint={sample_run / 'onnx' / 'model.onnx'}")
+    assert content["models"]["teacher"]["source"] == "file model.onnx"
+    assert content["models"]["teacher"]["params"] is None
+    assert content["models"]["teacher"]["license"] == "mit"
 
 
 @pytest.mark.slow
 def test_each_link_of_a_chain_is_taught_by_the_one_before_and_seeds_share_it(
-    made: Path, finished: Any
+    sample_run: Path, distill: Any
 ) -> None:
-    words = (f"teacher.checkpoint={made / 'a'}", "teacher.chain=[resnet14,resnet8]")
-    first = {stage["name"]: stage for stage in finished(*words)["stages"]}
+    words = (f"teacher.checkpoint={sample_run / 'a'}", "teacher.chain=[resnet14,resnet8]")
+    first = {stage["name"]: stage for stage in distill(*words)["stages"]}
     again = {
-        stage["name"]: stage for stage in finished(*words, "seed=1", "overwrite=true")["stages"]
+        stage["name"]: stage for stage in distill(*words, "seed=1", "overwrite=true")["stages"]
     }
     for link in ("link-1", "link-2"):
         assert again[link] == {**first[link], "status": "reused", "seconds": again[link]["seconds"]}
@@ -150,7 +154,7 @@ def test_each_link_of_a_chain_is_taught_by_the_one_before_and_seeds_share_it(
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (
             "teacher=several teacher.members.a.checkpoint={}/a",
@@ -196,7 +200,7 @@ def test_each_link_of_a_chain_is_taught_by_the_one_before_and_seeds_share_it(
     ],
 )
 def test_what_can_t_teach_is_refused_by_name(
-    words: str, said: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    words: str, message: str, sample_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert said in refused(*RUN, *words.format(made).split())
+    assert message in expect_refusal(*RUN, *words.format(sample_run).split())

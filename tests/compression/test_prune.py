@@ -225,10 +225,10 @@ def test_the_exported_program_needs_neither_kd_app_nor_timm(tmp_path: Path) -> N
         "import sys; sys.modules['kd_app'] = sys.modules['timm'] = None; import torch; "
         "print(tuple(torch.export.load('model.pt2').module()(torch.rand(7, 3, 16, 16)).shape))"
     )
-    ended = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert ended.stdout.strip() == "(7, 5)", ended.stderr
+    assert result.stdout.strip() == "(7, 5)", result.stderr
 
 
 @pytest.mark.parametrize(

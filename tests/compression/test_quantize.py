@@ -17,7 +17,7 @@ from kd_app.config.compose import compose_config
 from kd_app.digest import hash_file
 from kd_app.run.spec import build_spec
 from tests.builders import results
-from tests.commands.call import done, refused
+from tests.commands.call import expect_refusal, succeed
 from tests.compression.tiny import (
     PIXELS,
     Digits,
@@ -93,24 +93,24 @@ IMAGES = "quantize.images=32"
 
 
 @pytest.fixture(scope="module")
-def int8_run(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def int8_run(sample_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The finished run with a student that was trained on in int8, and the output."""
     out = tmp_path_factory.mktemp("int8") / "run"
     overrides = ("steps=[quantize]", "quantize.epochs=1", IMAGES)
-    return out, done(
-        f"run={made / 'run'}",
+    return out, succeed(
+        f"run={sample_run / 'run'}",
         *overrides,
         f"out={out}",
-        f"stages={made / 'stages'}",
+        f"stages={sample_run / 'stages'}",
         command="kd-compress",
     )
 
 
 @pytest.mark.slow
 def test_the_result_is_a_run_whose_student_is_measured_as_an_int8_program(
-    made: Path, int8_run: tuple[Path, str]
+    sample_run: Path, int8_run: tuple[Path, str]
 ) -> None:
-    before, after = results(made / "run"), results(int8_run[0])
+    before, after = results(sample_run / "run"), results(int8_run[0])
     assert after["status"] == "finished"
     *_, row, instead = after["steps"]
     assert row["latency_ms"] == 1.0
@@ -126,10 +126,10 @@ def test_the_result_is_a_run_whose_student_is_measured_as_an_int8_program(
     ).read_text(encoding="utf-8")
     assert (int8_run[0] / "student" / "model.safetensors").is_file()
     assert after["models"]["student"]["sha256"] != before["models"]["student"]["sha256"]
-    done(
+    succeed(
         f"run={int8_run[0]}",
         "out=measured",
-        f"stages={made / 'stages'}",
+        f"stages={sample_run / 'stages'}",
         "limit=2",
         command="kd-evaluate",
     )
@@ -138,14 +138,14 @@ def test_the_result_is_a_run_whose_student_is_measured_as_an_int8_program(
 
 @pytest.mark.slow
 def test_a_second_command_reuses_the_stage_and_has_the_same_metrics(
-    made: Path, int8_run: tuple[Path, str]
+    sample_run: Path, int8_run: tuple[Path, str]
 ) -> None:
     overrides = ("steps=[quantize]", "quantize.epochs=1", IMAGES)
-    done(
-        f"run={made / 'run'}",
+    succeed(
+        f"run={sample_run / 'run'}",
         *overrides,
         "out=again",
-        f"stages={made / 'stages'}",
+        f"stages={sample_run / 'stages'}",
         command="kd-compress",
     )
     again = results(Path("again"))
@@ -154,18 +154,18 @@ def test_a_second_command_reuses_the_stage_and_has_the_same_metrics(
 
 
 @pytest.mark.slow
-def test_no_step_can_follow_int8(made: Path, int8_run: tuple[Path, str]) -> None:
-    error = refused(
+def test_no_step_can_follow_int8(sample_run: Path, int8_run: tuple[Path, str]) -> None:
+    error = expect_refusal(
         f"run={int8_run[0]}",
         "steps=[prune]",
         "prune.macs=0.5",
         "out=wrong",
-        f"stages={made / 'stages'}",
+        f"stages={sample_run / 'stages'}",
         command="kd-compress",
     )
     assert "is quantized, and no step can go on from int8" in error
-    error = refused(
-        f"run={made / 'run'}",
+    error = expect_refusal(
+        f"run={sample_run / 'run'}",
         "steps=[quantize,prune]",
         "prune.macs=0.5",
         "out=wrong",
@@ -186,26 +186,26 @@ def test_no_step_can_follow_int8(made: Path, int8_run: tuple[Path, str]) -> None
     ],
 )
 def test_a_wrong_request_is_one_paragraph(
-    overrides: tuple[str, ...], message: str, made: Path
+    overrides: tuple[str, ...], message: str, sample_run: Path
 ) -> None:
-    assert message in refused(
-        f"run={made / 'run'}",
+    assert message in expect_refusal(
+        f"run={sample_run / 'run'}",
         "steps=[quantize]",
         *overrides,
         "out=wrong",
-        f"stages={made / 'stages'}",
+        f"stages={sample_run / 'stages'}",
         command="kd-compress",
     )
 
 
 @pytest.mark.slow
 def test_a_quantized_student_is_exported_as_its_program_or_from_its_float_weights(
-    made: Path, int8_run: tuple[Path, str], tmp_path: Path
+    sample_run: Path, int8_run: tuple[Path, str], tmp_path: Path
 ) -> None:
-    overrides = (f"run={int8_run[0]}", f"stages={made / 'stages'}", *QUICK)
+    overrides = (f"run={int8_run[0]}", f"stages={sample_run / 'stages'}", *QUICK)
     out = tmp_path / "export"
     with patch("kd_app.run.exported_benchmark.measure_cold_start", lambda *_: {}):
-        output = done(
+        output = succeed(
             *overrides,
             f"out={out}",
             "formats=[onnx,onnx_int8,executorch,executorch_int8]",
@@ -245,9 +245,9 @@ def test_a_quantized_student_is_exported_as_its_program_or_from_its_float_weight
     )
     moved = (
         f"run={tmp_path / 'run'}",
-        f"stages={made / 'stages'}",
+        f"stages={sample_run / 'stages'}",
         "out=refused",
         "formats=[executorch_int8]",
         *QUICK,
     )
-    assert "remake=[quantize] and overwrite=true" in refused(*moved, command="kd-export")
+    assert "remake=[quantize] and overwrite=true" in expect_refusal(*moved, command="kd-export")

@@ -13,6 +13,7 @@ from kd_app.config.compose import compose_config
 from kd_app.config.paths import CONF, list_choices
 from kd_app.data.module import ImageData
 from kd_app.reporting.console import Console
+from kd_app.run.initial_models import build_initial_models
 from kd_app.run.loss_choice import resolve_loss
 from kd_app.run.role_jobs import check_pair
 from kd_app.run.spec import build_spec
@@ -20,8 +21,8 @@ from kd_app.run.workspace import Workspace
 from kd_app.search.space import parse_space
 from kd_app.stages import Stages
 from kd_app.training.curve_log import read_curves
-from tests.builders import build_workspace, results, stage, trained
-from tests.commands.call import call, done
+from tests.builders import build_workspace, results, stage, train_student
+from tests.commands.call import call, succeed
 
 SMALL = ("teacher.name=resnet8", "logger=[csv]", "out=run", "stages=stages")
 
@@ -50,12 +51,13 @@ def slow_but(*quick: str, group: str) -> list[Any]:
 def test_the_terms_of_an_experiment_compare_its_teacher_and_student(
     name: str, tmp_path: Path
 ) -> None:
-    check_pair(build_workspace(tmp_path, f"experiment={name}"))
+    workspace = build_workspace(tmp_path, f"experiment={name}")
+    check_pair(workspace, build_initial_models(workspace, None))
 
 
 @pytest.mark.parametrize("name", slow_but(group="experiment"))
 def test_every_experiment_runs_for_two_batches(name: str) -> None:
-    done(f"experiment={name}", "debug=fdr", "logger=[csv]", "out=run", "stages=stages")
+    succeed(f"experiment={name}", "debug=fdr", "logger=[csv]", "out=run", "stages=stages")
     record = results(Path("run"))
     assert record["status"] == "finished"
     chosen = resolve_loss(compose_config("distill", [f"experiment={name}"]))
@@ -69,7 +71,7 @@ def test_every_experiment_runs_for_two_batches(name: str) -> None:
 
 @pytest.mark.parametrize("name", slow_but(group="recipe"))
 def test_every_recipe_runs_for_two_batches(name: str) -> None:
-    done(f"recipe={name}", "debug=fdr", *SMALL)
+    succeed(f"recipe={name}", "debug=fdr", *SMALL)
     record = results(Path("run"))
     assert record["status"] == "finished"
     assert set(record["config"]["loss"]) == (
@@ -126,13 +128,13 @@ def test_every_debug_choice_runs(name: str) -> None:
 
 
 def test_overfitting_learns_its_two_batches(tmp_path: Path) -> None:
-    student = trained(None, tmp_path, "debug=overfit", "trainer.max_epochs=8")
+    student = train_student(None, tmp_path, "debug=overfit", "trainer.max_epochs=8")
     losses = [point["train/loss"] for point in student.curves if "train/loss" in point]
     assert len(losses) == 16
     assert losses[-1] < 0.7 * losses[0]
 
 
-def test_debug_fdr_limits_every_split_to_two_batches(made: Path, tmp_path: Path) -> None:
+def test_debug_fdr_limits_every_split_to_two_batches(sample_run: Path, tmp_path: Path) -> None:
     config = compose_config("distill", ["debug=fdr", *SMALL, "data.batch_size=16"])
     workspace = Workspace(
         build_spec(config), Stages(tmp_path / "stages"), Console(silent=True), tracker=None
@@ -141,7 +143,7 @@ def test_debug_fdr_limits_every_split_to_two_batches(made: Path, tmp_path: Path)
     student = workspace.load_model(workspace.spec.student, seed=0)
     for split in ("validation", "test"):
         assert len(workspace.load_predictions(student, split).target) == 32
-    points = read_curves(stage(made / "run", "student") / "curves.jsonl")
+    points = read_curves(stage(sample_run / "run", "student") / "curves.jsonl")
     assert max(point["step"] for point in points) == 2
 
 

@@ -77,9 +77,11 @@ def test_an_error_in_a_process_that_loads_data_is_read_from_its_text() -> None:
         f' last):\n  File "{library}/torch/utils/data.py", line 3, in fetch\n    x\n'
         '  File "/home/me/mine.py", line 12, in __getitem__\n    y\nValueError: bad pixel\n'
     )
-    said = describe_own_error(ValueError(text))
-    assert said is not None
-    assert said.startswith("__getitem__ (/home/me/mine.py, line 12) failed: ValueError: bad pixel.")
+    output = describe_own_error(ValueError(text))
+    assert output is not None
+    assert output.startswith(
+        "__getitem__ (/home/me/mine.py, line 12) failed: ValueError: bad pixel."
+    )
     assert describe_own_error(ValueError(text.replace("/home/me/", f"{library}/torch/"))) is None
 
 

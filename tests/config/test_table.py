@@ -15,7 +15,7 @@ def write(folder: Path, content: bytes, name: str = "t.csv") -> Path:
     return folder / name
 
 
-def refused(file: Path) -> str:
+def expect_refusal(file: Path) -> str:
     with pytest.raises(RequestError) as raised:
         read_table(file, ["path", "label"])
     assert "\n" not in str(raised.value)
@@ -49,16 +49,16 @@ def test_encodings_that_name_themselves_are_read(tmp_path: Path, encoding: str) 
 
 def test_other_encodings_and_files_are_refused_with_what_to_do(tmp_path: Path) -> None:
     text = "path,label\na.png,x\nb.png,größe\n"
-    said = refused(write(tmp_path, text.encode("latin-1")))
-    assert "in line 3" in said
-    assert "iconv -f WINDOWS-1252 -t UTF-8 t.csv" in said
-    assert "a workbook (.xlsx" in refused(write(tmp_path, b"PK\x03\x04..."))
-    assert "'CSV (UTF-8)'" in refused(write(tmp_path, b"\xd0\xcf\x11\xe0", "t.xls"))
-    assert "a Parquet file" in refused(write(tmp_path, b"PAR1"))
-    assert "a compressed file" in refused(write(tmp_path, gzip.compress(text.encode())))
-    assert "is a .json file" in refused(write(tmp_path, b"{}", "t.json"))
-    assert "not a regular file" in refused(tmp_path)
-    assert "in line 2" in refused(write(tmp_path, b'path,label\na.png,"x\n'))
+    message = expect_refusal(write(tmp_path, text.encode("latin-1")))
+    assert "in line 3" in message
+    assert "iconv -f WINDOWS-1252 -t UTF-8 t.csv" in message
+    assert "a workbook (.xlsx" in expect_refusal(write(tmp_path, b"PK\x03\x04..."))
+    assert "'CSV (UTF-8)'" in expect_refusal(write(tmp_path, b"\xd0\xcf\x11\xe0", "t.xls"))
+    assert "a Parquet file" in expect_refusal(write(tmp_path, b"PAR1"))
+    assert "a compressed file" in expect_refusal(write(tmp_path, gzip.compress(text.encode())))
+    assert "is a .json file" in expect_refusal(write(tmp_path, b"{}", "t.json"))
+    assert "not a regular file" in expect_refusal(tmp_path)
+    assert "in line 2" in expect_refusal(write(tmp_path, b'path,label\na.png,"x\n'))
 
 
 def test_a_list_of_images_is_read_by_the_same_rules(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ class Named(Typed, called="the oven"):
         self.trays = trays
 
 
-def refused(kind: type[Typed], **values: Any) -> str:
+def expect_refusal(kind: type[Typed], **values: Any) -> str:
     with pytest.raises(RequestError) as raised:
         kind(**values)
     assert "\n" not in str(raised.value)
@@ -53,48 +53,56 @@ def test_valid_values_are_converted_to_their_types() -> None:
 
 
 def test_a_wrong_value_is_reported_with_the_expected_one() -> None:
-    assert refused(Part, size=0, rate=1) == "Part: size=0 does not fit: expected greater than 0."
     assert (
-        refused(Named, mode="boil", trays=[1])
+        expect_refusal(Part, size=0, rate=1)
+        == "Part: size=0 does not fit: expected greater than 0."
+    )
+    assert (
+        expect_refusal(Named, mode="boil", trays=[1])
         == "the oven: mode='boil' does not fit: expected 'bake' or 'grill' or 'auto'."
     )
 
 
 def test_a_wrong_value_of_a_union_type_is_reported_once() -> None:
-    assert refused(Part, size=1, rate=0) == "Part: rate=0 does not fit: expected greater than 0."
-    message = refused(Part, size=1, rate="fast")
+    assert (
+        expect_refusal(Part, size=1, rate=0)
+        == "Part: rate=0 does not fit: expected greater than 0."
+    )
+    message = expect_refusal(Part, size=1, rate="fast")
     assert message.count("rate='fast'") == 1
     assert "constrained" not in message
 
 
 def test_the_location_of_a_value_consists_of_keys_and_indices() -> None:
-    assert refused(Part, size=1, rate=1, split={"validation": 2, "test": 0.5}).startswith(
+    assert expect_refusal(Part, size=1, rate=1, split={"validation": 2, "test": 0.5}).startswith(
         "Part: split.validation=2 does not fit"
     )
-    assert refused(Named, mode="bake", trays=[1, 0]).startswith("the oven: trays.1=0 does not fit")
+    assert expect_refusal(Named, mode="bake", trays=[1, 0]).startswith(
+        "the oven: trays.1=0 does not fit"
+    )
 
 
 def test_an_unknown_setting_is_reported_with_the_closest_one_and_all_known_ones() -> None:
     assert (
-        refused(Part, size=1, rate=1, siz=2)
+        expect_refusal(Part, size=1, rate=1, siz=2)
         == "Part has no setting 'siz'. Did you mean 'size'? Known: size, rate, split."
     )
     assert (
-        refused(Named, mode="bake", trays=[], heat=1)
+        expect_refusal(Named, mode="bake", trays=[], heat=1)
         == "the oven has no setting 'heat'. Known: mode, trays."
     )
 
 
 def test_all_wrong_and_missing_settings_are_reported_at_once() -> None:
-    assert refused(Part, rate=1) == "Part needs a value for 'size'."
-    message = refused(Part, size=-1, rate=-1, foo=1)
+    assert expect_refusal(Part, rate=1) == "Part needs a value for 'size'."
+    message = expect_refusal(Part, size=-1, rate=-1, foo=1)
     assert "size=-1" in message
     assert "rate=-1" in message
     assert "'foo'" in message
 
 
 def test_the_text_none_is_not_null() -> None:
-    assert refused(Part, size="None", rate=1).endswith(
+    assert expect_refusal(Part, size="None", rate=1).endswith(
         "None is read as text; write null for no value."
     )
 
@@ -131,6 +139,6 @@ class Grandchild(Part):
 
 def test_a_subclass_uses_the_inherited_signature_unless_it_defines_one() -> None:
     assert Child(size=1, rate=1).size == 1
-    assert refused(Child, size=0, rate=1).startswith("Part: size=0")
+    assert expect_refusal(Child, size=0, rate=1).startswith("Part: size=0")
     assert Grandchild(size=1, depth=2).depth == 2
-    assert refused(Grandchild, size=1, depth="x").startswith("Grandchild: depth='x'")
+    assert expect_refusal(Grandchild, size=1, depth="x").startswith("Grandchild: depth='x'")

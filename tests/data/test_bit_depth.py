@@ -158,5 +158,5 @@ def test_images_of_8_bits_are_decoded_as_they_are() -> None:
     Image.new("RGB", (3, 2), (1, 2, 3)).save(file, "png")
     image = Image.open(file)
     assert load_image(image) is image
-    made = Image.new("RGB", (3, 2))
-    assert load_image(made) is made
+    blank = Image.new("RGB", (3, 2))
+    assert load_image(blank) is blank

@@ -45,7 +45,9 @@ def source(
     )
 
 
-def refused(path: Path, columns: dict[Role, str | None] | None = None, **settings: Any) -> str:
+def expect_refusal(
+    path: Path, columns: dict[Role, str | None] | None = None, **settings: Any
+) -> str:
     with pytest.raises(RequestError) as raised:
         source(path, columns, **settings).list_images()
     assert "\n" not in str(raised.value)
@@ -89,10 +91,10 @@ def test_the_root_is_the_table_or_the_folder_that_holds_it(tmp_path: Path) -> No
 
 
 def test_the_message_for_a_missing_table_lists_other_tables(tmp_path: Path) -> None:
-    assert "Add a labels.csv" in refused(tmp_path)
+    assert "Add a labels.csv" in expect_refusal(tmp_path)
     table(tmp_path, "path,label\n", "photos.csv")
-    assert f"data.root={tmp_path / 'photos.csv'}" in refused(tmp_path)
-    assert "Did you mean 'photos.csv'?" in refused(tmp_path / "photo.csv")
+    assert f"data.root={tmp_path / 'photos.csv'}" in expect_refusal(tmp_path)
+    assert "Did you mean 'photos.csv'?" in expect_refusal(tmp_path / "photo.csv")
 
 
 @pytest.mark.parametrize(
@@ -187,9 +189,9 @@ def test_columns_endings_and_folders_of_other_tables_are_set(tmp_path: Path) -> 
     assert listing.group == ("1", "1")
     assert listing.notes == ("Columns of labels.csv that are not read: width.",)
     assert reader.read(0).size == (2, 2)
-    assert "There is no folder" in refused(path, columns, images="nowhere")
-    assert "columns.label=null, but" in refused(path, {"path": "id", "label": None})
-    assert "no column 'fold'" in refused(table(tmp_path, "path,label\n"), {"split": "fold"})
+    assert "There is no folder" in expect_refusal(path, columns, images="nowhere")
+    assert "columns.label=null, but" in expect_refusal(path, {"path": "id", "label": None})
+    assert "no column 'fold'" in expect_refusal(table(tmp_path, "path,label\n"), {"split": "fold"})
 
 
 def test_unread_columns_are_noted_with_what_they_may_be(tmp_path: Path) -> None:
@@ -208,7 +210,7 @@ def test_unread_columns_are_noted_with_what_they_may_be(tmp_path: Path) -> None:
 
 def test_a_column_of_splits_may_be_read_or_ruled_out(tmp_path: Path) -> None:
     path = table(tmp_path, "path,label,Set\na.png,x,train\nb.png,y,test\nsub/c.png,y,\n")
-    assert "images for testing would be trained on" in refused(path)
+    assert "images for testing would be trained on" in expect_refusal(path)
     assert source(path, {"split": "Set"}).list_images().split == ("train", "test", "")
     assert set(source(path, {"split": None}).list_images().split) == {""}
     table(tmp_path, "path,label,split,set\na.png,x,train,test\nb.png,y,test,train\n")
@@ -233,7 +235,7 @@ def test_a_column_that_states_the_split_is_refused_unread_and_read_when_named(
     names = ("a.png", "b.png", "sub/c.png", "sub/d e.png")
     rows = zip(names, cells.split(","), "xyxy", strict=True)
     path = table(tmp_path, f"path,{column},label\n" + "".join(f"{','.join(r)}\n" for r in rows))
-    message = refused(path)
+    message = expect_refusal(path)
     assert f"Set data.source.columns.split='{column}' to use it (" in message
     assert "data.source.columns.split=null" in message
     listing = source(path, {"split": column}).list_images()
@@ -246,17 +248,19 @@ def test_numbers_of_folds_are_refused_unread_and_read_with_the_one_to_test_on(
     tmp_path: Path,
 ) -> None:
     path = table(tmp_path, "path,label,fold\na.png,x,0\nb.png,y,1\nsub/c.png,x,2\n")
-    message = refused(path)
+    message = expect_refusal(path)
     assert "Set data.source.columns.split='fold' and 'data.source.splits={0: test}'" in message
-    assert "'data.source.splits={0: test}'" in refused(path, {"split": "fold"})
+    assert "'data.source.splits={0: test}'" in expect_refusal(path, {"split": "fold"})
     listing = source(path, {"split": "fold"}, splits={1: "test", "2": "val"}).list_images()
     assert listing.split == ("train", "test", "validation")
     assert listing.notes == (
         "The column 'fold' is read as the split: train is 0 (1 rows); validation is 2 (1 rows);"
         " test is 1 (1 rows).",
     )
-    assert "the value '7', which no row has" in refused(path, {"split": "fold"}, splits={7: "val"})
-    assert "splits has no effect" in refused(path, {"split": None}, splits={0: "test"})
+    assert "the value '7', which no row has" in expect_refusal(
+        path, {"split": "fold"}, splits={7: "val"}
+    )
+    assert "splits has no effect" in expect_refusal(path, {"split": None}, splits={0: "test"})
 
 
 def test_a_column_that_only_looks_like_a_split_is_no_refusal(tmp_path: Path) -> None:
@@ -274,7 +278,7 @@ def test_labels_that_differ_in_spelling_or_mean_none_are_noted(tmp_path: Path) -
 
 
 def test_a_folder_in_the_place_of_an_image_is_named(tmp_path: Path) -> None:
-    assert "has the path 'sub', a folder. Expected: one row for each image" in refused(
+    assert "has the path 'sub', a folder. Expected: one row for each image" in expect_refusal(
         table(tmp_path, "path,label\na.png,x\nsub,y\n")
     )
 
@@ -294,12 +298,12 @@ def test_names_are_found_in_the_other_form_of_their_accents(tmp_path: Path) -> N
 def test_a_form_for_predictions_is_not_suggested_as_the_table(tmp_path: Path) -> None:
     for name in ("sample_submission.csv", "train.csv"):
         table(tmp_path, "path,label\n", name)
-    assert f"data.root={tmp_path / 'train.csv'}" in refused(tmp_path)
+    assert f"data.root={tmp_path / 'train.csv'}" in expect_refusal(tmp_path)
 
 
 def test_several_labels_in_a_cell_are_refused_unless_they_are_one_class(tmp_path: Path) -> None:
     path = table(tmp_path, "path;label\na.png;cat\nb.png;dog\nsub/c.png;cat,dog\n")
-    message = refused(path)
+    message = expect_refusal(path)
     assert "Row 4" in message
     assert "'cat,dog', which seems to be the labels 'cat', 'dog'; 1 of 3 rows" in message
     listing = source(path, whole_labels=True).list_images()
@@ -322,7 +326,7 @@ def test_paths_of_windows_and_paths_out_of_the_folder_are_read(tmp_path: Path) -
 def test_a_folder_of_several_tables_lists_them(tmp_path: Path) -> None:
     table(tmp_path, "path,label\n", "train.csv")
     table(tmp_path, "path,label\n", "test.tsv")
-    assert "holds train.csv, test.tsv" in refused(tmp_path)
+    assert "holds train.csv, test.tsv" in expect_refusal(tmp_path)
 
 
 def test_an_absolute_path_inside_is_made_relative(tmp_path: Path) -> None:

@@ -143,8 +143,8 @@ def test_copies_stay_in_one_split_and_the_split_of_other_images_hardly_changes(
             image.point(lambda level: int(0.9 * level + 12)).save(root / "b" / f"pale{number}.png")
     after = load(root, tmp_path / "second")
     assert "12 image(s) are copies of others, 6 of them exact" in after.notes[0]
-    found = find_splits(after)
+    split_of = find_splits(after)
     for number, file in enumerate(train[:6]):
         copies = (f"{'ab'[number % 2]}/copy{number}.bmp", f"b/pale{number}.png")
-        assert {found[copy] for copy in copies} == {found[file]}
-    assert set(found.values()) == {"train", "validation", "test"}
+        assert {split_of[copy] for copy in copies} == {split_of[file]}
+    assert set(split_of.values()) == {"train", "validation", "test"}

@@ -83,14 +83,14 @@ class Module(LightningDataModule):
         return self.loader("test")
 
 
-def served(module: LightningDataModule | None = None, **kwargs: Any) -> ExternalDataModule:
+def serve(module: LightningDataModule | None = None, **kwargs: Any) -> ExternalDataModule:
     data = ExternalDataModule(module or Module(**kwargs))
     data.list()
     data.load(None)
     return data
 
 
-def gathered(batches: Iterable[Batch]) -> tuple[Tensor, Tensor, Tensor]:
+def gather(batches: Iterable[Batch]) -> tuple[Tensor, Tensor, Tensor]:
     items = list(batches)
     assert all(isinstance(batch, Batch) for batch in items)
     return (
@@ -107,27 +107,27 @@ def order(data: ExternalDataModule) -> list[float]:
 
 def test_the_module_is_set_up_before_it_is_read() -> None:
     module = Module()
-    served(module)
+    serve(module)
     assert module.diary == ["prepare", "fit", "test"]
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_images_are_numbered_in_the_order_of_the_loader(split: str) -> None:
-    data = served()
+    data = serve()
     for _ in range(2):
-        image, target, index = gathered(data.build_evaluation_loader(split, None))
+        image, target, index = gather(data.build_evaluation_loader(split, None))
         assert index.tolist() == list(range(SIZES[split]))
         assert torch.equal(image[:, 0, 0, 0], index.float())
         assert torch.equal(target, index % 3)
     assert torch.equal(
-        gathered(data.val_dataloader())[2],
-        gathered(data.build_evaluation_loader("validation", None))[2],
+        gather(data.val_dataloader())[2],
+        gather(data.build_evaluation_loader("validation", None))[2],
     )
     assert [data.files[number] for number in (0, 3)] == ["0", "3"]
 
 
 def test_sizes_and_statistics_come_from_the_module() -> None:
-    data = served(channels=1)
+    data = serve(channels=1)
     assert (data.channels, data.size, data.batch_size, data.sizes) == (1, 8, 4, SIZES)
     assert data.compute_pixel_statistics() == ((0.0,), (1.0,))
     assert len(data.build_evaluation_loader("validation", None)) == 2
@@ -138,12 +138,12 @@ def test_sizes_and_statistics_come_from_the_module() -> None:
 def test_class_names_are_the_modules_own(attribute: str) -> None:
     module = Module()
     setattr(module, attribute, ["cat", "dog", "eel"])
-    assert served(module).classes == ("cat", "dog", "eel")
+    assert serve(module).classes == ("cat", "dog", "eel")
 
 
 def test_without_names_the_classes_are_counted() -> None:
-    assert served(classes=5).classes == ("0", "1", "2", "3", "4")
-    assert len(served(test=Loader((images(2), torch.tensor([0, 6])))).classes) == 7
+    assert serve(classes=5).classes == ("0", "1", "2", "3", "4")
+    assert len(serve(test=Loader((images(2), torch.tensor([0, 6])))).classes) == 7
 
 
 def test_the_number_of_classes_is_the_number_of_share_columns() -> None:
@@ -151,7 +151,7 @@ def test_the_number_of_classes_is_the_number_of_share_columns() -> None:
     shares = torch.tensor([[0.7, 0.2, 0.1, 0.0], [0.1, 0.8, 0.1, 0.0]])
     measured = Loader((images(2), torch.tensor([0, 1])))
     assert (
-        len(served(train=Loader((images(2), shares)), validation=measured, test=measured).classes)
+        len(serve(train=Loader((images(2), shares)), validation=measured, test=measured).classes)
         == 4
     )
 
@@ -160,9 +160,7 @@ def test_batches_of_type_batch_are_unchanged() -> None:
     own = Batch(
         images(2), torch.tensor([1, 0]), torch.tensor([41, 17]), labeled=torch.tensor([True, False])
     )
-    _, _, index = gathered(
-        served(validation=Loader(own)).build_evaluation_loader("validation", None)
-    )
+    _, _, index = gather(serve(validation=Loader(own)).build_evaluation_loader("validation", None))
     assert index.tolist() == [41, 17]
 
 
@@ -170,7 +168,7 @@ def test_batches_of_type_batch_are_unchanged() -> None:
 
 
 def bound(seed: int, epoch: int = 0) -> ExternalDataModule:
-    data = served()
+    data = serve()
     data.bind(InputSpec(3, 8, 8, (0.0,) * 3, (1.0,) * 3), order_seed=seed)
     trainer: Any = SimpleNamespace(current_epoch=epoch)
     data.trainer = trainer
@@ -190,7 +188,7 @@ def test_reading_keeps_the_global_random_state() -> None:
     data = bound(3)
     before = torch.get_rng_state()
     order(data)
-    gathered(data.build_evaluation_loader("train", None))
+    gather(data.build_evaluation_loader("train", None))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -219,7 +217,7 @@ def test_reading_keeps_the_global_random_state() -> None:
 )
 def test_batches_of_another_kind_are_refused(batch: Any, message: str) -> None:
     with pytest.raises(RequestError, match=message):
-        served(train=Loader(batch))
+        serve(train=Loader(batch))
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
@@ -235,7 +233,7 @@ def test_none_or_several_loaders_are_refused(split: str, loader: Any, message: s
     with pytest.raises(
         RequestError, match=f"provides {message} as its {split} loader. Expected: one loader"
     ):
-        served(**{split: loader})
+        serve(**{split: loader})
 
 
 @pytest.mark.parametrize(("channels", "side"), [(1, 8), (3, 16)])
@@ -244,7 +242,7 @@ def test_a_model_with_another_input_size_is_refused(channels: int, side: int) ->
         RequestError,
         match=f"provides 3x8x8 images, but this model expects {channels}x{side}x{side}",
     ):
-        served().bind(
+        serve().bind(
             InputSpec(channels, side, side, (0.0,) * channels, (1.0,) * channels), order_seed=0
         )
 
@@ -252,7 +250,7 @@ def test_a_model_with_another_input_size_is_refused(channels: int, side: int) ->
 # -- fingerprint and targets
 
 
-def changed(split: str, what: int) -> Module:
+def build_changed_module(split: str, what: int) -> Module:
     module = Module()
     tensors = [tensor.clone() for tensor in module.sets[split].tensors]
     tensors[what][0] += 1
@@ -261,23 +259,24 @@ def changed(split: str, what: int) -> Module:
 
 
 def test_the_fingerprint_depends_on_the_data_only() -> None:
-    first = served().fingerprint
+    first = serve().fingerprint
     torch.manual_seed(9)
-    assert served().fingerprint == first
+    assert serve().fingerprint == first
     others = [
-        served(changed(split, what)).fingerprint for split, what in (("validation", 1), ("test", 1))
+        serve(build_changed_module(split, what)).fingerprint
+        for split, what in (("validation", 1), ("test", 1))
     ]
     whole = Module(batch_size=SIZES["train"])
     changed_train = Module(batch_size=SIZES["train"])
-    changed_train.sets["train"] = changed("train", 0).sets["train"]
-    assert len({first, *others, served(whole).fingerprint, served(changed_train).fingerprint}) == 5
+    changed_train.sets["train"] = build_changed_module("train", 0).sets["train"]
+    assert len({first, *others, serve(whole).fingerprint, serve(changed_train).fingerprint}) == 5
 
 
 def test_validation_and_test_targets_are_known_after_loading() -> None:
-    data = served()
+    data = serve()
     for split in ("validation", "test"):
         assert np.array_equal(
-            gathered(data.build_evaluation_loader(split, None))[1].numpy(),
+            gather(data.build_evaluation_loader(split, None))[1].numpy(),
             np.arange(SIZES[split]) % 3,
         )
         assert data.sizes[split] == SIZES[split]

@@ -18,7 +18,7 @@ from torch.utils.data import (
 
 from kd_app.data import external_dataset
 from kd_app.data.external_dataset import hash_contents
-from tests.data.test_external import Loader, images, served
+from tests.data.test_external import Loader, images, serve
 
 
 class Stored(Dataset[Any]):
@@ -40,7 +40,7 @@ def test_a_changed_image_beyond_the_first_batch_is_other_data() -> None:
     def fingerprint(*, last: float = 0.0) -> str:
         pixels = images(12)
         pixels[-1] += last
-        return served(train=DataLoader(TensorDataset(pixels, torch.arange(12) % 3), 4)).fingerprint
+        return serve(train=DataLoader(TensorDataset(pixels, torch.arange(12) % 3), 4)).fingerprint
 
     assert fingerprint() == fingerprint()
     assert fingerprint() != fingerprint(last=1.0)
@@ -51,8 +51,8 @@ def test_random_pixels_of_training_are_no_other_data() -> None:
         def __iter__(self) -> Any:
             return iter([(torch.from_numpy(np.random.rand(2, 3, 8, 8)), torch.tensor([0, 1]))])
 
-    first = served(train=Random(None)).fingerprint
-    assert served(train=Random(None)).fingerprint == first
+    first = serve(train=Random(None)).fingerprint
+    assert serve(train=Random(None)).fingerprint == first
 
 
 @pytest.mark.parametrize(

@@ -7,18 +7,18 @@ import pytest
 from kd_app.config import RequestError
 from kd_app.data.folder import Folder
 from kd_app.data.layout import ClassLevel, Layout, find_layout
-from tests.data.test_folder import put
+from tests.data.test_folder import write_images
 
 
 def layout(root: Path, names: list[str], level: ClassLevel | None = None) -> Layout:
-    return find_layout(put(root, names), level)
+    return find_layout(write_images(root, names), level)
 
 
 def classes(root: Path, names: list[str], level: ClassLevel | None = None) -> dict[str, list[str]]:
     return {split: list(part) for split, part in layout(root, names, level).parts.items()}
 
 
-def refused(root: Path, names: list[str]) -> str:
+def expect_refusal(root: Path, names: list[str]) -> str:
     with pytest.raises(RequestError) as raised:
         layout(root, names)
     return str(raised.value)
@@ -43,11 +43,11 @@ def fill(*folders: str, inner: tuple[str, ...] = ("cat", "dog")) -> list[str]:
 def test_folders_that_all_have_a_split_word_are_splits(
     tmp_path: Path, folders: tuple[str, ...]
 ) -> None:
-    found = layout(tmp_path, fill(*folders))
-    assert next(iter(found.parts)) == "train"
-    assert len(found.parts) == len(folders)
-    assert all(list(part) == ["cat", "dog"] for part in found.parts.values())
-    assert "read as predefined splits" in found.notes[0]
+    result = layout(tmp_path, fill(*folders))
+    assert next(iter(result.parts)) == "train"
+    assert len(result.parts) == len(folders)
+    assert all(list(part) == ["cat", "dog"] for part in result.parts.values())
+    assert "read as predefined splits" in result.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_split_words_in_names_of_classes_are_no_splits(tmp_path: Path, names: li
     ],
 )
 def test_a_doubtful_layout_is_asked_about(tmp_path: Path, names: list[str], message: str) -> None:
-    assert message in refused(tmp_path, names)
+    assert message in expect_refusal(tmp_path, names)
 
 
 def test_the_level_of_the_classes_can_be_set(tmp_path: Path) -> None:
@@ -107,9 +107,9 @@ def test_the_level_of_the_classes_can_be_set(tmp_path: Path) -> None:
 
 def test_folders_of_classes_are_classes_with_a_note(tmp_path: Path) -> None:
     names = [*fill("animals"), *fill("plants", inner=("oak", "rose"))]
-    found = layout(tmp_path, names)
-    assert list(found.parts[""]) == ["animals", "plants"]
-    assert "their 4 sub-folders ('cat', 'dog', 'oak', 'rose') are parts of them" in found.notes[0]
+    result = layout(tmp_path, names)
+    assert list(result.parts[""]) == ["animals", "plants"]
+    assert "their 4 sub-folders ('cat', 'dog', 'oak', 'rose') are parts of them" in result.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -132,55 +132,57 @@ def test_usual_sub_folders_of_classes_need_no_note(tmp_path: Path, names: list[s
 def test_a_folder_that_only_holds_the_data_is_entered_with_a_note(
     tmp_path: Path, outer: str
 ) -> None:
-    found = layout(tmp_path, fill(f"{outer}/train", f"{outer}/test"))
-    assert found.base == tmp_path / outer
-    assert list(found.parts) == ["train", "test"]
-    assert f"are read from '{tmp_path / outer}'" in found.notes[0]
+    result = layout(tmp_path, fill(f"{outer}/train", f"{outer}/test"))
+    assert result.base == tmp_path / outer
+    assert list(result.parts) == ["train", "test"]
+    assert f"are read from '{tmp_path / outer}'" in result.notes[0]
 
 
 def test_a_doubled_folder_of_classes_is_entered(tmp_path: Path) -> None:
-    found = layout(tmp_path / "photos", fill("photos"))
-    assert list(found.parts[""]) == ["cat", "dog"]
-    assert found.base == tmp_path / "photos" / "photos"
+    result = layout(tmp_path / "photos", fill("photos"))
+    assert list(result.parts[""]) == ["cat", "dog"]
+    assert result.base == tmp_path / "photos" / "photos"
     assert layout(tmp_path / "x", fill("photos/photos")).base == tmp_path / "x/photos/photos"
 
 
 def test_doubled_folders_of_splits_are_entered(tmp_path: Path) -> None:
     names = [*fill("seg_train/seg_train", "seg_test/seg_test"), "notes/readme.txt"]
-    found = layout(tmp_path, names)
-    assert {split: list(part) for split, part in found.parts.items()} == {
+    result = layout(tmp_path, names)
+    assert {split: list(part) for split, part in result.parts.items()} == {
         "train": ["cat", "dog"],
         "test": ["cat", "dog"],
     }
-    assert found.parts["train"]["cat"] == [tmp_path / "seg_train/seg_train/cat"]
-    assert any("'notes' beside the splits: left out" in note for note in found.notes)
+    assert result.parts["train"]["cat"] == [tmp_path / "seg_train/seg_train/cat"]
+    assert any("'notes' beside the splits: left out" in note for note in result.notes)
 
 
 def test_a_folder_of_images_in_each_split_is_entered(tmp_path: Path) -> None:
-    found = layout(tmp_path, fill("train/images", "val/images"))
-    assert found.parts["validation"]["dog"] == [tmp_path / "val/images/dog"]
-    assert found.base == tmp_path
-    assert "/train/images" in found.notes[0]
+    result = layout(tmp_path, fill("train/images", "val/images"))
+    assert result.parts["validation"]["dog"] == [tmp_path / "val/images/dog"]
+    assert result.base == tmp_path
+    assert "/train/images" in result.notes[0]
 
 
 def test_a_copy_of_the_splits_beside_them_is_left_out(tmp_path: Path) -> None:
-    found = layout(tmp_path, fill("train", "test", "x/train", "x/test"))
-    assert list(found.parts) == ["train", "test"]
-    assert "'x' beside the splits: left out" in found.notes[0]
+    result = layout(tmp_path, fill("train", "test", "x/train", "x/test"))
+    assert list(result.parts) == ["train", "test"]
+    assert "'x' beside the splits: left out" in result.notes[0]
 
 
 def test_splits_in_each_class_are_splits(tmp_path: Path) -> None:
-    found = layout(tmp_path, fill("cat", "dog", inner=("train", "test")))
-    assert {split: list(part) for split, part in found.parts.items()} == {
+    result = layout(tmp_path, fill("cat", "dog", inner=("train", "test")))
+    assert {split: list(part) for split, part in result.parts.items()} == {
         "train": ["cat", "dog"],
         "test": ["cat", "dog"],
     }
-    assert found.parts["test"]["dog"] == [tmp_path / "dog/test"]
-    assert "each class has folders of splits: 'train', 'test'" in found.notes[0]
+    assert result.parts["test"]["dog"] == [tmp_path / "dog/test"]
+    assert "each class has folders of splits: 'train', 'test'" in result.notes[0]
 
 
 def test_splits_with_the_classes_below_them_are_asked_about(tmp_path: Path) -> None:
-    message = refused(tmp_path, fill("images/train", "images/val", "masks/train", "masks/val"))
+    message = expect_refusal(
+        tmp_path, fill("images/train", "images/val", "masks/train", "masks/val")
+    )
     assert "splits with the same sub-folders ('cat', 'dog')" in message
     assert f"data.root={tmp_path / 'images'}" in message
 
@@ -191,7 +193,7 @@ def test_parts_of_a_class_below_its_splits_are_read(tmp_path: Path) -> None:
 
 
 def test_splits_beside_the_root_are_noted(tmp_path: Path) -> None:
-    put(tmp_path, fill("train", "test"))
+    write_images(tmp_path, fill("train", "test"))
     (note,) = find_layout(tmp_path / "train", None).notes
     assert "not read: 'test'" in note
     assert f"data.root={tmp_path} reads them" in note
@@ -235,7 +237,7 @@ def test_images_without_labels_beside_splits_are_left_out_with_the_way_to_use_th
 
 
 def test_images_without_labels_beside_classes_are_noted(tmp_path: Path) -> None:
-    put(tmp_path, ["cat/1.png", "dog/1.png", "unlabeled/1.png"])
+    write_images(tmp_path, ["cat/1.png", "dog/1.png", "unlabeled/1.png"])
     (note,) = Folder(root=tmp_path, channels=1, class_level=None).list_images().notes
     assert "'unlabeled' is read as a class" in note
 
@@ -245,16 +247,16 @@ def test_folders_named_like_annotations_are_classes_if_the_level_says_so(tmp_pat
     assert classes(tmp_path, names, level=1) == {"": ["images", "masks"]}
     with pytest.raises(RequestError, match=r"single class, 'images'.* Labels in other files"):
         Folder(
-            root=put(tmp_path / "yolo", ["images/1.png"]), channels=1, class_level=None
+            root=write_images(tmp_path / "yolo", ["images/1.png"]), channels=1, class_level=None
         ).list_images()
 
 
 def test_names_with_split_and_class_are_splits(tmp_path: Path) -> None:
     names = ["train_Cat1", "train_Cat2", "test_Cat1", "test_Cat2", "Cat1 val", "Cat2 val"]
-    found = layout(tmp_path, [f"{name}/1.png" for name in names])
-    assert list(found.parts) == ["train", "validation", "test"]
-    assert all(sorted(part) == ["Cat1", "Cat2"] for part in found.parts.values())
-    assert "'test_Cat1' is 'Cat1' in test" in found.notes[0]
+    result = layout(tmp_path, [f"{name}/1.png" for name in names])
+    assert list(result.parts) == ["train", "validation", "test"]
+    assert all(sorted(part) == ["Cat1", "Cat2"] for part in result.parts.values())
+    assert "'test_Cat1' is 'Cat1' in test" in result.notes[0]
     assert list(find_layout(tmp_path, 1).parts) == [""]
 
 

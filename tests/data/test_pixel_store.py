@@ -49,7 +49,9 @@ class Pictures(Source):
         return Image.fromarray(np.random.default_rng(index).integers(0, 256, shape, dtype=np.uint8))
 
 
-def scanned(source: Pictures, folder: Path, *, decode_size: int = 32, keep: bool = True) -> Path:
+def scan_images(
+    source: Pictures, folder: Path, *, decode_size: int = 32, keep: bool = True
+) -> Path:
     folder.mkdir(exist_ok=True)
     scan(
         source,
@@ -70,7 +72,7 @@ def same(first: UInt8[np.ndarray, "..."], second: UInt8[np.ndarray, "..."]) -> b
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_pixels_are_equal_in_memory_on_disk_and_decoded(tmp_path: Path, channels: int) -> None:
     source = Pictures(sizes=[*SIZES], channels=channels)
-    folder = scanned(source, tmp_path)
+    folder = scan_images(source, tmp_path)
     ram, disk, none = (open_store(source, folder, cache).store for cache in CACHES)
     assert (ram.in_memory, disk.in_memory, none.in_memory) == (True, False, False)
     assert ram.size is disk.size is none.size is None
@@ -81,7 +83,7 @@ def test_the_pixels_are_equal_in_memory_on_disk_and_decoded(tmp_path: Path, chan
 
 def test_shorter_sides_are_bounded_and_smaller_images_unchanged(tmp_path: Path) -> None:
     source = Pictures(sizes=[*SIZES])
-    store = open_store(source, scanned(source, tmp_path), "ram").store
+    store = open_store(source, scan_images(source, tmp_path), "ram").store
     assert [store.read_image(index).shape[:2] for index in range(len(SIZES))] == [
         (40, 30),
         (30, 64),
@@ -97,7 +99,7 @@ def test_shorter_sides_are_bounded_and_smaller_images_unchanged(tmp_path: Path) 
 @pytest.mark.parametrize("cache", CACHES)
 def test_images_of_one_size_form_one_array_despite_bad_ones(tmp_path: Path, cache: Cache) -> None:
     source = Pictures(sizes=[None, (9, 6), (9, 6), None, (9, 6), (9, 6)])
-    opened = open_store(source, scanned(source, tmp_path), cache).store
+    opened = open_store(source, scan_images(source, tmp_path), cache).store
     assert opened.size == (9, 6)
     index = np.array([5, 1, 4, 1])
     assert same(
@@ -115,7 +117,7 @@ def test_images_of_one_size_form_one_array_despite_bad_ones(tmp_path: Path, cach
 def test_a_batch_can_be_written_to_without_changing_the_store(tmp_path: Path) -> None:
     source = Pictures(sizes=[(4, 4)] * 3)
     for cache in CACHES:
-        store = open_store(source, scanned(source, tmp_path), cache).store
+        store = open_store(source, scan_images(source, tmp_path), cache).store
         store.read_batch(np.array([0, 1]))[:] = 7
         assert same(store.read_image(0), np.asarray(source.read(0)))
 
@@ -146,7 +148,7 @@ def test_an_error_that_is_no_bad_image_ends_the_scan(tmp_path: Path) -> None:
             raise MemoryError("no memory")
 
     with pytest.raises(MemoryError, match="no memory"):
-        scanned(Broken(sizes=[*SIZES]), tmp_path)
+        scan_images(Broken(sizes=[*SIZES]), tmp_path)
 
 
 class Usage(NamedTuple):
@@ -161,7 +163,7 @@ def test_pixels_above_half_of_the_free_disk_are_not_stored(
     source = Pictures(sizes=[(10, 10)] * 4)
     for free, is_kept in ((2400, True), (2398, False)):
         monkeypatch.setattr(shutil, "disk_usage", lambda folder, free=free: Usage(free, 0, free))
-        folder = scanned(source, tmp_path / str(free))
+        folder = scan_images(source, tmp_path / str(free))
         assert (folder / PIXELS).exists() is is_kept
         opened = open_store(source, folder, "disk")
         assert bool(opened.notes) is not is_kept
@@ -174,7 +176,7 @@ def test_pixels_above_a_quarter_of_the_memory_are_mapped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = Pictures(sizes=[(10, 10)] * 4)
-    folder = scanned(source, tmp_path)
+    folder = scan_images(source, tmp_path)
     for available, in_memory in ((4800, True), (4799, False)):
         monkeypatch.setattr(
             pixel_store, "read_available_memory", lambda available=available: available
@@ -188,7 +190,7 @@ def test_pixels_above_a_quarter_of_the_memory_are_mapped(
 @pytest.mark.parametrize("cache", CACHES)
 def test_a_pickled_store_reads_the_same_and_holds_no_pixels(tmp_path: Path, cache: Cache) -> None:
     source = Pictures(sizes=[(64, 64)] * 20)
-    folder = scanned(source, tmp_path, decode_size=64)
+    folder = scan_images(source, tmp_path, decode_size=64)
     store = open_store(source, folder, cache).store
     text = pickle.dumps(store)
     assert len(text) < 20_000
@@ -209,7 +211,7 @@ def test_a_store_of_an_array_can_be_read_and_pickled(tmp_path: Path) -> None:
 
 def test_a_scan_folder_has_a_summary(tmp_path: Path) -> None:
     source = Pictures(sizes=[(10, 10)] * 4)
-    record = json.loads((scanned(source, tmp_path) / "scan.json").read_text())
+    record = json.loads((scan_images(source, tmp_path) / "scan.json").read_text())
     assert record == {"decode_size": 32, "bad": {}, "kept": True, "size_bytes": 1200}
 
 
@@ -251,7 +253,7 @@ def test_the_deviation_of_images_of_one_color_is_not_zero() -> None:
 
 def test_an_image_that_goes_bad_after_the_scan_is_a_failed_run(tmp_path: Path) -> None:
     source = Pictures(sizes=[(8, 8), (8, 8)])
-    store, _ = open_store(source, scanned(source, tmp_path / "scan"), "none")
+    store, _ = open_store(source, scan_images(source, tmp_path / "scan"), "none")
     source.sizes[1] = None
     assert store.read_image(0).shape == (8, 8, 3)
     with pytest.raises(RunError, match=r"image 1 is bad.*restore the file and repeat"):

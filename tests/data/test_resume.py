@@ -78,9 +78,7 @@ class Recorder(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
-def trained(
-    model: Recorder, data: ImageData, *, resumed: bool = False, **settings: Any
-) -> Recorder:
+def train(model: Recorder, data: ImageData, *, resumed: bool = False, **settings: Any) -> Recorder:
     data.bind(InputSpec(1, 8, 8, (0.5,), (0.5,)), order_seed=2)
     flags = {
         "max_epochs": 3,
@@ -116,7 +114,7 @@ SLOW_VIEW = ResizedCrop(scale=(0.3, 1.0), ratio=(0.7, 1.4), flip=True, jitter=0.
 @pytest.fixture(scope="module")
 def whole() -> list[tuple[int, int, int, list[int], float]]:
     """The batches of a run that was not stopped."""
-    records = trained(Recorder(Path("unused") / "c.ckpt"), digits(view=SLOW_VIEW)).records
+    records = train(Recorder(Path("unused") / "c.ckpt"), digits(view=SLOW_VIEW)).records
     assert len(records) == 15
     return records
 
@@ -132,12 +130,12 @@ def test_a_resumed_run_continues_with_the_next_batch(
     killed_at: int,
     workers: int,
 ) -> None:
-    first = trained(
+    first = train(
         Recorder(tmp_path / "c.ckpt", saved_at=saved_at, killed_at=killed_at),
         digits(view=SLOW_VIEW, num_workers=workers),
     ).records
     assert first == whole[:killed_at]
-    second = trained(
+    second = train(
         Recorder(tmp_path / "c.ckpt"), digits(view=SLOW_VIEW, num_workers=workers), resumed=True
     ).records
     assert second == whole[saved_at:]
@@ -145,12 +143,12 @@ def test_a_resumed_run_continues_with_the_next_batch(
 
 def test_a_trainer_validates_every_image_once_an_epoch() -> None:
     data = digits()
-    model = trained(Recorder(Path("unused") / "c.ckpt"), data, num_sanity_val_steps=0)
+    model = train(Recorder(Path("unused") / "c.ckpt"), data, num_sanity_val_steps=0)
     assert model.validated == data.list_rows("validation").tolist() * 3
 
 
 def test_overfit_batches_repeats_the_same_images() -> None:
-    records = trained(Recorder(Path("unused") / "c.ckpt"), digits(), overfit_batches=2).records
+    records = train(Recorder(Path("unused") / "c.ckpt"), digits(), overfit_batches=2).records
     assert len(records) == 6
     assert (
         [step[3] for step in records[:2]]

@@ -9,7 +9,7 @@ from PIL import Image
 
 from kd_app.data.scan import PIXELS, read_scan
 from kd_app.data.scan_progress import PROGRESS, ScanProgress
-from tests.data.test_pixel_store import Pictures, scanned
+from tests.data.test_pixel_store import Pictures, scan_images
 
 SIZES: list[tuple[int, int] | None] = [(12, 9), None, (8, 8), (9, 11), (8, 10), (7, 7)]
 
@@ -31,7 +31,7 @@ class Stopped(Pictures):
 
 def stop_at(number: int, folder: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        scanned(Stopped(number), folder)
+        scan_images(Stopped(number), folder)
     assert (folder / PROGRESS).is_file()
 
 
@@ -44,9 +44,9 @@ def content(folder: Path) -> list[Any]:
 def test_a_stopped_scan_reads_the_other_images_only(tmp_path: Path) -> None:
     stop_at(3, tmp_path / "stopped")
     source = Stopped(None)
-    folder = scanned(source, tmp_path / "stopped")
+    folder = scan_images(source, tmp_path / "stopped")
     assert sorted(source.reads) == [3, 4, 5]
-    assert content(folder) == content(scanned(Pictures(sizes=SIZES), tmp_path / "whole"))
+    assert content(folder) == content(scan_images(Pictures(sizes=SIZES), tmp_path / "whole"))
     assert not (folder / PROGRESS).exists()
 
 
@@ -64,9 +64,9 @@ def test_a_damaged_attempt_is_not_used(name: str, change: Any, tmp_path: Path) -
     path = tmp_path / "stopped" / name
     path.write_bytes(change(path.read_bytes()))
     source = Stopped(None)
-    folder = scanned(source, tmp_path / "stopped")
+    folder = scan_images(source, tmp_path / "stopped")
     assert sorted(source.reads) == list(range(6))
-    assert content(folder) == content(scanned(Pictures(sizes=SIZES), tmp_path / "whole"))
+    assert content(folder) == content(scan_images(Pictures(sizes=SIZES), tmp_path / "whole"))
 
 
 def test_pixels_written_after_the_last_save_are_cut_off(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def listing(
     )
 
 
-def divided(
+def divide(
     images: Listing, seed: int = 0, validation: float = 0.1, test: float = 0.2
 ) -> ImageSplit:
     return split(images, seed=seed, validation=validation, test=test)
@@ -56,7 +56,7 @@ def test_every_image_is_in_one_set_and_every_class_in_its_share_of_each(
     sizes: list[int], seed: int, validation: float, test: float
 ) -> None:
     images = listing([label for label, size in enumerate(sizes) for _ in range(size)])
-    names, notes = divided(images, seed, validation, test)
+    names, notes = divide(images, seed, validation, test)
     assert set(names) == set(SPLITS)
     assert len(names) == len(images.files)
     for label, counts in per_class(images, names).items():
@@ -72,25 +72,25 @@ def test_the_same_seed_gives_the_same_split_in_whatever_order_the_images_come(
     sizes: list[int], seed: int
 ) -> None:
     images = listing([label for label, size in enumerate(sizes) for _ in range(size)])
-    names = divided(images, seed).names
-    assert divided(images, seed).names == names
+    names = divide(images, seed).names
+    assert divide(images, seed).names == names
     order = np.random.default_rng(0).permutation(len(names))
     shuffled = listing(
         [int(images.target[number]) for number in order],
         files=[images.files[number] for number in order],
     )
-    assert divided(shuffled, seed).names == tuple(names[number] for number in order)
+    assert divide(shuffled, seed).names == tuple(names[number] for number in order)
 
 
 def test_another_seed_gives_another_split() -> None:
     images = listing([0, 1] * 50)
-    assert len({divided(images, seed).names for seed in range(20)}) == 20
+    assert len({divide(images, seed).names for seed in range(20)}) == 20
 
 
 def test_which_images_are_drawn_is_uniform_over_the_seeds() -> None:
     images = listing([0, 1] * 10)
     frequency = sum(
-        np.array([name == "test" for name in divided(images, seed).names]) for seed in range(400)
+        np.array([name == "test" for name in divide(images, seed).names]) for seed in range(400)
     )
     assert np.abs(frequency / 400 - 0.2).max() < 0.08  # four standard deviations of a share of 400
 
@@ -100,8 +100,8 @@ def test_images_added_to_a_class_change_few_others_of_it_and_none_of_other_class
     sizes: list[int], seed: int, added: int
 ) -> None:
     labels = [label for label, size in enumerate(sizes) for _ in range(size)]
-    before = divided(listing(labels), seed).names
-    after = divided(listing(labels + [0] * added), seed).names
+    before = divide(listing(labels), seed).names
+    after = divide(listing(labels + [0] * added), seed).names
     changed = [label for label, old, new in zip(labels, before, after, strict=False) if old != new]
     assert set(changed) <= {0}
     assert len(changed) <= 4 * added
@@ -121,33 +121,33 @@ def test_many_classes_of_few_images_keep_the_shares(
     classes: int, images: int, test: float, counts: dict[str, int]
 ) -> None:
     several = listing([number for number in range(classes) for _ in range(images)])
-    names, _ = divided(several, test=test)
+    names, _ = divide(several, test=test)
     assert Counter(names) == counts
     assert all(each["train"] for each in per_class(several, names).values())
 
 
 def test_shares_that_differ_much_from_those_set_are_noted() -> None:
     images = listing([0, 1] * 60, group=[f"patient{number // 30}" for number in range(120)])
-    note, *_ = divided(images, validation=0.05, test=0.05).notes
+    note, *_ = divide(images, validation=0.05, test=0.05).notes
     assert "The test set has 30 of 120 images (25 %) instead of 5 % (data.split.test=0.05)" in note
 
 
 def test_classes_missing_in_predefined_splits_are_noted() -> None:
     ready = ["train", "train", "validation", "test", "test"]
-    (note,) = divided(listing([0, 1, 0, 0, 1], ready)).notes
+    (note,) = divide(listing([0, 1, 0, 0, 1], ready)).notes
     assert note.startswith("1 class(es) have no image in validation: 'b'.")
 
 
 def test_predefined_splits_are_kept_and_the_rest_is_train() -> None:
     ready = ["train", "validation", "test", ""] * 10
-    names = divided(listing([0, 0, 0, 0, 1, 1, 1, 1] * 5, ready)).names
+    names = divide(listing([0, 0, 0, 0, 1, 1, 1, 1] * 5, ready)).names
     assert names == tuple(name or "train" for name in ready)
 
 
 @pytest.mark.parametrize("rest", ["", "train"])
 def test_validation_is_drawn_from_train_if_only_test_is_predefined(rest: str) -> None:
     images = listing([0, 1] * 50, ["test"] * 20 + [rest] * 80)
-    names, notes = divided(images)
+    names, notes = divide(images)
     assert names[:20] == ("test",) * 20
     assert Counter(names) == {"test": 20, "validation": 8, "train": 72}
     assert not notes
@@ -155,12 +155,12 @@ def test_validation_is_drawn_from_train_if_only_test_is_predefined(rest: str) ->
 
 def test_test_is_drawn_from_unassigned_images_or_else_from_train() -> None:
     some = listing([0, 1] * 50, ["train"] * 40 + ["validation"] * 20 + [""] * 40)
-    names, notes = divided(some)
+    names, notes = divide(some)
     assert names[:60] == some.split[:60]
     assert Counter(names[60:]) == {"test": 8, "train": 32}
     assert not notes
     none = listing([0, 1] * 50, ["train"] * 80 + ["validation"] * 20)
-    names, notes = divided(none)
+    names, notes = divide(none)
     assert Counter(names) == {"train": 64, "test": 16, "validation": 20}
     assert notes == ("The predefined splits have no test set; it was drawn from train.",)
 
@@ -181,7 +181,7 @@ def test_groups_are_not_divided_and_every_class_is_in_train(
     images = listing(
         [label for label, _ in rows], group=[group for _, group in rows]
     )  # a group has images of several classes
-    names = divided(images, seed, validation, test).names
+    names = divide(images, seed, validation, test).names
     assert len(set(zip(names, images.group, strict=True))) == len(set(images.group))
     assert set(names) == set(SPLITS)
     assert all(counts["train"] for counts in per_class(images, names).values())
@@ -191,26 +191,26 @@ def test_groups_of_one_class_come_close_to_the_share() -> None:
     labels = [number % 2 for number in range(100) for _ in range(1 + number % 4)]
     group = [f"person{number}" for number in range(100) for _ in range(1 + number % 4)]
     images = listing(labels, group=group)
-    for counts in per_class(images, divided(images).names).values():
+    for counts in per_class(images, divide(images).names).values():
         assert abs(counts["test"] - 0.2 * counts.total()) <= 4  # the largest group
 
 
 def test_a_few_large_groups_still_give_three_sets() -> None:
     images = listing([0, 1] * 60, group=[f"patient{number // 30}" for number in range(120)])
-    names = divided(images, validation=0.05, test=0.05).names
+    names = divide(images, validation=0.05, test=0.05).names
     assert Counter(names) == {"train": 60, "validation": 30, "test": 30}
 
 
 def test_images_without_a_group_are_each_their_own() -> None:
     images = listing([0, 1] * 50, group=["g"] * 10 + [""] * 90)
-    names = divided(images).names
+    names = divide(images).names
     assert len(set(names[:10])) == 1
     assert set(names[10:]) == set(SPLITS)
 
 
 def test_a_group_follows_the_predefined_split_of_some_of_its_images() -> None:
     images = listing([0, 1] * 20, ["test"] * 10 + [""] * 30, ["g"] * 2 + [""] * 30 + ["g"] * 8)
-    assert divided(images).names[32:] == ("test",) * 8
+    assert divide(images).names[32:] == ("test",) * 8
 
 
 def test_predefined_splits_that_divide_a_group_are_refused() -> None:
@@ -221,11 +221,11 @@ def test_predefined_splits_that_divide_a_group_are_refused() -> None:
         RequestError,
         match=r"'person 7' is in two splits: 'image3.png' is in train and 'image4.png' in test",
     ):
-        divided(images)
+        divide(images)
 
 
 def test_a_class_of_one_image_is_in_train_with_a_note() -> None:
-    names, notes = divided(listing([0] * 20 + [1] * 20 + [2]))
+    names, notes = divide(listing([0] * 20 + [1] * 20 + [2]))
     assert names[-1] == "train"
     assert len(notes) == 2
     assert all(
@@ -235,7 +235,7 @@ def test_a_class_of_one_image_is_in_train_with_a_note() -> None:
 
 
 def test_a_class_of_two_images_is_in_train_and_test() -> None:
-    names, notes = divided(listing([0] * 20 + [1] * 2))
+    names, notes = divide(listing([0] * 20 + [1] * 2))
     assert sorted(names[-2:]) == ["test", "train"]
     assert len(notes) == 1
     assert "no image in validation" in notes[0]
@@ -243,18 +243,18 @@ def test_a_class_of_two_images_is_in_train_and_test() -> None:
 
 def test_a_class_missing_in_predefined_train_is_refused() -> None:
     with pytest.raises(RequestError, match="'b' is in train"):
-        divided(listing([0] * 10 + [1] * 10, [""] * 10 + ["test"] * 10))
+        divide(listing([0] * 10 + [1] * 10, [""] * 10 + ["test"] * 10))
 
 
 @pytest.mark.parametrize("labels", [[0, 1], [0, 1, 2], [0, 0, 1, 1]])
 def test_too_few_images_are_refused_with_what_is_needed(labels: list[int]) -> None:
     with pytest.raises(RequestError, match=r"set would be empty.*at least 3 images"):
-        divided(listing(labels))
+        divide(listing(labels))
 
 
 def test_too_few_groups_are_refused_too() -> None:
     with pytest.raises(RequestError, match="3 groups"):
-        divided(listing([0, 1] * 50, group=["x", "x", "y", "y"] * 25))
+        divide(listing([0, 1] * 50, group=["x", "x", "y", "y"] * 25))
 
 
 @pytest.mark.parametrize(
@@ -262,13 +262,13 @@ def test_too_few_groups_are_refused_too() -> None:
 )
 def test_a_share_outside_of_0_to_1_is_refused(validation: float, test: float) -> None:
     with pytest.raises(RequestError, match="more than 0 and less than 1"):
-        divided(listing([0, 1] * 10), validation=validation, test=test)
+        divide(listing([0, 1] * 10), validation=validation, test=test)
 
 
 def test_the_split_is_written_as_a_table(tmp_path: Path) -> None:
     files = ["a,b.png", 'it\'s "it".png', "line\nbreak.png", "ö.png", "\udcff.png", "f.png"]
     images = listing([0, 1] * 3, group=["", "g", "", "g", "", ""], files=files)
-    names = divided(images, validation=0.5, test=0.3).names
+    names = divide(images, validation=0.5, test=0.3).names
     write_split(tmp_path / "split.csv", images, names)
     with (tmp_path / "split.csv").open(encoding="utf-8", newline="") as text:
         rows = list(csv.DictReader(text))
@@ -287,7 +287,7 @@ def divide_with_copies(images: Listing, copies: Sequence[int]) -> ImageSplit:
 @given(sizes=sizes)
 def test_different_images_are_divided_as_without_a_search_for_copies(sizes: list[int]) -> None:
     images = listing([label for label, size in enumerate(sizes) for _ in range(size)])
-    assert divide_with_copies(images, range(len(images.files))) == divided(images)
+    assert divide_with_copies(images, range(len(images.files))) == divide(images)
 
 
 @given(st.lists(st.integers(0, 9), min_size=30, max_size=60))

@@ -9,7 +9,7 @@ from PIL import Image
 from kd_app.data.thumbnail import encode_thumbnail
 
 
-def opened(png: bytes) -> Image.Image:
+def open_image(png: bytes) -> Image.Image:
     image = Image.open(io.BytesIO(png))
     assert image.format == "PNG"
     return image
@@ -19,7 +19,7 @@ def opened(png: bytes) -> Image.Image:
 def test_a_small_image_keeps_every_pixel(channels: int) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (8, 13, channels), dtype=np.uint8)
     np.testing.assert_array_equal(
-        np.asarray(opened(encode_thumbnail(picture))).reshape(picture.shape), picture
+        np.asarray(open_image(encode_thumbnail(picture))).reshape(picture.shape), picture
     )
 
 
@@ -31,7 +31,7 @@ def test_a_small_image_keeps_every_pixel(channels: int) -> None:
 def test_a_large_image_is_reduced_to_96_pixels_and_keeps_its_shape(
     height: int, width: int, expected: tuple[int, int], channels: int
 ) -> None:
-    image = opened(encode_thumbnail(np.full((height, width, channels), 200, np.uint8)))
+    image = open_image(encode_thumbnail(np.full((height, width, channels), 200, np.uint8)))
     assert image.size == expected
     assert image.mode == ("L" if channels == 1 else "RGB")
     assert np.asarray(image).min() == np.asarray(image).max() == 200

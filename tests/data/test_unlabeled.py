@@ -29,7 +29,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def served(photos: Path, folder: Path, **changed: object) -> ImageData:
+def serve(photos: Path, folder: Path, **changed: object) -> ImageData:
     settings = {"root": photos / "labeled", "view": VIEW, "unlabeled": photos / "more", **changed}
     data = build_images(partial(Folder, channels=3, class_level=None), **settings)
     data.list()
@@ -43,7 +43,7 @@ def served(photos: Path, folder: Path, **changed: object) -> ImageData:
 
 
 def test_unlabeled_images_are_used_for_training_only(photos: Path, tmp_path: Path) -> None:
-    data = served(photos, tmp_path)
+    data = serve(photos, tmp_path)
     assert data.sizes == {"train": 28, "validation": 4, "test": 8, "unlabeled": 8}
     names = [data.files[number] for number in data.list_rows("unlabeled")]
     assert names[-1] == "unlabeled/top.png"
@@ -62,7 +62,7 @@ def test_unlabeled_images_are_used_for_training_only(photos: Path, tmp_path: Pat
 
 
 def test_labeled_images_take_as_many_steps_as_all_images(photos: Path, tmp_path: Path) -> None:
-    data = served(photos, tmp_path, label_fraction=0.5)
+    data = serve(photos, tmp_path, label_fraction=0.5)
     data.bind(COLOR, order_seed=0, labeled_only=True)
     batches = list(data.train_dataloader())
     assert len(batches) == 36 // 8
@@ -82,7 +82,7 @@ def test_unlabeled_images_change_the_fingerprint_but_not_the_splits(
     photos: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "without").mkdir()
-    data, without = served(photos, tmp_path), served(photos, tmp_path / "without", unlabeled=None)
+    data, without = serve(photos, tmp_path), serve(photos, tmp_path / "without", unlabeled=None)
     for split in ("train", "validation", "test"):
         assert np.array_equal(data.list_rows(split), without.list_rows(split))
     assert data.compute_pixel_statistics() == without.compute_pixel_statistics()

@@ -34,7 +34,7 @@ def net() -> nn.Module:
 
 
 @pytest.fixture(scope="session")
-def exported(
+def onnx_file(
     net: nn.Module, images: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """``model.onnx`` with its manifest; tests must not change it."""

@@ -86,7 +86,7 @@ def write_linear(
 
 
 @contextmanager
-def lowered_before(file: Path) -> Iterator[None]:
+def reuse_graph(file: Path) -> Iterator[None]:
     """Write the graph of `file` as that of any model, which takes seconds otherwise."""
     graph = file.read_bytes()
 

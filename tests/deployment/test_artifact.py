@@ -29,7 +29,7 @@ from kd_app.deployment.formats.onnx import Onnx
 from kd_app.digest import hash_file, seal
 from kd_app.run_files import MANIFEST
 from tests.deployment.conftest import CLASSES, DECODING, PIXELS
-from tests.deployment.graphs import lowered_before
+from tests.deployment.graphs import reuse_graph
 
 ALONE = """
 import sys
@@ -54,13 +54,13 @@ assert not {"torch", "pydantic", "hydra"} & set(sys.modules)
 
 
 def test_an_onnx_file_needs_numpy_pillow_onnx_and_onnxruntime_only(
-    exported: Path, net: nn.Module, images: NDArray[np.uint8], tmp_path: Path
+    onnx_file: Path, net: nn.Module, images: NDArray[np.uint8], tmp_path: Path
 ) -> None:
     photo = Image.fromarray(np.random.default_rng(1).integers(0, 256, (20, 31, 3), dtype=np.uint8))
     photo.save(tmp_path / "photo.png")
     np.save(tmp_path / "images.npy", images)
     arguments = [
-        str(exported),
+        str(onnx_file),
         str(tmp_path / "images.npy"),
         str(tmp_path / "photo.png"),
         str(tmp_path / "out.npz"),
@@ -82,9 +82,9 @@ def test_an_onnx_file_needs_numpy_pillow_onnx_and_onnxruntime_only(
 
 
 def test_batches_of_any_size_give_the_same_logits(
-    exported: Path, images: NDArray[np.uint8]
+    onnx_file: Path, images: NDArray[np.uint8]
 ) -> None:
-    artifact = open_artifact(exported)
+    artifact = open_artifact(onnx_file)
     assert artifact.classes == CLASSES
     np.testing.assert_allclose(
         np.concatenate([artifact.infer_logits(images[:1]), artifact.infer_logits(images[1:])]),
@@ -93,19 +93,19 @@ def test_batches_of_any_size_give_the_same_logits(
     )
 
 
-def test_a_gray_image_is_repeated_for_a_color_model(exported: Path) -> None:
-    picture = open_artifact(exported).prepare_image(Image.new("L", (16, 16), 77))
+def test_a_gray_image_is_repeated_for_a_color_model(onnx_file: Path) -> None:
+    picture = open_artifact(onnx_file).prepare_image(Image.new("L", (16, 16), 77))
     assert picture.shape == (3, 16, 16)
     assert (picture == 77).all()
 
 
-def test_the_file_contains_no_paths_of_the_machine(exported: Path) -> None:
-    assert str(Path(torch.__file__).parent.parent).encode() not in exported.read_bytes()
-    assert b"stack_trace" not in exported.read_bytes()
+def test_the_file_contains_no_paths_of_the_machine(onnx_file: Path) -> None:
+    assert str(Path(torch.__file__).parent.parent).encode() not in onnx_file.read_bytes()
+    assert b"stack_trace" not in onnx_file.read_bytes()
 
 
 def test_a_file_that_does_not_reproduce_the_model_fails_the_run(
-    exported: Path, net: nn.Module, images: NDArray[np.uint8], tmp_path: Path
+    onnx_file: Path, net: nn.Module, images: NDArray[np.uint8], tmp_path: Path
 ) -> None:
     about: Any = {
         "stem": "model",
@@ -116,7 +116,7 @@ def test_a_file_that_does_not_reproduce_the_model_fails_the_run(
         "calibration": [],
     }
     with (
-        lowered_before(exported),
+        reuse_graph(onnx_file),
         pytest.raises(
             RunError,
             match=r"off by up to .* of the largest one, more than formats\.onnx\.tolerance=1e-12",
@@ -126,12 +126,12 @@ def test_a_file_that_does_not_reproduce_the_model_fails_the_run(
 
 
 def test_the_difference_to_another_model_is_measured(
-    exported: Path, net: nn.Module, images: NDArray[np.uint8]
+    onnx_file: Path, net: nn.Module, images: NDArray[np.uint8]
 ) -> None:
-    assert measure_difference(net, PIXELS, open_artifact(exported), images) < 1e-5
+    assert measure_difference(net, PIXELS, open_artifact(onnx_file), images) < 1e-5
     other = deepcopy(net)
     other.fc.reset_parameters()  # type: ignore[union-attr, operator]
-    assert measure_difference(other, PIXELS, open_artifact(exported), images) > 1e-2
+    assert measure_difference(other, PIXELS, open_artifact(onnx_file), images) > 1e-2
 
 
 @pytest.mark.parametrize(
@@ -142,9 +142,9 @@ def test_the_difference_to_another_model_is_measured(
         np.zeros((3, 16, 16), np.uint8),
     ],
 )
-def test_images_of_another_shape_or_type_are_rejected(exported: Path, wrong: NDArray[Any]) -> None:
+def test_images_of_another_shape_or_type_are_rejected(onnx_file: Path, wrong: NDArray[Any]) -> None:
     with pytest.raises(ValueError, match=r"takes uint8 images of shape \(batch, 3, 16, 16\), got"):
-        open_artifact(exported).infer_logits(wrong)
+        open_artifact(onnx_file).infer_logits(wrong)
 
 
 def _manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -188,25 +188,25 @@ def _unknown_format(file: Path) -> None:
     _manifest(file.parent, lambda manifest: manifest["files"][file.name].update(format="pickle"))
 
 
-def _exchanged(file: Path) -> None:
+def _exchange(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1] + b"\0")
 
 
-def _truncated(file: Path) -> None:
+def _truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
-def _truncated_and_declared(file: Path) -> None:
-    _truncated(file)
+def _truncate_and_declare(file: Path) -> None:
+    _truncate(file)
     _whole(file)
 
 
-def _emptied_and_declared(file: Path) -> None:
+def _empty_and_declare(file: Path) -> None:
     file.write_bytes(b"")
     _whole(file)
 
 
-def _changed(file: Path, change: Callable[[onnx.ModelProto], object]) -> None:
+def _change_manifest(file: Path, change: Callable[[onnx.ModelProto], object]) -> None:
     model = onnx.load(file)
     change(model)
     file.write_bytes(model.SerializeToString())
@@ -214,11 +214,11 @@ def _changed(file: Path, change: Callable[[onnx.ModelProto], object]) -> None:
 
 
 def _other_opset(file: Path) -> None:
-    _changed(file, lambda model: setattr(model.opset_import[0], "version", 17))
+    _change_manifest(file, lambda model: setattr(model.opset_import[0], "version", 17))
 
 
 def _future_opset(file: Path) -> None:
-    _changed(file, lambda model: setattr(model.opset_import[0], "version", 99))
+    _change_manifest(file, lambda model: setattr(model.opset_import[0], "version", 99))
     _manifest(file.parent, lambda manifest: manifest["files"][file.name].update(opset=99))
 
 
@@ -227,7 +227,7 @@ def _stranger(file: Path) -> None:
         model.graph.node[0].domain = "com.stranger"
         model.opset_import.append(helper.make_opsetid("com.stranger", 1))
 
-    _changed(file, change)
+    _change_manifest(file, change)
 
 
 def _stranger_within(file: Path) -> None:
@@ -242,7 +242,7 @@ def _stranger_within(file: Path) -> None:
             helper.make_node("If", ["images"], ["unused"], then_branch=branch, else_branch=branch)
         )
 
-    _changed(file, change)
+    _change_manifest(file, change)
 
 
 def _elsewhere(file: Path) -> None:
@@ -252,46 +252,48 @@ def _elsewhere(file: Path) -> None:
         tensor.data_location = TensorProto.EXTERNAL
         tensor.external_data.add(key="location", value="../../secret")
 
-    _changed(file, change)
+    _change_manifest(file, change)
 
 
-def _put_elsewhere(tensor: onnx.TensorProto) -> None:
+def _move_elsewhere(tensor: onnx.TensorProto) -> None:
     tensor.name, tensor.data_type = "w", TensorProto.FLOAT
     tensor.data_location = TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="../../secret")
 
 
 def _elsewhere_sparse(file: Path) -> None:
-    _changed(file, lambda model: _put_elsewhere(model.graph.sparse_initializer.add().values))
+    _change_manifest(
+        file, lambda model: _move_elsewhere(model.graph.sparse_initializer.add().values)
+    )
 
 
 def _elsewhere_in_an_attribute(file: Path) -> None:
     def change(model: onnx.ModelProto) -> None:
         attribute = model.graph.node[0].attribute.add(name="x")
-        _put_elsewhere(attribute.sparse_tensors.add().values)
+        _move_elsewhere(attribute.sparse_tensors.add().values)
 
-    _changed(file, change)
+    _change_manifest(file, change)
 
 
 def _elsewhere_in_a_training_graph(file: Path) -> None:
     def change(model: onnx.ModelProto) -> None:
-        _put_elsewhere(model.training_info.add().initialization.initializer.add())
+        _move_elsewhere(model.training_info.add().initialization.initializer.add())
 
-    _changed(file, change)
+    _change_manifest(file, change)
 
 
 def _function(file: Path) -> None:
     def change(model: onnx.ModelProto) -> None:
-        _put_elsewhere(model.functions.add(name="f").node.add().attribute.add(name="x").t)
+        _move_elsewhere(model.functions.add(name="f").node.add().attribute.add(name="x").t)
 
-    _changed(file, change)
+    _change_manifest(file, change)
 
 
 def _absurd_size(file: Path) -> None:
     def change(model: onnx.ModelProto) -> None:
         model.graph.initializer[0].dims[:] = [2**40, 2**40]
 
-    _changed(file, change)
+    _change_manifest(file, change)
 
 
 @pytest.mark.parametrize(
@@ -303,10 +305,10 @@ def _absurd_size(file: Path) -> None:
         (_newer_manifest, "has schema_version 2"),
         (_no_input, "does not describe the file completely"),
         (_unknown_format, "has the format 'pickle'"),
-        (_exchanged, "is not the file that was exported"),
-        (_truncated, "is not the file that was exported"),
-        (_truncated_and_declared, "truncated or no ONNX model"),
-        (_emptied_and_declared, "truncated or no ONNX model"),
+        (_exchange, "is not the file that was exported"),
+        (_truncate, "is not the file that was exported"),
+        (_truncate_and_declare, "truncated or no ONNX model"),
+        (_empty_and_declare, "truncated or no ONNX model"),
         (
             _other_opset,
             "the operator set 17, but its manifest has 18|the operator set 17; expected",
@@ -323,13 +325,13 @@ def _absurd_size(file: Path) -> None:
     ],
 )
 def test_an_invalid_file_is_rejected_before_it_runs(
-    exported: Path,
+    onnx_file: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     spoil: Callable[[Path], None],
     reason: str,
 ) -> None:
-    file = Path(shutil.copytree(exported.parent, tmp_path / "export")) / exported.name
+    file = Path(shutil.copytree(onnx_file.parent, tmp_path / "export")) / onnx_file.name
     spoil(file)
 
     def run(*_: Any, **__: Any) -> None:
@@ -345,19 +347,19 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         open_artifact(tmp_path / "gone.onnx")
 
 
-def test_a_missing_runtime_is_named(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_runtime_is_named(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "kd_app.deployment.runtimes.onnxruntime_file", raising=False)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ValueError, match=r"pip install onnxruntime \(or kd_app\[deploy\]\)"):
-        open_artifact(exported)
+        open_artifact(onnx_file)
 
 
 def test_openvino_reads_the_file_and_gives_the_same_logits(
-    exported: Path, images: NDArray[np.uint8]
+    onnx_file: Path, images: NDArray[np.uint8]
 ) -> None:
     openvino = pytest.importorskip("openvino")
     compiled = openvino.Core().compile_model(
-        str(exported), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+        str(onnx_file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
     outputs = compiled([images])[0]
-    np.testing.assert_allclose(outputs, open_artifact(exported).infer_logits(images), atol=1e-4)
+    np.testing.assert_allclose(outputs, open_artifact(onnx_file).infer_logits(images), atol=1e-4)

@@ -21,7 +21,7 @@ from kd_app.deployment.formats.program import Program
 from kd_app.digest import hash_file
 from kd_app.run_files import MANIFEST
 from tests.deployment.conftest import CLASSES, DECODING, PIXELS
-from tests.deployment.graphs import lowered_before
+from tests.deployment.graphs import reuse_graph
 
 ABOUT: Any = {
     "stem": "model",
@@ -37,26 +37,26 @@ def int8(**changed: Any) -> OnnxInt8:
 
 
 @pytest.fixture(scope="module")
-def quantized(
+def int8_file(
     net: nn.Module,
-    exported: Path,
+    onnx_file: Path,
     images: NDArray[np.uint8],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     folder, calibration = tmp_path_factory.mktemp("int8"), [images[:4], images[4:]]
-    with lowered_before(exported):
+    with reuse_graph(onnx_file):
         return export(net, int8(), folder, calibration=calibration, images=images, **ABOUT)
 
 
 def test_an_int8_file_approximates_the_float_one_with_seven_bit_weights_per_channel(
-    quantized: Path, exported: Path, images: NDArray[np.uint8]
+    int8_file: Path, onnx_file: Path, images: NDArray[np.uint8]
 ) -> None:
     expected, logits = (
-        open_artifact(exported).infer_logits(images),
-        open_artifact(quantized).infer_logits(images),
+        open_artifact(onnx_file).infer_logits(images),
+        open_artifact(int8_file).infer_logits(images),
     )
     assert 0 < np.abs(logits - expected).max() < 0.2 * np.abs(expected).max()
-    record = json.loads((quantized.parent / MANIFEST).read_text(encoding="utf-8"))["files"][
+    record = json.loads((int8_file.parent / MANIFEST).read_text(encoding="utf-8"))["files"][
         "model_int8.onnx"
     ]
     assert record["reduce_range"] is True
@@ -64,7 +64,7 @@ def test_an_int8_file_approximates_the_float_one_with_seven_bit_weights_per_chan
     assert record["largest_difference"] > 0
     weights = [
         tensor
-        for tensor in onnx.load(quantized).graph.initializer
+        for tensor in onnx.load(int8_file).graph.initializer
         if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) == 4
     ]
     assert len(weights) >= 7
@@ -73,8 +73,8 @@ def test_an_int8_file_approximates_the_float_one_with_seven_bit_weights_per_chan
         assert (np.abs(values).reshape(len(values), -1).max(axis=1) == 64).all()
 
 
-def test_pixels_are_normalized_in_float(quantized: Path) -> None:
-    graph = onnx.load(quantized).graph
+def test_pixels_are_normalized_in_float(int8_file: Path) -> None:
+    graph = onnx.load(int8_file).graph
     producers = {name: node.op_type for node in graph.node for name in node.output}
     first = next(node for node in graph.node if node.op_type == "Mul")
     assert [producers[name] for name in first.input if name in producers] == ["Cast"]
@@ -147,7 +147,7 @@ def test_a_model_that_can_not_be_exported_fails_the_run(
 
 @pytest.mark.slow
 def test_executorch_reproduces_the_model_and_approximates_it_in_int8(
-    net: nn.Module, exported: Path, images: NDArray[np.uint8], tmp_path: Path
+    net: nn.Module, onnx_file: Path, images: NDArray[np.uint8], tmp_path: Path
 ) -> None:
     """Large batches are split; renamed and truncated files are rejected."""
     plain = export(
@@ -158,7 +158,7 @@ def test_executorch_reproduces_the_model_and_approximates_it_in_int8(
         images=images,
         **ABOUT,
     )
-    expected = open_artifact(exported).infer_logits(images)
+    expected = open_artifact(onnx_file).infer_logits(images)
     for threads in (None, 1):
         np.testing.assert_allclose(
             open_artifact(plain, threads=threads).infer_logits(images[:7]), expected[:7], atol=1e-4

@@ -39,7 +39,7 @@ def take_first_trial(words: tuple[str, ...]) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("command", "words"), SHOWN, ids=[" ".join(shown[1])[:70] for shown in SHOWN]
+    ("command", "words"), SHOWN, ids=[" ".join(names[1])[:70] for names in SHOWN]
 )
 def test_a_command_composes(command: str, words: tuple[str, ...]) -> None:
     config = compose_config(command.removeprefix("kd-"), list(take_first_trial(words)))
@@ -47,8 +47,8 @@ def test_a_command_composes(command: str, words: tuple[str, ...]) -> None:
 
 
 def test_the_readme_shows_every_command() -> None:
-    shown = {command for command, *_ in find_commands(README.read_text(encoding="utf-8"))}
-    assert shown == {f"kd-{command}" for command in COMMANDS}
+    names = {command for command, *_ in find_commands(README.read_text(encoding="utf-8"))}
+    assert names == {f"kd-{command}" for command in COMMANDS}
 
 
 def read_settings() -> set[str]:
@@ -67,18 +67,18 @@ def read_settings() -> set[str]:
 )
 def test_a_setting_in_the_text_exists(page: Path) -> None:
     keys = {
-        found[1]
+        match[1]
         for code in find_inline_code(page.read_text(encoding="utf-8"))
-        if (found := re.match(r"'?([a-z][\w/]*(?:\.[\w<>]+)*)=(?!=)[^ ]*$", code[1]))
+        if (match := re.match(r"'?([a-z][\w/]*(?:\.[\w<>]+)*)=(?!=)[^ ]*$", code[1]))
     }
     assert {key for key in keys - read_settings() if not FREE_KEYS.match(key)} == set()
 
 
 def test_a_make_target_in_the_text_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    shown = {
+    names = {
         target
         for page in PAGES
         for target in re.findall(r"`make ([a-z-]+)[^`]*`", page.read_text(encoding="utf-8"))
     }
-    assert shown <= targets
+    assert names <= targets

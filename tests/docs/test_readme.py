@@ -10,7 +10,7 @@ import pytest
 
 from kd_app.config import InputSpec
 from tests.builders import image_folder, results, teacher_folder
-from tests.commands.call import Ended, call
+from tests.commands.call import CommandResult, call
 from tests.docs.shell import README, find_commands
 
 SHOWN = [
@@ -64,13 +64,13 @@ def find_missing_inputs(words: tuple[str, ...]) -> list[tuple[str, tuple[str, ..
     """The commands of the README that make the runs which `words` read."""
     runs = [word.removeprefix("run=") for word in words if word.startswith("run=")]
     return [
-        next(shown for shown in SHOWN if f"out={run}" in shown[1])
+        next(example for example in SHOWN if f"out={run}" in example[1])
         for run in runs
         if not Path(run).exists()
     ]
 
 
-def run_shortened(command: str, words: tuple[str, ...]) -> Ended:
+def run_shortened(command: str, words: tuple[str, ...]) -> CommandResult:
     """Run a command for two batches, after the commands whose runs it reads."""
     for needed in find_missing_inputs(words):
         run_shortened(*needed)
@@ -93,8 +93,8 @@ def test_a_command_of_the_readme_runs(
     command: str, words: tuple[str, ...], place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(place)
-    ended = run_shortened(command, words)
-    assert (ended.code, ended.err) == (0, ""), ended.out
+    result = run_shortened(command, words)
+    assert (result.code, result.err) == (0, ""), result.out
     out = [word.removeprefix("out=") for word in words if word.startswith("out=")]
     for folder in out:
         runs = sorted(Path(folder).glob("[0-9]*")) if "-m" in words else [Path(folder)]

@@ -1,5 +1,5 @@
 """Every test here injects a fault into the real command, and tells what came of it when
-all that it asserts has held. ``make faults`` makes a table of what was told.
+all that it asserts has held. ``make faults`` makes a table of the outcomes.
 """
 
 import os
@@ -9,7 +9,7 @@ from typing import Protocol
 
 import pytest
 
-from tests.commands.call import done
+from tests.commands.call import succeed
 from tests.commands.conftest import _cwd, photos, run  # noqa: F401
 from tests.faults.disk import Disk
 from tests.faults.fault_table import FaultTable
@@ -63,8 +63,8 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def reference_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that nothing happened to; nobody writes there."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    done(*WORDS, *places(folder))
+    succeed(*WORDS, *places(folder))
     return folder

@@ -1,7 +1,8 @@
-"""The table of faults, from what the tests told that passed on the same sources.
+"""The table of faults, from the outcomes of tests that passed on the same sources.
 
-The tests take an hour. What each told is kept in a file of these sources as soon as it
-has passed, so that tests can run in several parts, and go on after an interruption.
+The tests take an hour. The outcome of each is kept in a file of these sources as soon
+as it has passed, so that tests can run in several parts, and go on after an
+interruption.
 """
 
 import hashlib
@@ -38,10 +39,10 @@ def hash_sources(root: Path) -> str:
     return digest.hexdigest()
 
 
-def build_table(told: Sequence[Sequence[Any]]) -> str:
+def build_table(outcomes: Sequence[Sequence[Any]]) -> str:
     """Rows of the same words are one row, with the sum of how often."""
     times: dict[tuple[str, str, str], int] = {}
-    for fault, happened, lost, count in told:
+    for fault, happened, lost, count in outcomes:
         times[fault, happened, lost] = times.get((fault, happened, lost), 0) + count
     cells = [(fault, f"{n:,}", happened, lost) for (fault, happened, lost), n in times.items()]
     rows = (" | ".join(cell.replace("|", r"\|") for cell in row) for row in sorted(cells))
@@ -49,50 +50,52 @@ def build_table(told: Sequence[Sequence[Any]]) -> str:
 
 
 class FaultTable:
-    """Leaves out the tests that have passed on these sources, keeps what the others
-    tell, and writes the table when none is missing.
+    """Leaves out the tests that have passed on these sources, keeps the outcomes of the
+    others, and writes the table when none is missing.
 
-    path: of the table. kept: the folder of what was told. is_whole: all tests of the
+    path: of the table. store: the folder of the outcomes. is_whole: all tests of the
     folder are collected. writes: only one of several test processes does.
     """
 
-    def __init__(self, path: Path, kept: Path, *, is_whole: bool, writes: bool) -> None:
+    def __init__(self, path: Path, store: Path, *, is_whole: bool, writes: bool) -> None:
         self._path, self._is_whole, self._writes = path, is_whole, writes
         self._sources = hash_sources(ROOT)
-        self._kept = kept / f"{self._sources}.jsonl"
-        self._told: dict[str, list[Any]] = {}
+        self._file = store / f"{self._sources}.jsonl"
+        self._outcomes: dict[str, list[Any]] = {}
         self._passed: dict[str, list[Any]] = {}
-        if self._kept.exists():
-            lines = self._kept.read_text(encoding="utf-8").splitlines()
-            self._told = dict(json.loads(line) for line in lines)
+        if self._file.exists():
+            lines = self._file.read_text(encoding="utf-8").splitlines()
+            self._outcomes = dict(json.loads(line) for line in lines)
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(
         self, config: pytest.Config, items: list[pytest.Item]
     ) -> None:
         """Leave out the tests that have passed."""
-        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in self._told])
-        items[:] = [item for item in items if item.nodeid not in self._told]
+        config.hook.pytest_deselected(
+            items=[item for item in items if item.nodeid in self._outcomes]
+        )
+        items[:] = [item for item in items if item.nodeid not in self._outcomes]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Keep what a test told that passed to its end, in whichever process it ran."""
+        """Keep the outcome of a test that passed, in whichever process it ran."""
         if not self._writes or not report.passed:
             return
         if report.when == "call":
             rows = [value for name, value in report.user_properties if name == "fault"]
             self._passed[report.nodeid] = rows
         elif report.when == "teardown" and report.nodeid in self._passed:
-            rows = self._told[report.nodeid] = self._passed.pop(report.nodeid)
-            self._kept.parent.mkdir(parents=True, exist_ok=True)
-            with self._kept.open("a", encoding="utf-8") as file:
+            rows = self._outcomes[report.nodeid] = self._passed.pop(report.nodeid)
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with self._file.open("a", encoding="utf-8") as file:
                 file.write(f"{json.dumps([report.nodeid, rows])}\n")
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Write the table when all tests of the folder have passed."""
         if not self._writes:
             return
-        if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and self._told:
+        if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and self._outcomes:
             exitstatus = session.exitstatus = pytest.ExitCode.OK
         if self._is_whole and exitstatus == 0 and hash_sources(ROOT) == self._sources:
-            told = [row for rows in self._told.values() for row in rows]
-            self._path.write_text(build_table(told), encoding="utf-8")
+            outcomes = [row for rows in self._outcomes.values() for row in rows]
+            self._path.write_text(build_table(outcomes), encoding="utf-8")

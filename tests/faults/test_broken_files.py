@@ -11,7 +11,7 @@ import pytest
 
 from kd_app.models.save import save_model
 from tests.builders import student_sha256
-from tests.commands.call import TINY, call, done, paragraph, refused, snapshot
+from tests.commands.call import TINY, call, expect_refusal, paragraph, snapshot, succeed
 from tests.faults.conftest import Fault
 from tests.faults.whole_run import WORDS, outcome, places
 
@@ -56,20 +56,20 @@ def spoil(path: Path, damage: str) -> None:
 
 @pytest.mark.slow
 def test_files_of_stages_that_are_damaged_are_named_and_made_anew(
-    damage: str, tmp_path: Path, undisturbed: Path, fault: Fault
+    damage: str, tmp_path: Path, reference_run: Path, fault: Fault
 ) -> None:
-    shutil.copytree(undisturbed / "stages", tmp_path / "stages")
+    shutil.copytree(reference_run / "stages", tmp_path / "stages")
     files = [next((tmp_path / "stages").glob(pattern)) for pattern in OF_STAGES]
     for file in files:
         spoil(file, damage)
-    said = done(*WORDS, *places(tmp_path))
+    output = succeed(*WORDS, *places(tmp_path))
     for file in files:
         stage, _, name = file.relative_to(tmp_path / "stages").as_posix().partition("/")
         assert (
             f"{stage}: {name} is missing or changed since the stage was built; the stage is rebuilt"
-            in said
+            in output
         )
-    assert outcome(tmp_path) == outcome(undisturbed)
+    assert outcome(tmp_path) == outcome(reference_run)
     for file in files:
         happened = "a line names it; the stage was made anew, to the same student and figures"
         fault(f"a stage's {file.name} is {DAMAGED}", happened=happened, lost="that stage's time")
@@ -77,7 +77,7 @@ def test_files_of_stages_that_are_damaged_are_named_and_made_anew(
 
 @pytest.mark.slow
 def test_checkpoints_that_are_damaged_are_named_and_their_trainings_start_again(
-    tmp_path: Path, undisturbed: Path, fault: Fault
+    tmp_path: Path, reference_run: Path, fault: Fault
 ) -> None:
     words = [*WORDS, *places(tmp_path)]
     for damage, (role, models) in zip(
@@ -88,17 +88,17 @@ def test_checkpoints_that_are_damaged_are_named_and_their_trainings_start_again(
             wraps=save_model,
             side_effect=[*[DEFAULT] * models, OSError("stopped here")],
         ):
-            ended = call(*words)
-        assert ended.code == 1
+            result = call(*words)
+        assert result.code == 1
         assert (
             role == "teacher"
-            or "last.ckpt is damaged or missing; the training restarts" in ended.out
+            or "last.ckpt is damaged or missing; the training restarts" in result.out
         )
         checkpoint = next(tmp_path.glob(f"stages/{role}-*.partial/last.ckpt"))
         spoil(checkpoint, damage)
-    said = done(*words)
-    assert f"{checkpoint} is damaged or missing; the training restarts from the beginning" in said
-    assert outcome(tmp_path) == outcome(undisturbed)
+    output = succeed(*words)
+    assert f"{checkpoint} is damaged or missing; the training restarts from the beginning" in output
+    assert outcome(tmp_path) == outcome(reference_run)
     happened = "a line names it; that training started again, to the same student and figures"
     times = len(DAMAGES)
     fault(f"last.ckpt is {DAMAGED}", happened=happened, lost="that training's time", times=times)
@@ -106,17 +106,17 @@ def test_checkpoints_that_are_damaged_are_named_and_their_trainings_start_again(
 
 @pytest.mark.slow
 def test_a_finished_runs_files_that_are_damaged_are_written_again(
-    damage: str, tmp_path: Path, undisturbed: Path, fault: Fault
+    damage: str, tmp_path: Path, reference_run: Path, fault: Fault
 ) -> None:
-    shutil.copytree(undisturbed / "out", tmp_path / "out")
-    whole = snapshot(undisturbed / "out")
+    shutil.copytree(reference_run / "out", tmp_path / "out")
+    whole = snapshot(reference_run / "out")
     for names in OF_RUNS:
         for name in names:
             spoil(tmp_path / "out" / name, damage)
-        said = done(*WORDS, f"out={tmp_path / 'out'}", f"stages={undisturbed / 'stages'}")
-        assert "holds this run, finished" not in said
-        assert "images/s" not in said  # nothing was trained
-        assert outcome(tmp_path) == outcome(undisturbed)
+        output = succeed(*WORDS, f"out={tmp_path / 'out'}", f"stages={reference_run / 'stages'}")
+        assert "holds this run, finished" not in output
+        assert "images/s" not in output  # nothing was trained
+        assert outcome(tmp_path) == outcome(reference_run)
         timed = ("results.json", "config.yaml", "report.")  # they say when, and how fast
         assert all(
             content == whole[each]
@@ -144,12 +144,12 @@ def test_a_searchs_record_that_is_damaged_is_refused_by_name_and_the_trials_are_
         "out=search",
         f"stages={tmp_path / 'stages'}",
     )
-    done(*words)
+    succeed(*words)
     record, before = Path("search/search.json"), student_sha256(Path("search/0"))
     whole = record.read_bytes()
     for damage in DAMAGES:
         spoil(record, damage)
-        assert "search.json' can't be read" in refused(*words)
+        assert "search.json' can't be read" in expect_refusal(*words)
         record.write_bytes(whole)
         fault(
             f"search.json is {DAMAGED}",
@@ -157,7 +157,7 @@ def test_a_searchs_record_that_is_damaged_is_refused_by_name_and_the_trials_are_
             lost="nothing",
         )
     record.unlink()
-    assert "images/s" not in done(*words)
+    assert "images/s" not in succeed(*words)
     assert record.read_bytes() == whole
     assert student_sha256(Path("search/0")) == before
     fault(
@@ -180,11 +180,11 @@ def test_an_image_that_is_damaged_is_named_or_left_out(
     )
     folder = Path(shutil.copytree(photos, tmp_path / damage))
     spoil(folder / "class1" / "003.png", damage)
-    ended = call(*words, f"data.root={folder}", f"out={damage}")
-    assert ended.code == 2
-    assert "1 of 36 images can't be read: class1/003.png" in paragraph(ended.err)
-    said = done(*words, f"data.root={folder}", f"out={damage}", "data.on_error=skip")
-    assert "1 image(s) can't be read and are left out: class1/003.png" in " ".join(said.split())
+    result = call(*words, f"data.root={folder}", f"out={damage}")
+    assert result.code == 2
+    assert "1 of 36 images can't be read: class1/003.png" in paragraph(result.err)
+    output = succeed(*words, f"data.root={folder}", f"out={damage}", "data.on_error=skip")
+    assert "1 image(s) can't be read and are left out: class1/003.png" in " ".join(output.split())
     happened = (
         "refused in one paragraph that names it; with data.on_error=skip the run ended and names it"
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.builders import student_sha256
-from tests.commands.call import call, done, paragraph, refused
+from tests.commands.call import call, expect_refusal, paragraph, succeed
 from tests.faults.conftest import Fault
 from tests.faults.disk import Disk
 from tests.faults.whole_run import WORDS, outcome, places
@@ -35,20 +35,20 @@ which a run comes to them.
 
 @pytest.mark.slow
 def test_a_full_disk_ends_the_run_in_one_paragraph_and_with_room_the_same_words_end_alike(
-    disk: Disk, undisturbed: Path, fault: Fault
+    disk: Disk, reference_run: Path, fault: Fault
 ) -> None:
     words = [*WORDS, *places(disk.folder)]
     for written, moment, call_number in WRITES:
         with disk.full_from(moment, call=call_number):
-            ended = call(*words)
-        assert ended.code == 1, (written, ended)
-        said = paragraph(ended.err)
-        assert said.startswith("The run failed: "), written
-        assert said.endswith("Completed work is kept: run the same command again to resume."), (
+            result = call(*words)
+        assert result.code == 1, (written, result)
+        message = paragraph(result.err)
+        assert message.startswith("The run failed: "), written
+        assert message.endswith("Completed work is kept: run the same command again to resume."), (
             written
         )
-    done(*words)
-    assert outcome(disk.folder) == outcome(undisturbed)
+    succeed(*words)
+    assert outcome(disk.folder) == outcome(reference_run)
     assert not list(disk.folder.rglob("*partial*"))
     for written, times in Counter(written for written, _, _ in WRITES).items():
         happened = (
@@ -59,17 +59,17 @@ def test_a_full_disk_ends_the_run_in_one_paragraph_and_with_room_the_same_words_
 
 
 def test_a_read_only_disk_is_refused_and_nothing_is_lost(
-    disk: Disk, undisturbed: Path, fault: Fault
+    disk: Disk, reference_run: Path, fault: Fault
 ) -> None:
-    shutil.copytree(undisturbed, disk.folder, dirs_exist_ok=True)
+    shutil.copytree(reference_run, disk.folder, dirs_exist_ok=True)
     with disk.read_only():
-        said = [
-            refused(*WORDS, *places(disk.folder)),
-            refused(*WORDS, f"out={disk.folder / 'new'}"),
+        output = [
+            expect_refusal(*WORDS, *places(disk.folder)),
+            expect_refusal(*WORDS, f"out={disk.folder / 'new'}"),
         ]
-    assert all("Choose another folder with out=." in each for each in said)
-    done(*WORDS, *places(disk.folder))
-    assert outcome(disk.folder) == outcome(undisturbed)
+    assert all("Choose another folder with out=." in each for each in output)
+    succeed(*WORDS, *places(disk.folder))
+    assert outcome(disk.folder) == outcome(reference_run)
     fault(
         "the output folder is read-only",
         times=2,
@@ -80,13 +80,13 @@ def test_a_read_only_disk_is_refused_and_nothing_is_lost(
 
 @pytest.mark.slow
 def test_stages_on_a_read_only_disk_end_the_run_in_one_paragraph(
-    disk: Disk, tmp_path: Path, undisturbed: Path, fault: Fault
+    disk: Disk, tmp_path: Path, reference_run: Path, fault: Fault
 ) -> None:
     words = [*WORDS, f"out={tmp_path / 'out'}", f"stages={disk.folder / 'stages'}"]
     with disk.read_only():
-        assert "Set stages= to another folder." in refused(*words)
-    done(*words)
-    assert student_sha256(tmp_path / "out") == student_sha256(undisturbed / "out")
+        assert "Set stages= to another folder." in expect_refusal(*words)
+    succeed(*words)
+    assert student_sha256(tmp_path / "out") == student_sha256(reference_run / "out")
     fault(
         "the folder of stages is read-only",
         happened="refused in one paragraph, exit code 2; when it could be written the run ended",

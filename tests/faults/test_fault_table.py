@@ -1,4 +1,4 @@
-"""What tests told is kept until all have passed on the same sources."""
+"""Outcomes of tests are kept until all have passed on the same sources."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,12 +13,12 @@ from tests.faults.fault_table import FaultTable, hash_sources
 def test_the_hash_of_the_sources_follows_names_and_contents(tmp_path: Path) -> None:
     (tmp_path / "conf").mkdir()
     (tmp_path / "constraints.txt").write_text("a", encoding="utf-8")
-    found = [hash_sources(tmp_path)]
+    hashes = [hash_sources(tmp_path)]
     (tmp_path / "conf" / "a.yaml").write_text("a: 1", encoding="utf-8")
-    found.append(hash_sources(tmp_path))
+    hashes.append(hash_sources(tmp_path))
     (tmp_path / "conf" / "a.yaml").write_text("a: 2", encoding="utf-8")
-    found.append(hash_sources(tmp_path))
-    assert len(set(found)) == 3
+    hashes.append(hash_sources(tmp_path))
+    assert len(set(hashes)) == 3
 
 
 def _run(table: FaultTable, *names: str, fails: bool = False) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.faults.conftest import Fault
 from tests.faults.whole_run import EPOCHS, STEPS, WORDS, outcome, places
-from tests.training.processes import begun, distilled, ended
+from tests.training.processes import distill_in_process, start_distill, wait_for_exit
 
 MOMENTS = {
     "in training": ("kd_app.training.module:Distillation.training_step", EPOCHS * STEPS),
@@ -30,7 +30,7 @@ Attempt = Callable[[list[str], str], int]
 """One attempt at a run: its exit code."""
 
 
-def killed(folder: Path, times: int, attempt: Attempt) -> list[Path]:
+def kill_repeatedly(folder: Path, times: int, attempt: Attempt) -> list[Path]:
     """Run the same words until they were killed so often, and once more; whenever they
     got to their end, anew. The folders of the runs.
     """
@@ -42,7 +42,7 @@ def killed(folder: Path, times: int, attempt: Attempt) -> list[Path]:
         times -= code != 0
         if code == 0:
             folders.append(folder / str(len(folders)))
-    assert distilled([*WORDS, *places(folders[-1])], str(folder / "log")) == 0
+    assert distill_in_process([*WORDS, *places(folders[-1])], str(folder / "log")) == 0
     return folders
 
 
@@ -54,35 +54,35 @@ LOST = "what was done since the last checkpoint, which is done again"
 
 @pytest.mark.parametrize("times", [pytest.param(50, marks=pytest.mark.slow)])
 def test_a_run_that_is_killed_at_random_times_ends_bit_identical(
-    times: int, tmp_path: Path, undisturbed: Path, fault: Fault
+    times: int, tmp_path: Path, reference_run: Path, fault: Fault
 ) -> None:
     draw = random.Random(times)
 
     def attempt(words: list[str], log: str) -> int:
-        process = begun(words, log)
+        process = start_distill(words, log)
         process.join(draw.uniform(0.1, 2.0))
         process.kill()
-        return ended(process)
+        return wait_for_exit(process)
 
-    for folder in killed(tmp_path, times, attempt):
-        assert outcome(folder) == outcome(undisturbed)
+    for folder in kill_repeatedly(tmp_path, times, attempt):
+        assert outcome(folder) == outcome(reference_run)
     fault("kill -9 at a random time", times=times, happened=HAPPENED, lost=LOST)
 
 
 @pytest.mark.parametrize("times", [3, pytest.param(50, marks=pytest.mark.slow)])
 def test_a_run_that_is_killed_wherever_it_writes_or_learns_ends_bit_identical(
-    times: int, tmp_path: Path, undisturbed: Path, fault: Fault
+    times: int, tmp_path: Path, reference_run: Path, fault: Fault
 ) -> None:
     draw, hit = random.Random(times), Counter[str]()
 
     def attempt(words: list[str], log: str) -> int:
         where = min(MOMENTS, key=lambda each: hit[each])
         name, calls = MOMENTS[where]
-        code = distilled(words, log, (name, draw.randint(1, calls)))
+        code = distill_in_process(words, log, (name, draw.randint(1, calls)))
         hit[where] += code != 0
         return code
 
-    for folder in killed(tmp_path, times, attempt):
-        assert outcome(folder) == outcome(undisturbed)
+    for folder in kill_repeatedly(tmp_path, times, attempt):
+        assert outcome(folder) == outcome(reference_run)
     for where, count in hit.items():
         fault(f"kill -9 {where}", times=count, happened=HAPPENED, lost=LOST)

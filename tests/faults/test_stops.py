@@ -14,11 +14,11 @@ from torch import Tensor
 
 from kd_app.training.module import Distillation
 from tests.builders import results, student_sha256
-from tests.commands.call import call, done, paragraph, script, surroundings
+from tests.commands.call import call, paragraph, script, succeed, surroundings
 from tests.faults.conftest import Fault
 from tests.faults.disk import Disk
 from tests.faults.whole_run import WORDS, places
-from tests.training.processes import commanded, ended, wait_for
+from tests.training.processes import start_command, wait_for, wait_for_exit
 
 ALIKE = "the same words went on, to the same student"
 
@@ -46,7 +46,7 @@ def test_a_signal_to_all_processes_stops_the_run_with_its_state(
     words = [*list_words(photos), f"trainer={trainer}", "trainer.max_epochs=30"]
     log = str(tmp_path / "log")
     for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)):
-        process = commanded([*words, *places(tmp_path / "stopped")], log)
+        process = start_command([*words, *places(tmp_path / "stopped")], log)
         for path in (tmp_path / "stopped").glob("stages/student-*.partial/last.ckpt"):
             os.utime(path, (0, 0))
         last = wait_for(tmp_path / "stopped", "stages/student-*.partial/last.ckpt", 300)
@@ -55,12 +55,12 @@ def test_a_signal_to_all_processes_stops_the_run_with_its_state(
             time.sleep(0.05)
         assert process.pid
         os.killpg(process.pid, number)
-        assert ended(process) == code, Path(log).read_text(encoding="utf-8")
+        assert wait_for_exit(process) == code, Path(log).read_text(encoding="utf-8")
     text = Path(log).read_text(encoding="utf-8")
     assert "Traceback" not in text
     assert text.count("resumes at step") >= 2
-    done(*words, *places(tmp_path / "stopped"))
-    done(*words, *places(tmp_path / "whole"))
+    succeed(*words, *places(tmp_path / "stopped"))
+    succeed(*words, *places(tmp_path / "whole"))
     assert student_sha256(tmp_path / "stopped" / "out") == student_sha256(
         tmp_path / "whole" / "out"
     )
@@ -97,8 +97,8 @@ def test_an_image_that_goes_bad_in_mid_run_ends_the_run_and_everything_is_kept(
     assert results(tmp_path / "bad" / "out")["status"] == "failed"
     for path, content in contents.items():
         path.write_bytes(content)
-    done(*words, *places(tmp_path / "bad"))
-    done(*words, *places(tmp_path / "whole"))
+    succeed(*words, *places(tmp_path / "bad"))
+    succeed(*words, *places(tmp_path / "whole"))
     assert student_sha256(tmp_path / "bad" / "out") == student_sha256(tmp_path / "whole" / "out")
     fault(
         "images go bad in mid-run",
@@ -146,7 +146,7 @@ def test_a_full_disk_under_the_mapped_cache_is_one_paragraph(disk: Disk, fault: 
         end = call(*words, *places(disk.folder))
     assert end.code == 1
     assert "rows.bin" in paragraph(end.err)
-    done(*words, *places(disk.folder))
+    succeed(*words, *places(disk.folder))
     fault(
         "the disk gets full: the cached outputs of a teacher",
         happened="exit code 1 and one paragraph; with room again the same words went on",

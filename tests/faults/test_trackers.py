@@ -23,10 +23,10 @@ from tests.faults.conftest import Fault
 from tests.faults.whole_run import EPOCHS, STEPS, WORDS, outcome, places
 from tests.tracking.wandb_files import offline_runs
 from tests.tracking.wandb_server import serving
-from tests.training.processes import distilled, ended, start
+from tests.training.processes import distill_in_process, start, wait_for_exit
 
 
-def _followed(words: list[str], log: Path, environment: Mapping[str, str], kills: bool) -> None:
+def _track_run(words: list[str], log: Path, environment: Mapping[str, str], kills: bool) -> None:
     """In a process of its own: the run with W&B, whose processes are killed during the
     first validation where `kills`.
     """
@@ -59,7 +59,7 @@ def _followed(words: list[str], log: Path, environment: Mapping[str, str], kills
         os._exit(run_to_exit_code(lambda: distill(config)))
 
 
-def _timed(words: list[str], log: Path, environment: Mapping[str, str], times: Path) -> None:
+def _time_run(words: list[str], log: Path, environment: Mapping[str, str], times: Path) -> None:
     """In a process of its own: the run with W&B; writes down the seconds of all
     trainings, and of each call of the trackers during those.
     """
@@ -68,27 +68,27 @@ def _timed(words: list[str], log: Path, environment: Mapping[str, str], times: P
 
     train, tell = fit._run, Tracker._call_each
     seconds: dict[str, list[float]] = {"trainings": [], "calls": []}
-    begun: list[float] = []
+    starts: list[float] = []
 
-    def timed_train(*args: Any, **options: Any) -> None:
-        begun.append(time.perf_counter())
+    def time_train(*args: Any, **options: Any) -> None:
+        starts.append(time.perf_counter())
         try:
             train(*args, **options)
         finally:
-            seconds["trainings"].append(time.perf_counter() - begun.pop())
+            seconds["trainings"].append(time.perf_counter() - starts.pop())
             times.write_text(json.dumps(seconds), encoding="utf-8")
 
-    def timed_tell(*args: Any) -> None:
+    def time_tell(*args: Any) -> None:
         start = time.perf_counter()
         tell(*args)
-        if begun:
+        if starts:
             seconds["calls"].append(time.perf_counter() - start)
 
-    with patch.object(fit, "_run", timed_train), patch.object(Tracker, "_call_each", timed_tell):
-        _followed(words, log, environment, kills=False)
+    with patch.object(fit, "_run", time_train), patch.object(Tracker, "_call_each", time_tell):
+        _track_run(words, log, environment, kills=False)
 
 
-def followed(folder: Path, *, kills: bool = False, **environment: str) -> str:
+def run_tracked(folder: Path, *, kills: bool = False, **environment: str) -> str:
     """What such a run says."""
     words = [
         *(word for word in WORDS if not word.startswith("logger")),
@@ -96,29 +96,29 @@ def followed(folder: Path, *, kills: bool = False, **environment: str) -> str:
         *places(folder),
     ]
     clean = {"HOME": str(folder), **environment}
-    assert ended(start(_followed, words, folder / "log", clean, kills)) == 0, (
+    assert wait_for_exit(start(_track_run, words, folder / "log", clean, kills)) == 0, (
         folder / "log"
     ).read_text(encoding="utf-8")
     return (folder / "log").read_text(encoding="utf-8")
 
 
-def is_whole(folder: Path, undisturbed: Path) -> None:
+def is_whole(folder: Path, reference_run: Path) -> None:
     """Nothing is missing locally."""
-    assert outcome(folder) == outcome(undisturbed)
-    here, there = snapshot(folder / "out"), snapshot(undisturbed / "out")
+    assert outcome(folder) == outcome(reference_run)
+    here, there = snapshot(folder / "out"), snapshot(reference_run / "out")
     for name in ("metrics.csv", "predictions.parquet", "split.csv", "student/model.safetensors"):
         assert here[name] == there[name]
 
 
 @pytest.mark.slow
 def test_a_tracker_that_dies_in_mid_run_is_left_out_in_a_line(
-    tmp_path: Path, undisturbed: Path, fault: Fault
+    tmp_path: Path, reference_run: Path, fault: Fault
 ) -> None:
-    said = followed(tmp_path, kills=True, WANDB_MODE="offline")
-    assert said.count("logger wandb failed (") == 1
-    assert said.count("is disabled; the run continues.") == 1
-    assert "Traceback" not in said
-    is_whole(tmp_path, undisturbed)
+    output = run_tracked(tmp_path, kills=True, WANDB_MODE="offline")
+    assert output.count("logger wandb failed (") == 1
+    assert output.count("is disabled; the run continues.") == 1
+    assert "Traceback" not in output
+    is_whole(tmp_path, reference_run)
     fault(
         "W&B's process dies in mid-run",
         happened="a line says so; the run ended with the same student and figures",
@@ -128,14 +128,14 @@ def test_a_tracker_that_dies_in_mid_run_is_left_out_in_a_line(
 
 @pytest.mark.slow
 def test_a_server_that_refuses_the_key_means_offline(
-    tmp_path: Path, undisturbed: Path, fault: Fault
+    tmp_path: Path, reference_run: Path, fault: Fault
 ) -> None:
     with serving(refuses=True) as server:
-        said = followed(tmp_path, WANDB_API_KEY="k" * 40, WANDB_BASE_URL=server.url)
-    assert "W&B: offline (" in said
-    assert "401" in said
+        output = run_tracked(tmp_path, WANDB_API_KEY="k" * 40, WANDB_BASE_URL=server.url)
+    assert "W&B: offline (" in output
+    assert "401" in output
     assert list((tmp_path / "out" / "wandb").glob("offline-run-*"))
-    is_whole(tmp_path, undisturbed)
+    is_whole(tmp_path, reference_run)
     fault(
         "W&B's server refuses",
         happened="a line says that W&B is offline; the run ended with the same student and figures",
@@ -169,7 +169,7 @@ def test_a_server_that_answers_slowly_holds_up_no_step_and_misses_nothing(
             "WANDB_API_KEY": "k" * 40,
             "WANDB_BASE_URL": server.url,
         }
-        assert ended(start(_timed, words, log, environment, times)) == 0, log.read_text(
+        assert wait_for_exit(start(_time_run, words, log, environment, times)) == 0, log.read_text(
             encoding="utf-8"
         )
     assert f"W&B: {server.url}" in log.read_text(encoding="utf-8")
@@ -194,7 +194,7 @@ def test_a_server_that_answers_slowly_holds_up_no_step_and_misses_nothing(
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_is_one_run_in_weights_and_biases(
-    tmp_path: Path, undisturbed: Path, fault: Fault
+    tmp_path: Path, reference_run: Path, fault: Fault
 ) -> None:
     words = [
         *(word for word in WORDS if not word.startswith("logger")),
@@ -204,7 +204,7 @@ def test_a_run_that_is_killed_is_one_run_in_weights_and_biases(
     ]
     last = 3 * EPOCHS * STEPS - 1  # the student's, after those of teacher and control
     assert (
-        distilled(
+        distill_in_process(
             words,
             str(tmp_path / "log"),
             ("kd_app.training.module:Distillation.training_step", last),
@@ -212,19 +212,19 @@ def test_a_run_that_is_killed_is_one_run_in_weights_and_biases(
         == -signal.SIGKILL
     )
     before = snapshot(tmp_path / "out" / "wandb")
-    assert distilled(words, str(tmp_path / "log")) == 0
-    assert outcome(tmp_path) == outcome(undisturbed)
+    assert distill_in_process(words, str(tmp_path / "log")) == 0
+    assert outcome(tmp_path) == outcome(reference_run)
     after = snapshot(tmp_path / "out" / "wandb")
     assert {name: after.get(name) for name in before if name.endswith(".wandb")} == {
         name: before[name] for name in before if name.endswith(".wandb")
     }
     runs = offline_runs(tmp_path / "out")
     student = runs["student"][-1]
-    begun = Counter(
+    starts = Counter(
         path.name.rsplit("-", 1)[-1] for path in (tmp_path / "out" / "wandb").glob("offline-run-*")
     )
-    assert begun[student.run.run_id] == 2
-    assert len(begun) == 3
+    assert starts[student.run.run_id] == 2
+    assert len(starts) == 3
     with (tmp_path / "out" / "metrics.csv").open(encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["stage"] == "student"]
     points = [row for row in student.history if "epoch" in row]

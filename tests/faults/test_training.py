@@ -15,7 +15,7 @@ from torch import Tensor
 from kd_app.losses.soft_target import SoftTarget
 from kd_app.training.module import Distillation
 from tests.builders import results, student_sha256
-from tests.commands.call import DIVERGING, TINY, call, done, paragraph
+from tests.commands.call import DIVERGING, TINY, call, paragraph, succeed
 from tests.faults.conftest import Fault
 from tests.faults.whole_run import WORDS, outcome, places
 
@@ -46,13 +46,13 @@ def test_workers_that_are_killed_end_the_run_and_the_same_words_go_on(
         return plain(module, batch, batch_idx)
 
     with patch.object(Distillation, "training_step", without_a_worker):
-        ended = call(*words, *places(tmp_path / "killed"))
-    assert ended.code == 1
-    assert "DataLoader worker" in paragraph(ended.err)
-    assert "Repeat the command to resume" in paragraph(ended.err)
+        result = call(*words, *places(tmp_path / "killed"))
+    assert result.code == 1
+    assert "DataLoader worker" in paragraph(result.err)
+    assert "Repeat the command to resume" in paragraph(result.err)
     assert results(tmp_path / "killed" / "out")["status"] == "failed"
-    assert "resumes at step" in done(*words, *places(tmp_path / "killed"))
-    done(*words, *places(tmp_path / "whole"))
+    assert "resumes at step" in succeed(*words, *places(tmp_path / "killed"))
+    succeed(*words, *places(tmp_path / "whole"))
     assert student_sha256(tmp_path / "killed" / "out") == student_sha256(tmp_path / "whole" / "out")
     happened = (
         "exit code 1 and one paragraph; the same words went on to the student of an undisturbed run"
@@ -77,13 +77,13 @@ def test_a_term_that_is_not_finite_is_named_and_skipping_goes_on_from_the_last_g
         )  # the sixth of eight steps
 
     with patch.object(SoftTarget, "forward", broken):
-        ended = call(*words)
-        assert ended.code == 1
-        said = paragraph(ended.err)
-        assert "The loss term soft_target is not finite at step 6 (images " in said
-        assert "The last finite state is saved." in said
-        assert call(*words).err == ended.err  # it is not forgotten either
-        out = done(*words, "trainer.on_nan=skip")
+        result = call(*words)
+        assert result.code == 1
+        message = paragraph(result.err)
+        assert "The loss term soft_target is not finite at step 6 (images " in message
+        assert "The last finite state is saved." in message
+        assert call(*words).err == result.err  # it is not forgotten either
+        out = succeed(*words, "trainer.on_nan=skip")
     assert "student: resumes at step 5\n" in out
     assert "Note: student: 1 steps with a non-finite gradient were skipped" in out
     state = load_file(tmp_path / "out" / "student" / "model.safetensors")
@@ -105,7 +105,7 @@ def test_a_term_that_is_not_finite_is_named_and_skipping_goes_on_from_the_last_g
 
 @pytest.mark.slow
 def test_files_from_the_future_do_not_disturb(
-    tmp_path: Path, undisturbed: Path, fault: Fault
+    tmp_path: Path, reference_run: Path, fault: Fault
 ) -> None:
     """As a clock leaves them that is set back between two attempts. In mid-run nobody
     asks for the time of day.
@@ -116,8 +116,8 @@ def test_files_from_the_future_do_not_disturb(
     next_year = time.time() + 365 * 24 * 3600
     for path in tmp_path.rglob("*"):
         os.utime(path, (next_year, next_year))
-    assert "teacher: resumes at step 8\n" in done(*words)
-    assert outcome(tmp_path) == outcome(undisturbed)
+    assert "teacher: resumes at step 8\n" in succeed(*words)
+    assert outcome(tmp_path) == outcome(reference_run)
     happened = "the same words went on, to the same student and figures"
     fault("the clock is set back by a year between two attempts", happened=happened, lost="nothing")
 
@@ -125,9 +125,9 @@ def test_files_from_the_future_do_not_disturb(
 def test_a_learning_rate_without_measure_is_told_by_the_terms_name(
     tmp_path: Path, fault: Fault
 ) -> None:
-    ended = call(*TINY, *DIVERGING, *places(tmp_path))
-    assert ended.code == 1
-    assert paragraph(ended.err).startswith("The run failed: The loss term ")
+    result = call(*TINY, *DIVERGING, *places(tmp_path))
+    assert result.code == 1
+    assert paragraph(result.err).startswith("The run failed: The loss term ")
     assert results(tmp_path / "out")["status"] == "failed"
     fault(
         "the loss is not a number in the first steps",

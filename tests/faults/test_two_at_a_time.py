@@ -6,42 +6,44 @@ from pathlib import Path
 import pytest
 
 from tests.builders import results
-from tests.commands.call import done, refused
+from tests.commands.call import expect_refusal, succeed
 from tests.faults.conftest import Fault
 from tests.faults.whole_run import WORDS, outcome, places
-from tests.training.processes import begun, ended, wait_for
+from tests.training.processes import start_distill, wait_for, wait_for_exit
 
 
 @pytest.mark.slow  # with a lock of this process: tests/commands/test_going_on.py
 def test_a_second_command_in_a_runs_folder_is_refused_and_the_first_is_not_disturbed(
-    tmp_path: Path, undisturbed: Path, fault: Fault
+    tmp_path: Path, reference_run: Path, fault: Fault
 ) -> None:
     words = [*WORDS, *places(tmp_path)]
-    first = begun(words, str(tmp_path / "log"))
+    first = start_distill(words, str(tmp_path / "log"))
     wait_for(tmp_path, "out/results.json")
-    assert "Another process works in" in refused(*words)
-    assert "Another process works in" in refused(*words, "overwrite=true")
-    assert ended(first) == 0
-    assert outcome(tmp_path) == outcome(undisturbed)
+    assert "Another process works in" in expect_refusal(*words)
+    assert "Another process works in" in expect_refusal(*words, "overwrite=true")
+    assert wait_for_exit(first) == 0
+    assert outcome(tmp_path) == outcome(reference_run)
     happened = "the second is refused in one paragraph, exit code 2; the first ended as if alone"
     fault("two commands in one run's folder", times=2, happened=happened, lost="nothing")
 
 
 @pytest.mark.slow
 def test_two_runs_of_the_same_stages_at_a_time_make_each_once(
-    tmp_path: Path, undisturbed: Path, fault: Fault
+    tmp_path: Path, reference_run: Path, fault: Fault
 ) -> None:
     words = [
         [*WORDS, f"out={tmp_path / name / 'out'}", f"stages={tmp_path / 'stages'}"]
         for name in ("a", "b")
     ]
-    both = [begun(each, str(tmp_path / f"log{number}")) for number, each in enumerate(words)]
-    assert [ended(each) for each in both] == [0, 0]
-    assert outcome(tmp_path / "a") == outcome(tmp_path / "b") == outcome(undisturbed)
+    both = [
+        start_distill(each, str(tmp_path / f"log{number}")) for number, each in enumerate(words)
+    ]
+    assert [wait_for_exit(each) for each in both] == [0, 0]
+    assert outcome(tmp_path / "a") == outcome(tmp_path / "b") == outcome(reference_run)
     used = [stage for name in ("a", "b") for stage in results(tmp_path / name / "out")["stages"]]
-    made = [stage["path"] for stage in used if stage["status"] == "computed"]
-    assert len(made) == len(set(made))
-    assert set(made) == {stage["path"] for stage in used}
+    paths = [stage["path"] for stage in used if stage["status"] == "computed"]
+    assert len(paths) == len(set(paths))
+    assert set(paths) == {stage["path"] for stage in used}
     fault(
         "two runs want the same stages at a time",
         happened="each was made by one of them and found by the other; both ended alike",
@@ -51,16 +53,16 @@ def test_two_runs_of_the_same_stages_at_a_time_make_each_once(
 
 @pytest.mark.slow  # a lock file that nobody holds: tests/run/test_run_folder.py
 def test_a_lock_whose_holder_died_is_no_lock(
-    tmp_path: Path, undisturbed: Path, fault: Fault
+    tmp_path: Path, reference_run: Path, fault: Fault
 ) -> None:
     words = [*WORDS, *places(tmp_path)]
-    first = begun(words, str(tmp_path / "log"))
+    first = start_distill(words, str(tmp_path / "log"))
     wait_for(tmp_path, "stages/teacher-*.partial/last.ckpt")
     first.kill()
-    assert ended(first) == -signal.SIGKILL
+    assert wait_for_exit(first) == -signal.SIGKILL
     assert (tmp_path / "out" / ".lock").exists()
-    done(*words)
-    assert outcome(tmp_path) == outcome(undisturbed)
+    succeed(*words)
+    assert outcome(tmp_path) == outcome(reference_run)
     fault(
         "a lock file is left by a process that died",
         happened="the same words went on, to the same student and figures",

@@ -27,6 +27,11 @@ def outcome(folder: Path) -> tuple[str, Any, Any, Any]:
     """What a run in `folder` came to: the student that ships, bit by bit, and every
     figure but the speed.
     """
-    found = results(folder / "out")
-    assert found["status"] == "finished"
-    return student_sha256(folder / "out"), found["validation"], found["test"], found["verdict"]
+    content = results(folder / "out")
+    assert content["status"] == "finished"
+    return (
+        student_sha256(folder / "out"),
+        content["validation"],
+        content["test"],
+        content["verdict"],
+    )

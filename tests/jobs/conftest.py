@@ -19,7 +19,7 @@ from kd_app.config import InputSpec
 from kd_app.deployment.cold_start import measure_cold_start
 from kd_app.deployment.formats import onnx
 from kd_app.deployment.formats.base import UInt8Model
-from tests.commands.call import done
+from tests.commands.call import succeed
 from tests.commands.conftest import _cwd
 
 __all__ = ["_cwd"]
@@ -33,13 +33,13 @@ QUICK = (
 )
 
 
-def exported(*overrides: str) -> str:
+def export_files(*overrides: str) -> str:
     """The output of kd-export, with short timings."""
-    return done(*overrides, *QUICK, command="kd-export")
+    return succeed(*overrides, *QUICK, command="kd-export")
 
 
 @contextmanager
-def lowered_once() -> Iterator[None]:
+def lower_once() -> Iterator[None]:
     """Lower a model to ONNX once for its float file and its int8 file, which takes more
     than a second each.
     """
@@ -63,7 +63,7 @@ def lowered_once() -> Iterator[None]:
 
 
 @contextmanager
-def started_once() -> Iterator[None]:
+def start_once() -> Iterator[None]:
     """Start one file in a process of its own, and take its times for all others."""
     measure_once = cache(lambda: measure_cold_start(*files[0]))
     files: list[Any] = []
@@ -77,7 +77,7 @@ def started_once() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def both(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def both(sample_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Student and teacher of a copy of the finished run as ONNX files, and the output.
     The copy and its stages are beside the files; all test processes share them.
     """
@@ -86,8 +86,8 @@ def both(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, st
     run, stages, out, output = (folder / name for name in ("run", "stages", "export", "output"))
     with FileLock(f"{folder}.lock"):
         if not output.exists():
-            shutil.copytree(made, folder)
-            with lowered_once(), started_once():
-                text = exported(f"run={run}", f"stages={stages}", f"out={out}", "role=both")
+            shutil.copytree(sample_run, folder)
+            with lower_once(), start_once():
+                text = export_files(f"run={run}", f"stages={stages}", f"out={out}", "role=both")
             output.write_text(text, encoding="utf-8")
     return out, output.read_text(encoding="utf-8")

@@ -23,31 +23,31 @@ from kd_app.deployment.export import export
 from kd_app.deployment.formats.onnx import Onnx
 from kd_app.digest import seal
 from tests.builders import DIGITS, results
-from tests.commands.call import TINY, done, refused
+from tests.commands.call import TINY, expect_refusal, succeed
 from tests.deployment.test_artifact import ALONE
 
 ROUTING = ("routing.images=8", "routing.steps=10")
 
 
 @pytest.fixture(scope="module")
-def judged(
-    made: Path, both: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory
+def cascade_run(
+    sample_run: Path, both: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, str]:
     """Student and teacher of the finished run as a cascade, and the output."""
     out = tmp_path_factory.mktemp("judged") / "cascade"
     overrides = (
-        f"cascade=[{both[0] / 'model.onnx'},{made / 'run' / 'teacher'}]",
-        f"run={made / 'run'}",
-        f"stages={made / 'stages'}",
+        f"cascade=[{both[0] / 'model.onnx'},{sample_run / 'run' / 'teacher'}]",
+        f"run={sample_run / 'run'}",
+        f"stages={sample_run / 'stages'}",
         f"out={out}",
     )
-    return out, done(*overrides, *ROUTING, command="kd-evaluate")
+    return out, succeed(*overrides, *ROUTING, command="kd-evaluate")
 
 
 def test_every_curve_goes_from_the_last_stage_alone_to_the_first_alone(
-    judged: tuple[Path, str],
+    cascade_run: tuple[Path, str],
 ) -> None:
-    cascade = results(judged[0])["cascade"]
+    cascade = results(cascade_run[0])["cascade"]
     first, last = cascade["stages"]
     assert {each["measure"] for each in cascade["curves"]} == {
         "maximum",
@@ -68,16 +68,16 @@ def test_every_curve_goes_from_the_last_stage_alone_to_the_first_alone(
         assert 0 < stage["latency"]["p50"] <= stage["latency"]["p99"]
 
 
-def test_the_output_and_the_page_agree_with_the_results(judged: tuple[Path, str]) -> None:
-    answer = results(judged[0])["cascade"]["answer"]
-    assert ("Do not route" in judged[1]) == (answer != "cascade")
-    assert (judged[0] / "cascade.json").exists() == (answer == "cascade")
-    page = (judged[0] / "report.html").read_text(encoding="utf-8")
+def test_the_output_and_the_page_agree_with_the_results(cascade_run: tuple[Path, str]) -> None:
+    answer = results(cascade_run[0])["cascade"]["answer"]
+    assert ("Do not route" in cascade_run[1]) == (answer != "cascade")
+    assert (cascade_run[0] / "cascade.json").exists() == (answer == "cascade")
+    page = (cascade_run[0] / "report.html").read_text(encoding="utf-8")
     assert "Does it pay to route hard images to a more expensive model?" in page
     assert "Accuracy by forwarded share" in page
 
 
-def fitted(body: nn.Module, images: Tensor, target: Tensor) -> nn.Module:
+def fit_head(body: nn.Module, images: Tensor, target: Tensor) -> nn.Module:
     """A classifier on the outputs of `body`, fitted by least squares."""
     with torch.no_grad():
         rows = body(images)
@@ -106,8 +106,8 @@ def weak_and_good(tmp_path: Path) -> tuple[Path, Path]:
             for width, channels in pairwise((1, 64, 256, 256, 64))
             for layer in (nn.Conv2d(width, channels, 3, padding=1), nn.ReLU())
         ]
-        good = fitted(nn.Sequential(*wide, nn.MaxPool2d(2), nn.Flatten()), images, target)
-    nets = {"weak": fitted(nn.Flatten(), images[:40], target[:40]), "good": good}
+        good = fit_head(nn.Sequential(*wide, nn.MaxPool2d(2), nn.Flatten()), images, target)
+    nets = {"weak": fit_head(nn.Flatten(), images[:40], target[:40]), "good": good}
     input_spec = InputSpec(1, 8, 8, (0.0,), (1.0,))
     some = (images[:8] * 255).round().to(torch.uint8).numpy()
     settings: dict[str, Any] = {
@@ -129,17 +129,17 @@ def weak_and_good(tmp_path: Path) -> tuple[Path, Path]:
 
 @pytest.mark.slow
 def test_a_cascade_that_pays_is_a_file_that_runs_without_torch_and_predicts_like_its_stages(
-    made: Path, weak_and_good: tuple[Path, Path], tmp_path: Path
+    sample_run: Path, weak_and_good: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    stages, out = f"stages={made / 'stages'}", tmp_path / "cascade"
-    done(*TINY, "verdict.margin=0.15", stages, f"out={tmp_path / 'run'}")
+    stages, out = f"stages={sample_run / 'stages'}", tmp_path / "cascade"
+    succeed(*TINY, "verdict.margin=0.15", stages, f"out={tmp_path / 'run'}")
     overrides = (
         f"cascade=[{','.join(map(str, weak_and_good))}]",
         f"run={tmp_path / 'run'}",
         stages,
         f"out={out}",
     )
-    done(*overrides, *ROUTING, command="kd-evaluate")
+    succeed(*overrides, *ROUTING, command="kd-evaluate")
     cascade = results(out)["cascade"]
     assert cascade["answer"] == "cascade"
     weak, good = (stage["test"]["value"] for stage in cascade["stages"])
@@ -149,7 +149,7 @@ def test_a_cascade_that_pays_is_a_file_that_runs_without_torch_and_predicts_like
     images = (load_digits().images[-40:] * 255 / 16).round().astype(np.uint8)
     for number, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / "photos" / f"{number:02d}.png")
-    done(
+    succeed(
         f"model={out / 'cascade.json'}",
         f"images={tmp_path / 'photos'}",
         f"out={tmp_path / 'labels.csv'}",
@@ -175,10 +175,10 @@ def test_a_cascade_that_pays_is_a_file_that_runs_without_torch_and_predicts_like
         "np.savez(sys.argv[3], label=label, probability=probability, stage=stage)\n"
     )
     alone = [str(out / "cascade.json"), str(tmp_path / "photos"), str(tmp_path / "alone.npz")]
-    ended = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", program, *alone], capture_output=True, text=True, check=False
     )
-    assert ended.returncode == 0, ended.stderr
+    assert result.returncode == 0, result.stderr
     for name, values in np.load(tmp_path / "alone.npz").items():
         np.testing.assert_allclose(values, labels[name], rtol=1e-5)
     record = json.loads((out / "cascade.json").read_text())
@@ -199,12 +199,12 @@ def test_a_cascade_that_pays_is_a_file_that_runs_without_torch_and_predicts_like
     ],
 )
 def test_a_wrong_request_is_refused_with_the_reason(
-    made: Path, both: tuple[Path, str], overrides: tuple[str, ...], reason: str
+    sample_run: Path, both: tuple[Path, str], overrides: tuple[str, ...], reason: str
 ) -> None:
     formatted = [
-        override.format(model=both[0] / "model.onnx", teacher=made / "run" / "teacher")
+        override.format(model=both[0] / "model.onnx", teacher=sample_run / "run" / "teacher")
         for override in overrides
     ]
-    assert reason in refused(
-        *formatted, f"stages={made / 'stages'}", "out=cascade", command="kd-evaluate"
+    assert reason in expect_refusal(
+        *formatted, f"stages={sample_run / 'stages'}", "out=cascade", command="kd-evaluate"
     )

@@ -18,7 +18,7 @@ from kd_app.run import train, workspace
 from kd_app.run.run_model import RunModel
 from kd_app.training import fit
 from tests.builders import results
-from tests.commands.call import call, done, paragraph, refused
+from tests.commands.call import call, expect_refusal, paragraph, succeed
 from tests.jobs.conftest import QUICK
 from tests.tracking.wandb_files import offline_runs
 
@@ -30,23 +30,23 @@ HALF = (
 )
 
 
-def compressed(*overrides: str) -> str:
-    return done(*overrides, command="kd-compress")
+def compress(*overrides: str) -> str:
+    return succeed(*overrides, command="kd-compress")
 
 
 @pytest.fixture(scope="module")
-def small(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def small(sample_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The finished run, compressed, and the output."""
     out = tmp_path_factory.mktemp("small") / "run"
     tracked = ("logger=[csv,wandb]", "logger.wandb.mode=offline")
-    overrides = (*HALF, *tracked, f"out={out}", f"stages={made / 'stages'}")
-    return out, compressed(f"run={made / 'run'}", *overrides)
+    overrides = (*HALF, *tracked, f"out={out}", f"stages={sample_run / 'stages'}")
+    return out, compress(f"run={sample_run / 'run'}", *overrides)
 
 
 def test_the_result_is_a_run_with_a_smaller_student_and_the_same_teacher(
-    made: Path, small: tuple[Path, str]
+    sample_run: Path, small: tuple[Path, str]
 ) -> None:
-    before, after = results(made / "run"), results(small[0])
+    before, after = results(sample_run / "run"), results(small[0])
     assert after["status"] == "finished"
     assert after["models"]["teacher"]["sha256"] == before["models"]["teacher"]["sha256"]
     assert after["models"]["teacher"]["license"] == before["models"]["teacher"]["license"]
@@ -75,7 +75,7 @@ def test_the_code_in_the_model_card_labels_an_image(
 
 
 def test_the_waterfall_compares_each_step_with_the_one_before(
-    made: Path, small: tuple[Path, str]
+    sample_run: Path, small: tuple[Path, str]
 ) -> None:
     steps = results(small[0])["steps"]
     assert [step["name"] for step in steps] == [
@@ -87,7 +87,7 @@ def test_the_waterfall_compares_each_step_with_the_one_before(
     assert steps[0]["lost"] is None
     assert (
         steps[0]["params"]
-        == results(made / "run")["models"]["student"]["params"]
+        == results(sample_run / "run")["models"]["student"]["params"]
         > steps[1]["params"]
         == steps[2]["params"]
     )
@@ -113,7 +113,7 @@ def test_the_waterfall_compares_each_step_with_the_one_before(
 
 
 def test_the_alternative_has_the_cost_of_the_student_and_the_recipe_of_the_run(
-    made: Path, small: tuple[Path, str]
+    sample_run: Path, small: tuple[Path, str]
 ) -> None:
     compressed_run = results(small[0])
     *_, last, instead = compressed_run["steps"]
@@ -128,7 +128,7 @@ def test_the_alternative_has_the_cost_of_the_student_and_the_recipe_of_the_run(
     ]
     (trained,) = [
         Path(stage["path"])
-        for stage in results(made / "run")["stages"]
+        for stage in results(sample_run / "run")["stages"]
         if stage["name"] == "student"
     ]
     alternative, student = (
@@ -153,49 +153,49 @@ def test_trackers_log_every_training_and_the_metrics_of_the_shipped_student(
 
 
 @pytest.mark.slow  # what decides about reuse: the record, tested below
-def test_a_second_command_reuses_every_stage(made: Path, small: tuple[Path, str]) -> None:
-    compressed(f"run={made / 'run'}", *HALF, "out=again", f"stages={made / 'stages'}")
+def test_a_second_command_reuses_every_stage(sample_run: Path, small: tuple[Path, str]) -> None:
+    compress(f"run={sample_run / 'run'}", *HALF, "out=again", f"stages={sample_run / 'stages'}")
     again = results(Path("again"))
     assert {stage["status"] for stage in again["stages"]} == {"reused"}
     assert again["models"]["student"]["sha256"] == results(small[0])["models"]["student"]["sha256"]
 
 
 @pytest.mark.slow
-def test_an_interrupted_command_resumes_at_the_same_step(made: Path) -> None:
+def test_an_interrupted_command_resumes_at_the_same_step(sample_run: Path) -> None:
     overrides = (
-        f"run={made / 'run'}",
+        f"run={sample_run / 'run'}",
         "steps=[prune,finetune]",
         "prune.params=0.7",
         "finetune.max_epochs=1",
         "out=stopped",
-        f"stages={made / 'stages'}",
+        f"stages={sample_run / 'stages'}",
     )
     with patch.object(train, "fit", side_effect=KeyboardInterrupt):
         assert call(*overrides, command="kd-compress").code == 130
-    compressed(*overrides)
+    compress(*overrides)
     origins = {stage["name"]: stage["status"] for stage in results(Path("stopped"))["stages"]}
     assert (origins["prune"], origins["finetune"]) == ("reused", "computed")
 
 
 @pytest.mark.slow
 def test_a_compressed_run_can_be_evaluated_and_compressed_again(
-    made: Path, small: tuple[Path, str]
+    sample_run: Path, small: tuple[Path, str]
 ) -> None:
-    done(
+    succeed(
         f"run={small[0]}",
         "out=measured",
-        f"stages={made / 'stages'}",
+        f"stages={sample_run / 'stages'}",
         "limit=2",
         command="kd-evaluate",
     )
     assert results(Path("measured"))["test"] == results(small[0])["test"]
-    compressed(
+    compress(
         f"run={small[0]}",
         "steps=[prune]",
         "prune.macs=0.7",
         "prune.round_to=4",
         "out=smaller",
-        f"stages={made / 'stages'}",
+        f"stages={sample_run / 'stages'}",
     )
     assert (
         results(Path("smaller"))["models"]["student"]["macs"]
@@ -205,17 +205,17 @@ def test_a_compressed_run_can_be_evaluated_and_compressed_again(
 
 @pytest.mark.slow
 def test_a_pruned_student_is_exported_with_its_own_widths(
-    made: Path, small: tuple[Path, str]
+    sample_run: Path, small: tuple[Path, str]
 ) -> None:
     overrides = (
         f"run={small[0]}",
-        f"stages={made / 'stages'}",
+        f"stages={sample_run / 'stages'}",
         "out=export",
         "formats=[onnx]",
         *QUICK,
     )
     with patch("kd_app.run.exported_benchmark.measure_cold_start", lambda *_: {}):
-        done(*overrides, command="kd-export")
+        succeed(*overrides, command="kd-export")
     file = json.loads(Path("export/manifest.json").read_text(encoding="utf-8"))["files"][
         "model.onnx"
     ]
@@ -226,17 +226,17 @@ def test_a_pruned_student_is_exported_with_its_own_widths(
 
 @pytest.mark.slow
 def test_a_pruned_student_is_exported_in_int8_for_both_runtimes(
-    made: Path, small: tuple[Path, str]
+    sample_run: Path, small: tuple[Path, str]
 ) -> None:
     overrides = (
         f"run={small[0]}",
-        f"stages={made / 'stages'}",
+        f"stages={sample_run / 'stages'}",
         "out=export",
         "formats=[onnx_int8,executorch_int8]",
         *QUICK,
     )
     with patch("kd_app.run.exported_benchmark.measure_cold_start", lambda *_: {}):
-        done(*overrides, command="kd-export")
+        succeed(*overrides, command="kd-export")
     files = json.loads(Path("export/manifest.json").read_text(encoding="utf-8"))["files"]
     assert list(files) == ["model_int8.onnx", "model_int8.pte"]
     for name, file in files.items():
@@ -247,7 +247,7 @@ def test_a_pruned_student_is_exported_in_int8_for_both_runtimes(
 
 
 def test_a_step_that_loses_too_much_stops_the_command_and_the_student_before_is_kept(
-    made: Path,
+    sample_run: Path,
 ) -> None:
     load = workspace.Workspace.load_predictions
 
@@ -260,22 +260,22 @@ def test_a_step_that_loses_too_much_stops_the_command_and_the_student_before_is_
         return predictions
 
     overrides = (
-        f"run={made / 'run'}",
+        f"run={sample_run / 'run'}",
         "steps=[prune]",
         "prune.macs=0.5",
         "max_loss=0.0",
         "out=lost",
-        f"stages={made / 'stages'}",
+        f"stages={sample_run / 'stages'}",
     )
     with patch.object(workspace.Workspace, "load_predictions", load_spoiled):
-        ended = call(*overrides, command="kd-compress")
-    assert ended.code == 1
-    assert "The step prune lost" in paragraph(ended.err)
+        result = call(*overrides, command="kd-compress")
+    assert result.code == 1
+    assert "The step prune lost" in paragraph(result.err)
     failed = results(Path("lost"))
     assert failed["status"] == "failed"
     assert (
         failed["models"]["student"]["sha256"]
-        == results(made / "run")["models"]["student"]["sha256"]
+        == results(sample_run / "run")["models"]["student"]["sha256"]
     )
     assert Path("lost/student/model.safetensors").is_file()
 
@@ -283,7 +283,7 @@ def test_a_step_that_loses_too_much_stops_the_command_and_the_student_before_is_
 @pytest.mark.slow
 @pytest.mark.parametrize("importance", ["taylor", "distillation"])
 def test_importance_by_the_gradients_of_the_labels_or_of_the_run(
-    importance: str, made: Path
+    importance: str, sample_run: Path
 ) -> None:
     overrides = (
         "steps=[prune]",
@@ -292,9 +292,9 @@ def test_importance_by_the_gradients_of_the_labels_or_of_the_run(
         "prune.images=16",
         "prune.iterations=2",
     )
-    folders = f"run={made / 'run'}", f"out={importance}", f"stages={made / 'stages'}"
+    folders = f"run={sample_run / 'run'}", f"out={importance}", f"stages={sample_run / 'stages'}"
     with patch("kd_app.compression.prune.build", Mock(wraps=fit.build)) as build:
-        compressed(*folders, *overrides)
+        compress(*folders, *overrides)
     # in channels_last, oneDNN writes past the gradients of narrow layers
     assert not any(call.args[3].channels_last for call in build.call_args_list)
     assert results(Path(importance))["steps"][1]["details"]["importance"] == importance
@@ -311,42 +311,46 @@ def test_importance_by_the_gradients_of_the_labels_or_of_the_run(
     ],
 )
 def test_a_wrong_request_is_one_paragraph_and_leaves_nothing(
-    overrides: tuple[str, ...], message: str, made: Path
+    overrides: tuple[str, ...], message: str, sample_run: Path
 ) -> None:
-    assert message in refused(
-        f"run={made / 'run'}",
+    assert message in expect_refusal(
+        f"run={sample_run / 'run'}",
         *overrides,
         "out=wrong",
-        f"stages={made / 'stages'}",
+        f"stages={sample_run / 'stages'}",
         command="kd-compress",
     )
 
 
-def test_an_unknown_model_is_refused_with_the_closest_name(made: Path) -> None:
-    error = refused(
-        f"run={made / 'run'}",
+def test_an_unknown_model_is_refused_with_the_closest_name(sample_run: Path) -> None:
+    error = expect_refusal(
+        f"run={sample_run / 'run'}",
         "role=labels",
         *HALF,
         "out=wrong",
-        f"stages={made / 'stages'}",
+        f"stages={sample_run / 'stages'}",
         command="kd-compress",
     )
     assert "There is no model to compress in" in error
     assert "Did you mean 'labels_only'?" in error
-    assert "There is no model" in refused(
-        f"run={made / 'run'}", "role=teacher", *HALF, "out=wrong", command="kd-compress"
+    assert "There is no model" in expect_refusal(
+        f"run={sample_run / 'run'}", "role=teacher", *HALF, "out=wrong", command="kd-compress"
     )
 
 
 @pytest.mark.slow
 def test_one_command_or_two_give_the_same_pruned_and_quantized_student(
-    made: Path, small: tuple[Path, str]
+    sample_run: Path, small: tuple[Path, str]
 ) -> None:
-    overrides = (f"stages={made / 'stages'}", "quantize.images=16", "alternative=null")
-    compressed(
-        f"run={made / 'run'}", "steps=[prune,finetune,quantize]", *HALF[1:], *overrides, "out=one"
+    overrides = (f"stages={sample_run / 'stages'}", "quantize.images=16", "alternative=null")
+    compress(
+        f"run={sample_run / 'run'}",
+        "steps=[prune,finetune,quantize]",
+        *HALF[1:],
+        *overrides,
+        "out=one",
     )
-    compressed(f"run={small[0]}", "steps=[quantize]", *overrides, "out=two")
+    compress(f"run={small[0]}", "steps=[quantize]", *overrides, "out=two")
     one, two = results(Path("one")), results(Path("two"))
     assert [step["name"] for step in one["steps"]] == ["start", "prune", "finetune", "quantize"]
     assert {stage["name"]: stage["status"] for stage in two["stages"]}["quantize"] == "reused"
@@ -361,15 +365,15 @@ def test_one_command_or_two_give_the_same_pruned_and_quantized_student(
 
 @pytest.mark.slow
 def test_the_comparison_of_quantizations_is_one_sweep_with_one_page(
-    made: Path,
+    sample_run: Path,
 ) -> None:
-    output = compressed(
+    output = compress(
         "-m",
         "comparison=quantization",
-        f"run={made / 'run'}",
+        f"run={sample_run / 'run'}",
         "quantize.images=16",
         "out=int8",
-        f"stages={made / 'stages'}",
+        f"stages={sample_run / 'stages'}",
     )
     trials = {number: results(Path(f"int8/{number}")) for number in range(4)}
     pairs = [
@@ -380,7 +384,7 @@ def test_the_comparison_of_quantizations_is_one_sweep_with_one_page(
     assert all(trial["test"]["student"]["top1"] is not None for trial in trials.values())
     assert (
         trials[2]["steps"][0]["top1"]["value"]
-        == results(made / "run")["validation"]["labels_only"]["top1"]
+        == results(sample_run / "run")["validation"]["labels_only"]["top1"]
     )
     flat = " ".join(output.split())
     assert flat.count("About two models, not two methods") == 3

@@ -74,9 +74,9 @@ def test_damaged_results_are_reported(tmp_path: Path, capsys: pytest.CaptureFixt
     text = (tmp_path / "results.json").read_text(encoding="utf-8")
     (tmp_path / "results.json").write_text(text.replace('"seed": ', '"seed": 1'), encoding="utf-8")
     assert _read_results(tmp_path, Console()) is None
-    said = " ".join(capsys.readouterr().out.split())
-    assert "has changed since kd_app wrote it" in said
-    assert "This command writes it anew." in said
+    output = " ".join(capsys.readouterr().out.split())
+    assert "has changed since kd_app wrote it" in output
+    assert "This command writes it anew." in output
 
 
 def test_truncated_results_are_not_reused(tmp_path: Path, spec: RunSpec) -> None:

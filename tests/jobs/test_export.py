@@ -17,8 +17,8 @@ from kd_app.digest import hash_file
 from kd_app.metrics.record import Predictions
 from kd_app.reporting.exports import read_exports
 from tests.builders import results
-from tests.commands.call import TINY, call, done, paragraph, refused
-from tests.jobs.conftest import QUICK, exported
+from tests.commands.call import TINY, call, expect_refusal, paragraph, succeed
+from tests.jobs.conftest import QUICK, export_files
 
 
 def manifest(folder: Path) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def test_a_second_command_reuses_files_and_predictions_and_reads_no_test_with_ne
 ) -> None:
     before = {path.name for path in (source / "stages").iterdir()}
     with patch("kd_app.run.exported_benchmark.measure_cold_start", lambda *_: {}):
-        exported(
+        export_files(
             f"run={source / 'run'}",
             f"stages={source / 'stages'}",
             f"out={tmp_path / 'again'}",
@@ -127,15 +127,15 @@ def test_a_second_command_reuses_files_and_predictions_and_reads_no_test_with_ne
 
 
 @pytest.mark.slow
-def test_a_torch_program_is_never_reused(made: Path, tmp_path: Path) -> None:
+def test_a_torch_program_is_never_reused(sample_run: Path, tmp_path: Path) -> None:
     overrides = (
-        f"run={made / 'run'}",
+        f"run={sample_run / 'run'}",
         f"stages={tmp_path / 'stages'}",
         "formats=[program]",
         "test=never",
     )
     for name in ("first", "second"):
-        exported(*overrides, f"out={tmp_path / name}")
+        export_files(*overrides, f"out={tmp_path / name}")
         record = manifest(tmp_path / name)["files"]["model.pt2"]
         assert record["validation"]["beside_torch"]["agreement"] == 1
         assert record["images_per_second"] > 0
@@ -148,10 +148,12 @@ def test_another_run_with_the_same_teacher_reuses_the_teachers_files(
     source: Path, both: tuple[Path, str], tmp_path: Path
 ) -> None:
     stages = f"stages={source / 'stages'}"
-    done(*TINY, "seed=1", f"out={tmp_path / 'other'}", stages)
+    succeed(*TINY, "seed=1", f"out={tmp_path / 'other'}", stages)
     before = {path.name for path in (source / "stages").iterdir()}
     with patch("kd_app.run.exported_benchmark.measure_cold_start", lambda *_: {}):
-        exported(f"run={tmp_path / 'other'}", stages, f"out={tmp_path / 'export'}", "role=teacher")
+        export_files(
+            f"run={tmp_path / 'other'}", stages, f"out={tmp_path / 'export'}", "role=teacher"
+        )
     assert {path.name for path in (source / "stages").iterdir()} == before
     assert (
         results(tmp_path / "other")["models"]["student"]["sha256"]
@@ -177,11 +179,11 @@ def test_another_run_with_the_same_teacher_reuses_the_teachers_files(
     ],
 )
 def test_a_wrong_request_is_refused_with_the_reason(
-    made: Path, overrides: tuple[str, ...], reason: str
+    sample_run: Path, overrides: tuple[str, ...], reason: str
 ) -> None:
-    assert reason in refused(
-        f"run={made / 'run'}",
-        f"stages={made / 'stages'}",
+    assert reason in expect_refusal(
+        f"run={sample_run / 'run'}",
+        f"stages={sample_run / 'stages'}",
         "out=export",
         *overrides,
         command="kd-export",
@@ -204,9 +206,9 @@ def test_a_file_that_differs_from_its_model_fails_and_leaves_no_manifest(
         shutil.copy(both[0] / "model.onnx", path)
 
     with patch("kd_app.deployment.formats.onnx.write_onnx", lower_as_before):
-        ended = call(*overrides, command="kd-export")
-    assert ended.code == 1
-    assert "does not reproduce the model" in paragraph(ended.err)
+        result = call(*overrides, command="kd-export")
+    assert result.code == 1
+    assert "does not reproduce the model" in paragraph(result.err)
     assert not (Path("export") / "manifest.json").exists()
 
 
@@ -217,10 +219,10 @@ def test_a_file_that_differs_from_its_model_fails_and_leaves_no_manifest(
     ids=["interrupted", "disk full"],
 )
 def test_a_command_that_stopped_at_its_second_file_reuses_the_first(
-    made: Path, tmp_path: Path, stop: Any
+    sample_run: Path, tmp_path: Path, stop: Any
 ) -> None:
     overrides = (
-        f"run={made / 'run'}",
+        f"run={sample_run / 'run'}",
         f"stages={tmp_path / 'stages'}",
         f"out={tmp_path / 'export'}",
         "test=never",
@@ -240,6 +242,6 @@ def test_a_command_that_stopped_at_its_second_file_reuses_the_first(
         patch("kd_app.run.exported_benchmark.measure_cold_start", lambda *_: {}),
         patch.object(Onnx, "write", side_effect=AssertionError("not reused")),
     ):
-        exported(*overrides)
+        export_files(*overrides)
     assert list(manifest(tmp_path / "export")["files"]) == ["model.onnx", "model_int8.onnx"]
     assert open_artifact(tmp_path / "export" / "model_int8.onnx").classes

@@ -9,7 +9,7 @@ from PIL import Image
 
 from kd_app.deployment.artifact import open_artifact
 from kd_app.jobs.predict import _add_batch, _LabeledImages
-from tests.commands.call import call, done, refused
+from tests.commands.call import call, expect_refusal, succeed
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def test_every_image_has_its_most_probable_classes_sorted_by_file_name(
     both: tuple[Path, str], photos: Path
 ) -> None:
     model = both[0] / "model.onnx"
-    output = done(
+    output = succeed(
         f"model={model}",
         f"images={photos}",
         "out=labels.csv",
@@ -66,7 +66,7 @@ def test_a_run_its_student_and_its_float_file_predict_the_same_in_csv_and_parque
     tables, run = [], both[0].parent / "run"
     for number, model in enumerate((run, run / "student", both[0] / "model.onnx")):
         out = f"labels{number}.{'csv' if number else 'parquet'}"
-        done(f"model={model}", f"images={photos}", f"out={out}", command="kd-predict")
+        succeed(f"model={model}", f"images={photos}", f"out={out}", command="kd-predict")
         tables.append(pd.read_csv(out) if number else pd.read_parquet(out))
     for table in tables[1:]:
         assert list(table["label"].astype(str)) == list(tables[0]["label"].astype(str))
@@ -82,9 +82,9 @@ def test_unreadable_images_are_all_named_and_either_refused_or_left_out(
         (Path("spoiled") / name).write_bytes(b"no image")
     (Path("spoiled") / "c.png").write_bytes((photos / "2.png").read_bytes())
     (Path("spoiled") / "d.HEIC").write_bytes(b"x")
-    message = refused(*overrides, command="kd-predict")
+    message = expect_refusal(*overrides, command="kd-predict")
     assert "2 of 3 images can't be read: a.png, b.png" in message
-    text = done(*overrides, "on_error=skip", command="kd-predict")
+    text = succeed(*overrides, "on_error=skip", command="kd-predict")
     assert "left out: a.png, b.png" in text
     assert "1 file (1 .heic) is left out" in text
     left_out = pd.read_csv("labels.left_out.csv")
@@ -118,7 +118,7 @@ def test_a_wrong_request_is_refused_with_the_reason(
     Path("gaps.csv").write_text("path,label\n2.png,a\n,b\n")
     if "out=there.csv" in overrides:
         settings["overwrite"] = "overwrite=true"
-    assert reason in refused(*settings.values(), command="kd-predict")
+    assert reason in expect_refusal(*settings.values(), command="kd-predict")
 
 
 def test_an_existing_table_is_only_overwritten_on_request(
@@ -126,7 +126,7 @@ def test_an_existing_table_is_only_overwritten_on_request(
 ) -> None:
     overrides = (f"model={both[0] / 'model.onnx'}", f"images={photos}", "out=labels.csv")
     Path("labels.csv").write_text("mine")
-    assert "exists and was not changed" in refused(*overrides, command="kd-predict")
+    assert "exists and was not changed" in expect_refusal(*overrides, command="kd-predict")
     assert Path("labels.csv").read_text() == "mine"
     assert call(*overrides, "overwrite=true", command="kd-predict").code == 0
     assert Path("labels.csv").read_text().startswith("file,label,probability")

@@ -166,7 +166,7 @@ def _contrast(x: Arrays) -> GoldenResult:
     return GoldenResult(value, names)
 
 
-def _reused(x: Arrays) -> GoldenResult:
+def _reuse(x: Arrays) -> GoldenResult:
     head = nn.Linear(24, 10).double().requires_grad_(False)
     head.load_state_dict(own_state(x, "cls_t."))
     teacher = Outputs(
@@ -198,7 +198,7 @@ ADAPTED: dict[str, Case] = {
     "ofa_full_vit_student": _branches_of_tokens,
     "ofa_patch_merging": _merging,
     "crd_repdistiller": _contrast,
-    "simkd_same": _reused,
+    "simkd_same": _reuse,
 }
 ADAPTED_DEVIATIONS: dict[str, Case] = {"deit_soft": _divide_by_classes}
 ADAPTED_REGULAR: dict[str, Case] = {"deit_soft": _token("soft_token", label=0.9)}

@@ -17,7 +17,7 @@ from kd_app.models.outputs import Attention, Outputs
 from tests.losses.golden_adapted import ADAPTED, ADAPTED_DEVIATIONS, ADAPTED_REGULAR
 from tests.losses.golden_features import FEATURES
 from tests.losses.golden_result import NO_LABELS, Arrays, Case, GoldenResult, ValueOf, own_state
-from tests.losses.samples import batch, cut, logits, make, maps
+from tests.losses.samples import batch, logits, make, maps, split_axis
 
 
 def _label(x: Arrays) -> Tensor:
@@ -35,7 +35,7 @@ def _both(label: float, soft: float) -> ValueOf:
     return lambda x: label * _label(x) + soft * _soft(4.0)(x)
 
 
-def _decoupled(target: str, **settings: float) -> ValueOf:
+def _build_decoupled(target: str, **settings: float) -> ValueOf:
     return lambda x: make("decoupled", **settings)(
         logits(x["logits_s"]), logits(x["logits_t"]), batch(x[target])
     )
@@ -187,7 +187,7 @@ def _rows_of_sum_1(x: Arrays) -> Tensor:
     return F.mse_loss(ours, theirs)
 
 
-def _pooled(term: str, student: str, teacher: str, **settings: object) -> ValueOf:
+def _build_pooled(term: str, student: str, teacher: str, **settings: object) -> ValueOf:
     loss = make(term, **settings)
 
     def compare(x: Arrays) -> Tensor:
@@ -200,7 +200,7 @@ def _pooled(term: str, student: str, teacher: str, **settings: object) -> ValueO
 
 def _not_squared(x: Arrays) -> Tensor:
     """torchdistill uses the norm of the difference over B^2, not the square."""
-    return _pooled("cc", "pool_s", "pool_t32")(x).sqrt() / 8
+    return _build_pooled("cc", "pool_s", "pool_t32")(x).sqrt() / 8
 
 
 def _first_order(x: Arrays) -> Tensor:
@@ -208,7 +208,7 @@ def _first_order(x: Arrays) -> Tensor:
     norm is not squared either.
     """
     factor = 2 * 0.4 * math.exp(-2 * 0.4)
-    return _pooled("cc", "pool_s", "pool_t32", gamma=0.4, order=1)(x).sqrt() / 8 / factor
+    return _build_pooled("cc", "pool_s", "pool_t32", gamma=0.4, order=1)(x).sqrt() / 8 / factor
 
 
 def _neighbors(x: Arrays) -> GoldenResult:
@@ -258,7 +258,9 @@ def _similarity_gap(x: Arrays, divisor: int) -> Tensor:
 
 
 def _attention(x: Arrays, side: str, heads: int) -> Outputs:
-    query, key, value = (cut(x[f"{part}_{side}"], 2, heads).transpose(1, 2) for part in "qkv")
+    query, key, value = (
+        split_axis(x[f"{part}_{side}"], 2, heads).transpose(1, 2) for part in "qkv"
+    )
     return Outputs(attention=[Attention(query, key, value, num_prefix=1)])
 
 
@@ -295,9 +297,9 @@ CASES: dict[str, Case] = {
     "kd_attention_transfer_T4": _both(0.1, 0.9),
     "kd_torchdistill_T4_alpha05": _both(0.5, 0.5),
     "timm_logit_task_T4": _both(0.3, 0.7),
-    "dkd_mdistiller_a1_b8_T4": _decoupled("target"),
-    "dkd_clskd_b6_T4": _decoupled("target", beta=6.0),
-    "dkd_vanillakd_soft_target": _decoupled("target_soft", beta=2.0, temperature=1.0),
+    "dkd_mdistiller_a1_b8_T4": _build_decoupled("target"),
+    "dkd_clskd_b6_T4": _build_decoupled("target", beta=6.0),
+    "dkd_vanillakd_soft_target": _build_decoupled("target_soft", beta=2.0, temperature=1.0),
     **dict.fromkeys(("at_official", "at_torchdistill_code", "at_mdistiller_pyramid"), _transfer),
     "minilmv2_relation_Ar4": _relations("qq", "kk", "vv"),
     "minilmv1_qk_vv": _relations("qk", "vv"),
@@ -317,10 +319,14 @@ CASES: dict[str, Case] = {
     "mlld_bc_loss_T4": _relation(0),
     "mlld_cc_loss_T4": _relation(1),
     "sp_mdistiller": _similarity,
-    "rkd_lenscloth_distance": _pooled("rkd", "pool_s", "pool_t", distance=1.0, angle=0.0),
-    "rkd_lenscloth_angle": _pooled("rkd", "pool_s", "pool_t", distance=0.0, angle=1.0),
-    "rkd_torchdistill_flat_d1_a2": _pooled("rkd", "feat_s", "feat_t", distance=1.0, angle=2.0),
-    **dict.fromkeys(("pkt_mdistiller", "pkt_repdistiller"), _pooled("pkt", "pool_s", "pool_t")),
+    "rkd_lenscloth_distance": _build_pooled("rkd", "pool_s", "pool_t", distance=1.0, angle=0.0),
+    "rkd_lenscloth_angle": _build_pooled("rkd", "pool_s", "pool_t", distance=0.0, angle=1.0),
+    "rkd_torchdistill_flat_d1_a2": _build_pooled(
+        "rkd", "feat_s", "feat_t", distance=1.0, angle=2.0
+    ),
+    **dict.fromkeys(
+        ("pkt_mdistiller", "pkt_repdistiller"), _build_pooled("pkt", "pool_s", "pool_t")
+    ),
     "ickd_official_cifar": _channels,
     "fitnet_mdistiller_same": _hint("feat_s"),
     "fitnet_mdistiller_down2": _hint("feat_s_14"),
@@ -368,9 +374,9 @@ REGULAR: dict[str, Case] = {
     "sp_torchdistill": _similarity,
     **dict.fromkeys(
         ("cc_torchdistill_gaussian", "cc_torchdistill_bilinear"),
-        _pooled("cc", "pool_s", "pool_t32"),
+        _build_pooled("cc", "pool_s", "pool_t32"),
     ),
-    "cc_repdistiller": _pooled("cc", "pool_s", "pool_t"),
+    "cc_repdistiller": _build_pooled("cc", "pool_s", "pool_t"),
     "ickd_torchdistill": lambda x: _similarity_gap(x, 16 * 8),
     **ADAPTED_REGULAR,
 }

@@ -35,7 +35,7 @@ class Golden:
             for case in json.loads((folder / "index.json").read_text(encoding="utf-8"))["cases"]
         }
 
-    def stored(self, case: str) -> Arrays:
+    def read_arrays(self, case: str) -> Arrays:
         """Return the arrays of the case's file; reals as float64."""
         return self._load(case)
 
@@ -43,7 +43,7 @@ class Golden:
         """Return the inputs of the case: shared inputs and the student's own inputs,
         reals with gradient, and the arrays of the case's file.
         """
-        shared, own, entry = self._load("inputs"), self.stored(case), self.index[case]
+        shared, own, entry = self._load("inputs"), self.read_arrays(case), self.index[case]
         names = entry.get("shared_inputs", ())
         student_inputs = {
             name: leaf(own[f"in/{name}"])
@@ -63,12 +63,12 @@ class Golden:
         """Return the relative deviations of value and gradients from the stored ones,
         by name.
         """
-        x, stored, entry = self.inputs(case), self.stored(case), self.index[case]
+        x, expected, entry = self.inputs(case), self.read_arrays(case), self.index[case]
         result = compare(x)
         golden = result if isinstance(result, GoldenResult) else GoldenResult(result)
         off = {
             "loss": _relative(
-                golden.value, stored["out/loss"] if "out/loss" in stored else stored["value"]
+                golden.value, expected["out/loss"] if "out/loss" in expected else expected["value"]
             )
         }  # a table has no loss
         for name, norm in entry.get("grad_norm", {}).items():
@@ -76,17 +76,17 @@ class Golden:
             off[f"norm of grad/{name}"] = _relative(
                 ours.norm(), torch.tensor(norm, dtype=torch.float64)
             )
-            if f"grad/{name}" in stored:
+            if f"grad/{name}" in expected:
                 off[f"grad/{name}"] = _relative(
-                    ours[stored["rows"]] if "rows" in stored else ours, stored[f"grad/{name}"]
+                    ours[expected["rows"]] if "rows" in expected else ours, expected[f"grad/{name}"]
                 )
         for name, parameter in golden.parameters.items():
             ours = gradient(golden.value, parameter)
             if name in entry.get("param_grad_norm", {}):
                 norm = torch.tensor(entry["param_grad_norm"][name], dtype=torch.float64)
                 off[f"norm of gradp/{name}"] = _relative(ours.norm(), norm)
-            if f"gradp/{name}" in stored:
-                off[f"gradp/{name}"] = _relative(ours, stored[f"gradp/{name}"])
+            if f"gradp/{name}" in expected:
+                off[f"gradp/{name}"] = _relative(ours, expected[f"gradp/{name}"])
         return off
 
     def _load(self, name: str) -> Arrays:

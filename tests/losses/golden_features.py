@@ -11,7 +11,7 @@ from tests.losses.golden_result import NO_LABELS, Arrays, Case, GoldenResult, ow
 from tests.losses.samples import batch, logits, make, maps
 
 
-def _adapted(
+def _build_adapted(
     name: str, student: Outputs, teacher: Outputs, x: Arrays, names: dict[str, str], **settings: Any
 ) -> tuple[Any, dict[str, nn.Parameter]]:
     """Return the term with the adapters of the case's file. `names`: prefixes of the
@@ -34,7 +34,7 @@ def _adapted(
 
 def _timm_feature(x: Arrays) -> GoldenResult:
     ours, theirs = Outputs(embedding=x["pool_s"]), Outputs(embedding=x["pool_t"].detach())
-    term, parameters = _adapted("embedding_mse", ours, theirs, x, {"adapter": "projection"})
+    term, parameters = _build_adapted("embedding_mse", ours, theirs, x, {"adapter": "projection"})
     label = make("cross_entropy")(logits(x["logits_s"]), Outputs(), batch(x["target"]))
     weighted = label + 5 * term(ours, theirs, NO_LABELS)
     return GoldenResult(weighted, parameters)
@@ -42,7 +42,9 @@ def _timm_feature(x: Arrays) -> GoldenResult:
 
 def _variational(x: Arrays) -> GoldenResult:
     ours, theirs = maps(x["feat_s"]), maps(x["feat_t"].detach())
-    term, parameters = _adapted("variational_information", ours, theirs, x, {"adapters.0": "vid"})
+    term, parameters = _build_adapted(
+        "variational_information", ours, theirs, x, {"adapters.0": "vid"}
+    )
     return GoldenResult(term(ours, theirs, NO_LABELS), parameters)
 
 
@@ -68,7 +70,7 @@ def _frozen_head(x: Arrays) -> nn.Linear:
 def _regression_on_maps(x: Arrays) -> GoldenResult:
     ours = Outputs(features=[x["feat_s"]], embedding=x["feat_s"].mean((2, 3)))
     theirs = _teacher(x, x["feat_t"], _frozen_head(x))
-    term, parameters = _adapted(
+    term, parameters = _build_adapted(
         "softmax_regression",
         ours,
         theirs,
@@ -93,7 +95,7 @@ def _regression_on_pooled(x: Arrays) -> GoldenResult:
     """One toolkit connects the pooled feature: a map of one cell."""
     ours = Outputs(features=[x["pool_s"][:, :, None, None]], embedding=x["pool_s"])
     theirs = _teacher(x, x["pool_t"][:, :, None, None], _frozen_head(x))
-    term, parameters = _adapted(
+    term, parameters = _build_adapted(
         "softmax_regression", ours, theirs, x, {"adapter": "srrl.transfer"}, activation="relu"
     )
     return GoldenResult(term(ours, theirs, NO_LABELS), parameters)
@@ -103,7 +105,7 @@ def _regression_given_logits(x: Arrays) -> GoldenResult:
     """In the reference the classifier's logits are an input."""
     ours = Outputs(features=[x["feat_s"]], embedding=x["feat_s"].mean((2, 3)))
     theirs = _teacher(x, x["feat_t"], lambda _: x["logits_s"])
-    term, parameters = _adapted(
+    term, parameters = _build_adapted(
         "softmax_regression",
         ours,
         theirs,
@@ -115,9 +117,9 @@ def _regression_given_logits(x: Arrays) -> GoldenResult:
     return GoldenResult(term(ours, theirs, NO_LABELS), parameters)
 
 
-def _masked(x: Arrays) -> GoldenResult:
+def _compute_masked(x: Arrays) -> GoldenResult:
     ours, theirs = maps(x["feat_s"]), maps(x["feat_t"].detach())
-    term, parameters = _adapted(
+    term, parameters = _build_adapted(
         "masked_generation", ours, theirs, x, {"align": "mgd.align", "generation": "mgd.generation"}
     )
     term.draw = lambda batch, count: x["in/rand"].flatten(1)
@@ -152,7 +154,7 @@ def _soft(x: Arrays) -> Tensor:
 
 def _recipe(x: Arrays) -> GoldenResult:
     ours, theirs = Outputs(embedding=x["pool_s"]), Outputs(embedding=x["pool_t"].detach())
-    term, parameters = _adapted("simple_recipe", ours, theirs, x, {"embed": "srd.embed"})
+    term, parameters = _build_adapted("simple_recipe", ours, theirs, x, {"embed": "srd.embed"})
     return GoldenResult(term(ours, theirs, NO_LABELS) + _soft(x), parameters)
 
 
@@ -186,7 +188,7 @@ def _review(x: Arrays) -> GoldenResult:
     theirs = Outputs(
         features=[x[f"pyr_t_pre{k}"].detach() for k in range(3)], embedding=x["pool_t"].detach()
     )
-    term, parameters = _adapted(
+    term, parameters = _build_adapted(
         "review", ours, theirs, x, {f"adapters.{k}": f"abfs.{k}" for k in range(4)}
     )
     return GoldenResult(term(ours, theirs, NO_LABELS), parameters)
@@ -229,7 +231,7 @@ def _tokens(x: Arrays) -> GoldenResult:
         "generation": "vitkd.generation",
         **({"aligns": "vitkd.align2", "align": "vitkd.align"} if wide else {}),
     }
-    term, parameters = _adapted("vit_features", ours, theirs, x, names)
+    term, parameters = _build_adapted("vit_features", ours, theirs, x, names)
     with torch.no_grad():
         term.mask_token.copy_(x["sd/vitkd.mask_token"])
     term.draw = lambda batch, count: x["in/rand"]
@@ -246,7 +248,7 @@ FEATURES: dict[str, Case] = {
     "srrl_official": _regression_on_maps,
     "srrl_simkd_toolbox": _regression_on_pooled,
     "srrl_clskd": _regression_given_logits,
-    "mgd_clskd": _masked,
+    "mgd_clskd": _compute_masked,
     "catkd_res2_norm": _class_maps(normalize=True),
     "catkd_res2_raw": _class_maps(normalize=False),
     "srd_official": _recipe,

@@ -195,7 +195,7 @@ def map_tensors(outputs: Outputs, function: Any) -> Outputs:
     return Outputs(**{name: apply(value) for name, value in fields.items()})
 
 
-def cut(x: Tensor, dim: int, parts: int) -> Tensor:
+def split_axis(x: Tensor, dim: int, parts: int) -> Tensor:
     """Reshape ``[..., n, ...]`` to ``[..., parts, n / parts, ...]``."""
     before, after = x.shape[:dim], x.shape[dim + 1 :]
     return x.reshape(*before, parts, -1, *after)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kd_app.config import RequestError
 from kd_app.models.outputs import Attention, Outputs
-from tests.losses.samples import cut, descend, gradient, labels, leaf, make, normal
+from tests.losses.samples import descend, gradient, labels, leaf, make, normal, split_axis
 
 shapes = {
     "images": st.integers(1, 4),
@@ -20,7 +20,7 @@ shapes = {
 
 def block(qkv: Tensor, heads: int = 2, num_prefix: int = 0) -> Attention:
     """A block from [3, B, N, width]."""
-    query, key, value = cut(qkv, 3, heads).transpose(2, 3)
+    query, key, value = split_axis(qkv, 3, heads).transpose(2, 3)
     return Attention(query, key, value, num_prefix)
 
 
@@ -47,7 +47,7 @@ def test_it_is_the_formula(
     for x, y, w in relations.values():
         logs = []
         for qkv in (student, teacher):
-            heads, d = cut(qkv, 3, relation_heads), qkv.shape[-1] // relation_heads
+            heads, d = split_axis(qkv, 3, relation_heads), qkv.shape[-1] // relation_heads
             logs.append(
                 (torch.einsum("bnhd,bmhd->bhnm", heads[x], heads[y]) / math.sqrt(d)).log_softmax(-1)
             )
@@ -81,7 +81,7 @@ def test_a_rotation_within_the_relation_heads_and_an_order_of_the_tokens_change_
     )
     expected = relate(block(student), block(teacher), relation_heads=relation_heads)
     rotation, _ = torch.linalg.qr(normal(8 // relation_heads, 8 // relation_heads, seed=seed))
-    rotated = (cut(student, 3, relation_heads) @ rotation).flatten(-2)
+    rotated = (split_axis(student, 3, relation_heads) @ rotation).flatten(-2)
     torch.testing.assert_close(
         relate(block(rotated), block(teacher), relation_heads=relation_heads), expected
     )

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kd_app.config import RequestError
 from kd_app.losses.attention_transfer import compute_attention_map
-from tests.losses.samples import cut, descend, gradient, labels, leaf, make, maps, normal
+from tests.losses.samples import descend, gradient, labels, leaf, make, maps, normal, split_axis
 
 shapes = {
     "images": st.integers(1, 5),
@@ -62,7 +62,7 @@ def test_a_student_that_follows_the_gradient_looks_where_the_teacher_looks(
 
 def test_the_larger_map_is_averaged_before_it_is_squared() -> None:
     small, large = normal(2, 3, 4, 4, seed=1), normal(2, 5, 8, 8, seed=2)
-    averaged = cut(cut(large, 3, 4), 2, 4).mean((3, 5))
+    averaged = split_axis(split_axis(large, 3, 4), 2, 4).mean((3, 5))
     torch.testing.assert_close(transfer([small], [large]), transfer([small], [averaged]))
     torch.testing.assert_close(transfer([large], [small]), transfer([averaged], [small]))
 

@@ -62,18 +62,18 @@ def test_it_moves_a_student_onto_its_teacher(name: str) -> None:
     student = adapt_outputs(name, model_outputs(seed=100, width=32, images=IMAGES, sizes=sizes))
     assert teacher.logits is not None
     right = batch(teacher.logits.argmax(dim=1))
-    copied = _bounded(build_term(name, teacher, teacher))
+    copied = _freeze_variances(build_term(name, teacher, teacher))
     aim = _lowest(
         lambda: copied(teacher, teacher, right), [p for p in copied.parameters() if p.requires_grad]
     )
     free = map_tensors(student, leaf)
-    term = _bounded(build_term(name, free, teacher))
+    term = _freeze_variances(build_term(name, free, teacher))
     start = term(free, teacher, right).item()
     assert (
         start > aim > -1e-9
     )  # a distance: where the sign is wrong, adapters lower the aim below 0
     assert _comes_within(
-        lambda: term(free, teacher, right), _trained(free, term), aim=aim, gap=0.1 * (start - aim)
+        lambda: term(free, teacher, right), _train(free, term), aim=aim, gap=0.1 * (start - aim)
     )
 
 
@@ -110,7 +110,7 @@ def _distance(student: Outputs, teacher: Outputs) -> float:
     return (ours - theirs).square().sum().item()
 
 
-def _bounded(term: torch.nn.Module) -> torch.nn.Module:
+def _freeze_variances(term: torch.nn.Module) -> torch.nn.Module:
     """Freeze trained variances at their initial value: the logarithm of a variance has
     no lower bound.
     """
@@ -120,7 +120,7 @@ def _bounded(term: torch.nn.Module) -> torch.nn.Module:
     return term
 
 
-def _trained(outputs: Outputs, term: torch.nn.Module) -> list[Tensor]:
+def _train(outputs: Outputs, term: torch.nn.Module) -> list[Tensor]:
     reads: Any = term.reads
     return [*tensors(outputs, reads), *(p for p in term.parameters() if p.requires_grad)]
 

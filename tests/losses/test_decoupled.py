@@ -17,7 +17,7 @@ shapes = {
 }
 
 
-def decoupled(student: Tensor, teacher: Tensor, targets: Batch, **changed: float) -> Tensor:
+def compute_decoupled(student: Tensor, teacher: Tensor, targets: Batch, **changed: float) -> Tensor:
     value: Tensor = make("decoupled", **changed)(logits(student), logits(teacher), targets)
     return value
 
@@ -43,7 +43,9 @@ def test_it_is_the_formula(
         (z / temperature)[others].view(images, classes - 1).softmax(1) for z in (teacher, student)
     ]
     expected = temperature**2 * (alpha * _kl(*binary) + beta * _kl(*rest)).mean()
-    result = decoupled(student, teacher, targets, alpha=alpha, beta=beta, temperature=temperature)
+    result = compute_decoupled(
+        student, teacher, targets, alpha=alpha, beta=beta, temperature=temperature
+    )
     torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-9)
 
 
@@ -58,7 +60,9 @@ def test_soft_target_is_the_case_in_which_beta_is_what_the_teacher_leaves_to_the
         labels(1, classes, seed),
     )
     left = 1 - (teacher / temperature).softmax(1)[0, targets.target].item()
-    result = decoupled(student, teacher, targets, alpha=1.0, beta=left, temperature=temperature)
+    result = compute_decoupled(
+        student, teacher, targets, alpha=1.0, beta=left, temperature=temperature
+    )
     expected = make("soft_target", temperature=temperature)(
         logits(student), logits(teacher), targets
     )
@@ -74,7 +78,7 @@ def test_it_is_zero_and_flat_where_student_and_teacher_agree(
     images: int, classes: int, seed: int, temperature: float
 ) -> None:
     student = leaf(normal(images, classes, seed=seed))
-    value = decoupled(
+    value = compute_decoupled(
         student, student.detach(), labels(images, classes, seed), temperature=temperature
     )
     assert value == 0
@@ -91,9 +95,12 @@ def test_a_constant_added_to_an_images_logits_changes_nothing(
         normal(images, classes, seed=seed + 1),
         labels(images, classes, seed),
     )
-    result = decoupled(student + shift, teacher - shift, targets, temperature=temperature)
+    result = compute_decoupled(student + shift, teacher - shift, targets, temperature=temperature)
     torch.testing.assert_close(
-        result, decoupled(student, teacher, targets, temperature=temperature), rtol=1e-6, atol=1e-9
+        result,
+        compute_decoupled(student, teacher, targets, temperature=temperature),
+        rtol=1e-6,
+        atol=1e-9,
     )
 
 
@@ -108,7 +115,7 @@ def test_a_student_that_follows_the_gradient_becomes_the_teacher(
         labels(images, classes, seed),
     )
     start, end = descend(
-        lambda: decoupled(student, teacher, targets, temperature=temperature, beta=1.0),
+        lambda: compute_decoupled(student, teacher, targets, temperature=temperature, beta=1.0),
         [student],
         steps=40,
         lr=0.08,
@@ -120,8 +127,8 @@ def test_mixed_labels_count_as_their_largest_share() -> None:
     student, teacher = normal(6, 5, seed=1), normal(6, 5, seed=2)
     shares = normal(6, 5, seed=3).softmax(1)
     assert torch.equal(
-        decoupled(student, teacher, batch(shares)),
-        decoupled(student, teacher, batch(shares.argmax(1))),
+        compute_decoupled(student, teacher, batch(shares)),
+        compute_decoupled(student, teacher, batch(shares.argmax(1))),
     )
 
 
@@ -131,16 +138,16 @@ def test_images_without_a_label_do_not_count() -> None:
         normal(4, 3, seed=2),
         torch.tensor([True, False, False, True]),
     )
-    value = decoupled(student, teacher, batch(torch.tensor([0, -1, 7, 2]), labeled))
+    value = compute_decoupled(student, teacher, batch(torch.tensor([0, -1, 7, 2]), labeled))
     torch.testing.assert_close(
-        value, decoupled(student[labeled], teacher[labeled], batch(torch.tensor([0, 2])))
+        value, compute_decoupled(student[labeled], teacher[labeled], batch(torch.tensor([0, 2])))
     )
     assert torch.equal(gradient(value, student).any(dim=1), labeled)
 
 
 def test_a_batch_without_a_label_gives_zero_and_keeps_the_graph() -> None:
     student = leaf(normal(2, 3, seed=1))
-    value = decoupled(
+    value = compute_decoupled(
         student, normal(2, 3, seed=2), batch(torch.tensor([-1, -1]), torch.tensor([False, False]))
     )
     assert value == 0
@@ -157,7 +164,7 @@ def test_low_temperatures_and_sure_models_give_no_nan(
     mask of -1000 is too small.
     """
     student = leaf(torch.tensor([[-1e4, 1e4, 0.0], [1e4, 1e4, 1e4], [1.0, 2.0, 3.0]]))
-    value = decoupled(
+    value = compute_decoupled(
         student,
         torch.tensor([teacher] * 3),
         batch(torch.tensor([target] * 3)),
@@ -175,7 +182,7 @@ def test_the_label_is_left_out_of_the_other_classes_however_sure_the_model_is() 
     )
     p, q = teacher[:, 1:].softmax(1), student[:, 1:].softmax(1)
     torch.testing.assert_close(
-        decoupled(student, teacher, target, alpha=0.0, beta=1.0, temperature=1.0),
+        compute_decoupled(student, teacher, target, alpha=0.0, beta=1.0, temperature=1.0),
         _kl(p, q).mean(),
         rtol=1e-3,
         atol=0,

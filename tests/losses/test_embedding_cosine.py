@@ -26,13 +26,13 @@ def _call(term: EmbeddingCosine, student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def test_the_mean_is_that_of_all_images_so_far() -> None:
-    term, seen = _build(), list[np.ndarray]()
+    term, values = _build(), list[np.ndarray]()
     for step, size in enumerate((4, 2, 7)):
         student, teacher = normal(size, 5, seed=2 * step), 9 + normal(size, 5, seed=2 * step + 1)
-        seen += [*teacher.numpy()]
+        values += [*teacher.numpy()]
         expected = 0.0
         for ours, theirs in zip(student.numpy(), teacher.numpy(), strict=True):
-            apart = theirs - np.mean(seen, axis=0)
+            apart = theirs - np.mean(values, axis=0)
             expected += 1 - ours @ apart / np.linalg.norm(ours) / np.linalg.norm(apart)
         assert float(_call(term, student, teacher)) == pytest.approx(expected / size, rel=1e-10)
 

@@ -10,7 +10,7 @@ from tests.losses.samples import TERMS, class_of, gradient, labels, leaf, make, 
 POOLED = ["rkd", "pkt", "cc"]
 
 
-def pooled(
+def compute_pooled(
     name: str, student: torch.Tensor, teacher: torch.Tensor, **settings: object
 ) -> torch.Tensor:
     result: torch.Tensor = make(name, **settings)(
@@ -36,15 +36,17 @@ def test_models_that_cannot_be_compared_are_refused_by_name(name: str) -> None:
 def test_a_rotation_of_the_features_into_more_dimensions_changes_nothing(name: str) -> None:
     x = normal(7, 4, seed=1)
     rotation = torch.linalg.qr(normal(9, 4, seed=2)).Q.T
-    torch.testing.assert_close(pooled(name, x, 3 * x @ rotation).item(), 0.0, atol=1e-7, rtol=0)
-    assert pooled(name, x, normal(7, 4, seed=3)) > 1e-5
+    torch.testing.assert_close(
+        compute_pooled(name, x, 3 * x @ rotation).item(), 0.0, atol=1e-7, rtol=0
+    )
+    assert compute_pooled(name, x, normal(7, 4, seed=3)) > 1e-5
 
 
 @pytest.mark.parametrize("name", POOLED)
 def test_an_image_that_is_there_twice_gives_a_finite_gradient(name: str) -> None:
     x = normal(4, 6, seed=1, dtype=torch.float32)
     student = leaf(torch.cat((x, x)))
-    value = pooled(name, student, normal(8, 5, seed=2, dtype=torch.float32))
+    value = compute_pooled(name, student, normal(8, 5, seed=2, dtype=torch.float32))
     assert gradient(value, student).isfinite().all()
 
 
@@ -53,8 +55,8 @@ def test_rkd_of_features_that_are_close_together_is_as_exact_as_of_others() -> N
     precision.
     """
     x, teacher = normal(6, 8, seed=1), normal(6, 8, seed=2)
-    exact = pooled("rkd", x, teacher)
-    moved = pooled("rkd", (x + 1000).float(), teacher.float())
+    exact = compute_pooled("rkd", x, teacher)
+    moved = compute_pooled("rkd", (x + 1000).float(), teacher.float())
     torch.testing.assert_close(moved.double(), exact, rtol=2e-3, atol=0)
 
 
@@ -75,7 +77,7 @@ def test_cc_with_many_terms_is_the_gaussian_kernel() -> None:
     x, y = (torch.nn.functional.normalize(normal(5, 4, seed=seed)) for seed in (1, 2))
     kernels = [torch.exp(-0.4 * torch.cdist(z, z).square()) for z in (x, y)]
     torch.testing.assert_close(
-        pooled("cc", 2 * x, 5 * y, order=20),
+        compute_pooled("cc", 2 * x, 5 * y, order=20),
         (kernels[0] - kernels[1]).square().mean(),
         rtol=1e-6,
         atol=0,

@@ -4,7 +4,7 @@ from pathlib import Path
 import torch
 
 from tests.metrics.shares import SHARES, compute_all_metrics, measure_shares
-from tests.training.processes import ended, start
+from tests.training.processes import start, wait_for_exit
 
 
 def test_two_ranks_give_the_metrics_of_one_even_with_uneven_shares(
@@ -18,7 +18,7 @@ def test_two_ranks_give_the_metrics_of_one_even_with_uneven_shares(
     }
     torch.save(images, tmp_path / "images.pt")
     workers = [start(measure_shares, rank, str(tmp_path)) for rank in range(2)]
-    assert [ended(worker, 200) for worker in workers] == [0, 0]
+    assert [wait_for_exit(worker, 200) for worker in workers] == [0, 0]
     alone, _ = compute_all_metrics(images)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for share, own in zip(SHARES, ((51, 50), (91, 10), (101, 0)), strict=True):

@@ -34,7 +34,7 @@ def net(classes: int = 3, width: int = 4) -> nn.Module:
     return nn.Sequential(nn.Linear(2, width), nn.BatchNorm1d(width), nn.Linear(width, classes))
 
 
-def put(path: Path, content: Any, **options: Any) -> Path:
+def write_file(path: Path, content: Any, **options: Any) -> Path:
     torch.save(content, path, **options)
     return path
 
@@ -45,7 +45,7 @@ def equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     )
 
 
-def prefixed(prefix: str, state: State) -> State:
+def prefix_keys(prefix: str, state: State) -> State:
     return {prefix + name: tensor for name, tensor in state.items()}
 
 
@@ -84,22 +84,22 @@ BODY = {name: tensor for name, tensor in STATE.items() if not name.startswith("2
         pytest.param(
             {
                 "model": RAW,
-                "model_ema": {"n_averaged": torch.tensor(3), **prefixed("module.", STATE)},
+                "model_ema": {"n_averaged": torch.tensor(3), **prefix_keys("module.", STATE)},
             },
             id="torchvision's average",
         ),
         pytest.param({"ema": STATE, "model": RAW}, id="average first"),
         pytest.param({"state_dict": STATE, "current_model_state": RAW}, id="Lightning's average"),
-        pytest.param(prefixed("module.", STATE), id="DataParallel"),
-        pytest.param(prefixed("_orig_mod.", STATE), id="compiled"),
-        pytest.param(prefixed("module._orig_mod.", STATE), id="compiled in parallel"),
-        pytest.param(prefixed("_orig_mod.module.model.", STATE), id="all of them"),
-        pytest.param({"state_dict": prefixed("model.", STATE), "hparams": {}}, id="Lightning"),
-        pytest.param({"state_dict": prefixed("net.backbone.", STATE)}, id="own wrapper"),
+        pytest.param(prefix_keys("module.", STATE), id="DataParallel"),
+        pytest.param(prefix_keys("_orig_mod.", STATE), id="compiled"),
+        pytest.param(prefix_keys("module._orig_mod.", STATE), id="compiled in parallel"),
+        pytest.param(prefix_keys("_orig_mod.module.model.", STATE), id="all of them"),
+        pytest.param({"state_dict": prefix_keys("model.", STATE), "hparams": {}}, id="Lightning"),
+        pytest.param({"state_dict": prefix_keys("net.backbone.", STATE)}, id="own wrapper"),
         pytest.param(
             {
                 "state_dict": {
-                    **prefixed("model.", STATE),
+                    **prefix_keys("model.", STATE),
                     "criterion.weight": torch.ones(3),
                     "train_acc.correct": torch.tensor(1),
                 }
@@ -107,14 +107,14 @@ BODY = {name: tensor for name, tensor in STATE.items() if not name.startswith("2
             id="Lightning with a criterion",
         ),
         pytest.param(
-            {"state_dict": {**prefixed("student.", STATE), "terms.hint.weight": torch.ones(1)}},
+            {"state_dict": {**prefix_keys("student.", STATE), "terms.hint.weight": torch.ones(1)}},
             id="our checkpoint",
         ),
         pytest.param(
-            {"state_dict": {**prefixed("teacher.", RAW), **prefixed("student.", STATE)}},
+            {"state_dict": {**prefix_keys("teacher.", RAW), **prefix_keys("student.", STATE)}},
             id="student and teacher",
         ),
-        pytest.param(prefixed("timm_model.", STATE), id="Hugging Face"),
+        pytest.param(prefix_keys("timm_model.", STATE), id="Hugging Face"),
         pytest.param([{"epoch": 1}, STATE], id="a tuple"),
         pytest.param(
             {k: v for k, v in STATE.items() if "num_batches" not in k}, id="without counters"
@@ -135,7 +135,7 @@ def test_weights_are_found_behind_any_prefix(content: Any) -> None:
 
 def test_what_was_chosen_and_left_out_is_reported() -> None:
     content = {
-        "state_dict": {**prefixed("model.", STATE), "criterion.weight": torch.ones(3)},
+        "state_dict": {**prefix_keys("model.", STATE), "criterion.weight": torch.ones(3)},
         "optimizer": {"state": [torch.ones(2)]},
     }
     _, report = load(content)
@@ -148,7 +148,11 @@ def test_what_was_chosen_and_left_out_is_reported() -> None:
     )
 
 
-STUDENT, TEACHER, AVERAGE = prefixed("student.", RAW), prefixed("teacher.", STATE), "ema_student."
+STUDENT, TEACHER, AVERAGE = (
+    prefix_keys("student.", RAW),
+    prefix_keys("teacher.", STATE),
+    "ema_student.",
+)
 WIDE = {name: tensor + 0 for name, tensor in net(width=5).state_dict().items()}
 
 
@@ -156,12 +160,14 @@ WIDE = {name: tensor + 0 for name, tensor in net(width=5).state_dict().items()}
     "content",
     [
         pytest.param({"state_dict": {**STUDENT, **TEACHER}}, id="Lightning"),
-        pytest.param({"student": prefixed("module.", RAW), "teacher_model": STATE}, id="apart"),
+        pytest.param({"student": prefix_keys("module.", RAW), "teacher_model": STATE}, id="apart"),
         pytest.param({"model": RAW, "teacher": STATE}, id="a teacher beside the model"),
-        pytest.param({**STUDENT, **prefixed(AVERAGE, RAW), **TEACHER}, id="an average"),
-        pytest.param({**prefixed("student.", WIDE), **TEACHER}, id="another student"),
-        pytest.param({**prefixed("teacher.", WIDE), **prefixed("student.", STATE)}, id="fits"),
-        pytest.param(prefixed("student.", STATE), id="student alone"),
+        pytest.param({**STUDENT, **prefix_keys(AVERAGE, RAW), **TEACHER}, id="an average"),
+        pytest.param({**prefix_keys("student.", WIDE), **TEACHER}, id="another student"),
+        pytest.param(
+            {**prefix_keys("teacher.", WIDE), **prefix_keys("student.", STATE)}, id="fits"
+        ),
+        pytest.param(prefix_keys("student.", STATE), id="student alone"),
     ],
 )
 def test_a_teacher_is_read_from_the_teacher_of_a_distillers_checkpoint(content: Any) -> None:
@@ -172,12 +178,12 @@ def test_a_teacher_is_read_from_the_teacher_of_a_distillers_checkpoint(content: 
 
 
 def test_a_student_read_as_a_teacher_is_reported() -> None:
-    content = {**prefixed("teacher.", WIDE), **prefixed("student.", STATE)}
+    content = {**prefix_keys("teacher.", WIDE), **prefix_keys("student.", STATE)}
     (note,) = [note for note in load(content, role="teacher")[1].notes if "read from" in note]
     assert note == (
         "is read from 'student.' of the checkpoint, which also has weights in 'teacher.'"
     )
-    (note, *_) = load(prefixed("student.", STATE), role="teacher")[1].notes
+    (note, *_) = load(prefix_keys("student.", STATE), role="teacher")[1].notes
     assert "the weights of a student" in note
 
 
@@ -187,8 +193,8 @@ def test_a_student_read_as_a_teacher_is_reported() -> None:
         pytest.param(BODY, id="without a head"),
         pytest.param(
             {
-                "student": prefixed("module.backbone.", {k: v + 1 for k, v in BODY.items()}),
-                "teacher": {**prefixed("backbone.", BODY), "head.mlp.0.weight": torch.ones(1)},
+                "student": prefix_keys("module.backbone.", {k: v + 1 for k, v in BODY.items()}),
+                "teacher": {**prefix_keys("backbone.", BODY), "head.mlp.0.weight": torch.ones(1)},
                 "dino_loss": {"center": torch.ones(1)},
             },
             id="DINO",
@@ -206,7 +212,7 @@ def test_a_backbone_gets_a_small_new_head_that_is_reported(content: Any) -> None
 
 
 def test_a_misfit_names_the_prefix_and_the_shapes() -> None:
-    content = {"state_dict": prefixed("model.", STATE | {"0.weight": torch.ones(7, 2)})}
+    content = {"state_dict": prefix_keys("model.", STATE | {"0.weight": torch.ones(7, 2)})}
     with pytest.raises(RequestError) as raised:
         load(content)
     assert (
@@ -220,7 +226,7 @@ def test_a_misfit_names_the_prefix_and_the_shapes() -> None:
 def test_a_misfit_lists_what_the_file_has_instead() -> None:
     renamed = {name.replace("1.", "norm."): tensor for name, tensor in STATE.items()}
     content = {
-        "state_dict": {**prefixed("net.", renamed), "criterion.weight": torch.ones(3)},
+        "state_dict": {**prefix_keys("net.", renamed), "criterion.weight": torch.ones(3)},
         "optimizer": {"exp_avg": torch.ones(1)},
     }
     with pytest.raises(RequestError, match=r"behind the prefix 'state_dict.net.', 4 are missing"):
@@ -265,13 +271,13 @@ def test_objects_beside_the_weights_are_not_needed(
 ) -> None:
     """Fault F2: timm's train.py saves its arguments."""
     content = {"arch": "x", "args": beside, "state_dict": STATE}
-    path = put(tmp_path / "x.pth.tar", content, _use_new_zipfile_serialization=zipped)
-    assert equal(read_checkpoint(path).tensors, prefixed("state_dict.", STATE))
+    path = write_file(tmp_path / "x.pth.tar", content, _use_new_zipfile_serialization=zipped)
+    assert equal(read_checkpoint(path).tensors, prefix_keys("state_dict.", STATE))
 
 
 def test_a_whole_pickled_model_gives_its_tensors(tmp_path: Path) -> None:
     model = timm.create_model("test_resnet", num_classes=3)
-    checkpoint = read_checkpoint(put(tmp_path / "x.pt", {"model": model, "epoch": 3}))
+    checkpoint = read_checkpoint(write_file(tmp_path / "x.pt", {"model": model, "epoch": 3}))
     again = timm.create_model("test_resnet", num_classes=3)
     report = load_weights(again, checkpoint, head=["fc"], source="x", sha256="")
     assert equal(again.state_dict(), model.state_dict())
@@ -313,7 +319,7 @@ class Forged:
 def test_pickled_code_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     mark = tmp_path / "mark"
-    file = put(tmp_path / "file.pth", {"state_dict": STATE, "hyper": Payload(mark)})
+    file = write_file(tmp_path / "file.pth", {"state_dict": STATE, "hyper": Payload(mark)})
     (tmp_path / "plain.pkl").write_bytes(pickle.dumps(Payload(mark)))
     for path in (file, tmp_path / "plain.pkl"):
         with pytest.raises(
@@ -322,7 +328,9 @@ def test_pickled_code_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             read_checkpoint(path)
         assert "weights_only" not in str(raised.value)  # torch's advice to load it anyway
     assert not mark.exists()
-    forged = read_checkpoint(put(tmp_path / "forged.pth", {"a": Forged(), "state_dict": STATE}))
+    forged = read_checkpoint(
+        write_file(tmp_path / "forged.pth", {"a": Forged(), "state_dict": STATE})
+    )
     assert len(forged.tensors) == len(STATE)
     assert not Path("PWNED").exists()
 
@@ -330,7 +338,7 @@ def test_pickled_code_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("convert", [lambda t: t.to(torch.float8_e4m3fn), lambda t: t.to_sparse()])
 def test_weights_of_unusual_types_are_read(convert: Any, tmp_path: Path) -> None:
     state = {**STATE, "0.weight": convert(STATE["0.weight"])}
-    model, _ = load(read_content(put(tmp_path / "net.pth", state)))
+    model, _ = load(read_content(write_file(tmp_path / "net.pth", state)))
     expected = STATE["0.weight"]
     torch.testing.assert_close(model.state_dict()["0.weight"], expected, rtol=0.1, atol=0.02)
 
@@ -342,7 +350,7 @@ def read_content(path: Path) -> dict[str, Tensor]:
 def test_files_that_hold_no_usable_weights_are_refused_with_the_reason(tmp_path: Path) -> None:
     empty = {name: tensor.to("meta") for name, tensor in STATE.items()}
     with pytest.raises(RequestError, match=r"0.weight has a shape and no values"):
-        read_checkpoint(put(tmp_path / "meta.pth", empty))
+        read_checkpoint(write_file(tmp_path / "meta.pth", empty))
     np.savez(tmp_path / "arrays.zip.npz", a=np.zeros(3))
     (tmp_path / "arrays.zip.npz").rename(tmp_path / "arrays.zip")
     with pytest.raises(RequestError, match=r"an archive of another kind, such as a torch.export"):
@@ -361,7 +369,7 @@ def test_a_quantized_model_is_refused_as_a_whole() -> None:
 @pytest.mark.parametrize("name", ["file.pth", "file.safetensors"])
 def test_a_truncated_file_is_refused(tmp_path: Path, name: str, share: float) -> None:
     path = tmp_path / name
-    save_file(STATE, path) if name.endswith("safetensors") else put(path, STATE)
+    save_file(STATE, path) if name.endswith("safetensors") else write_file(path, STATE)
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
     with pytest.raises(RequestError, match=rf"{name}' can't be read as weights.*truncated"):
@@ -374,7 +382,7 @@ def test_a_file_that_is_not_there_or_holds_no_weights_is_refused(tmp_path: Path)
     empty: tuple[Any, ...] = ({"epoch": 3}, [1, 2], {"state_dict": {}})
     for content in empty:
         with pytest.raises(RequestError, match="contains no state dict of tensors"):
-            read_checkpoint(put(tmp_path / "file.pth", content))
+            read_checkpoint(write_file(tmp_path / "file.pth", content))
     with warnings.catch_warnings(action="ignore"):
         torch.jit.trace(net().eval(), torch.ones(1, 2)).save(str(tmp_path / "script.pt"))
     with pytest.raises(RequestError, match=r"TorchScript program. Open it with torch.jit.load"):
@@ -398,7 +406,7 @@ NAMES = ("cat", "dog", "eel")
     ],
 )
 def test_recorded_class_names_are_found(record: dict[str, Any], tmp_path: Path) -> None:
-    path = put(tmp_path / "x.pth", {"state_dict": STATE, **record})
+    path = write_file(tmp_path / "x.pth", {"state_dict": STATE, **record})
     assert read_checkpoint(path).class_names == NAMES
 
 

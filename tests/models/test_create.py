@@ -198,7 +198,7 @@ TAG = "test_resnet.r160_in1k"
 
 
 @pytest.fixture
-def tagged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+def tagged_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
     """A model with the weights of TAG, read like hub weights except for the
     download.
     """
@@ -214,16 +214,16 @@ def tagged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
 
 
 def test_a_tag_gives_its_weights_its_pixels_and_a_new_head_for_other_classes(
-    tagged: nn.Module,
+    tagged_model: nn.Module,
 ) -> None:
     full, other = load(1000, name=TAG), load(10, name=TAG, seed=1)
-    assert equal(full.model, tagged)
+    assert equal(full.model, tagged_model)
     assert (full.pixels.channels, full.pixels.height, full.pixels.mean) == (3, 160, (0.5, 0.5, 0.5))
     assert full.weights.missing == ()
     assert other.weights.missing == ("fc.bias", "fc.weight")
     assert other.weights.source == f"hub {TAG}"
     assert torch.equal(
-        other.model.state_dict()["conv1.0.weight"], tagged.state_dict()["conv1.0.weight"]
+        other.model.state_dict()["conv1.0.weight"], tagged_model.state_dict()["conv1.0.weight"]
     )
     assert torch.equal(
         other.model.state_dict()["fc.weight"],
@@ -235,14 +235,14 @@ def test_a_tag_gives_its_weights_its_pixels_and_a_new_head_for_other_classes(
     )
 
 
-def test_color_weights_serve_gray_images_as_timm_adapts_them(tagged: nn.Module) -> None:
+def test_color_weights_serve_gray_images_as_timm_adapts_them(tagged_model: nn.Module) -> None:
     loaded = load(1000, name=TAG, kwargs={"in_chans": 1}, image_size=32)
     assert loaded.pixels == InputSpec(
         1, 32, 32, (0.5,), (0.5,), loaded.pixels.crop, loaded.pixels.interpolation
     )
     gray = torch.randn(2, 1, 32, 32)
     torch.testing.assert_close(
-        loaded.model(gray), tagged.eval()(gray.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-4
+        loaded.model(gray), tagged_model.eval()(gray.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-4
     )
 
 

@@ -94,10 +94,10 @@ def test_timms_models_load_where_there_is_no_kd_app_and_answer_the_same(tmp_path
         "vit": (save_net(tmp_path / "vit", "vit_tiny_patch16_224", PIXELS, **VIT), PIXELS),
     }
     command = [sys.executable, "-c", LOADER, *(str(tmp_path / name) for name in models)]
-    done = subprocess.run(
+    process = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120
     )
-    results = json.loads(done.stdout)
+    results = json.loads(process.stdout)
     for name, (model, pixels) in models.items():
         result, size = results[str(tmp_path / name)], (pixels.channels, pixels.height, pixels.width)
         image = torch.linspace(-1, 1, 2 * size[0] * size[1] * size[2]).view(2, *size)

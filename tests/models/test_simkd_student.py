@@ -35,7 +35,7 @@ def student() -> SimKDStudent:
 
 
 @pytest.fixture(scope="module")
-def saved(student: SimKDStudent, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model_folder(student: SimKDStudent, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the saved student; nobody writes there."""
     folder = tmp_path_factory.mktemp("student")
     save_model(student, folder, pixels=GRAY, classes=DIGITS, license="mit")
@@ -68,13 +68,15 @@ def test_projector_and_classifier_count_and_only_the_classifier_is_frozen(
 
 
 def test_a_saved_student_loads_unchanged_and_as_a_program(
-    student: SimKDStudent, saved: Path
+    student: SimKDStudent, model_folder: Path
 ) -> None:
-    spec = request(checkpoint=saved)
+    spec = request(checkpoint=model_folder)
     again = create(spec, resolve_input(spec, STATS), 10, seed=0).model
     torch.testing.assert_close(again(IMAGES), student(IMAGES))
-    torch.testing.assert_close(torch.export.load(saved / PROGRAM).module()(IMAGES), student(IMAGES))
-    assert set(load_file(saved / "model.safetensors")) == set(student.state_dict())
+    torch.testing.assert_close(
+        torch.export.load(model_folder / PROGRAM).module()(IMAGES), student(IMAGES)
+    )
+    assert set(load_file(model_folder / "model.safetensors")) == set(student.state_dict())
     larger = create(spec, resolve_input(spec, STATS), 12, seed=0)
     assert larger.weights.new_head
     assert larger.model(IMAGES).shape == (3, 12)
@@ -84,9 +86,9 @@ def test_a_saved_student_loads_unchanged_and_as_a_program(
     "wrong", [{"inside": 10**6}, {"out": 7}, {"channels": "many"}, {"more": 1}]
 )
 def test_a_config_that_does_not_match_the_weights_is_refused(
-    saved: Path, tmp_path: Path, wrong: dict[str, object]
+    model_folder: Path, tmp_path: Path, wrong: dict[str, object]
 ) -> None:
-    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(model_folder, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
     config["reused"] |= wrong

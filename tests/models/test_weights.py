@@ -23,7 +23,7 @@ def load(
     return load_weights(model, checkpoint, head=head, source="file x", sha256="abc", **more)
 
 
-def changed(state: State) -> State:
+def change_state(state: State) -> State:
     return {name: tensor + 1 for name, tensor in state.items()}
 
 
@@ -60,7 +60,7 @@ def test_another_number_of_classes_gives_a_new_head_that_is_reported() -> None:
 
 
 def test_rows_of_the_classifier_are_taken_in_the_order_of_the_classes() -> None:
-    state = changed(net(classes=5).state_dict())
+    state = change_state(net(classes=5).state_dict())
     model = net(classes=3)
     report = load(model, state, "2", rows=(4, 0, 2))
     assert not report.new_head

@@ -53,8 +53,8 @@ def test_equal_classes_make_chance_the_largest_class() -> None:
 
 def test_cautions_come_before_every_other_sentence() -> None:
     run = build_results(cautions=["Caution: at chance."])
-    shown = render_flat(build_summary(run))
-    assert shown.index("Caution: at chance.") < shown.index("Distilled minus")
+    text = render_flat(build_summary(run))
+    assert text.index("Caution: at chance.") < text.index("Distilled minus")
 
 
 def describe(**changes: Any) -> str:

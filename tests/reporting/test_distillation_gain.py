@@ -161,6 +161,6 @@ def test_the_summary_has_a_row_for_each_control() -> None:
     run = results(labels_only=GAIN, match_wall_time=NONE)
     assert run.test is not None
     run.test.__pydantic_extra__["match_wall_time"] = run.test.student
-    shown = render_flat(build_summary(run))
-    assert "match wall time" in shown
-    assert "+0.20 -0.80 to +1.20" in shown
+    text = render_flat(build_summary(run))
+    assert "match wall time" in text
+    assert "+0.20 -0.80 to +1.20" in text

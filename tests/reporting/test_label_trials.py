@@ -5,10 +5,10 @@ from kd_app.reporting.measurement_results import Estimate
 
 
 def test_starts_are_rows_and_shares_of_the_labels_columns() -> None:
-    found = Estimate(value=0.5, low=0.41, high=0.592)
+    accuracy = Estimate(value=0.5, low=0.41, high=0.592)
     table = write_trials_table(
         [
-            TrialResult("distilled", 0.01, found),
+            TrialResult("distilled", 0.01, accuracy),
             TrialResult("distilled", 1.0, Estimate(value=0.75)),
             TrialResult("random", 1.0, Estimate(value=None)),
         ]

@@ -134,7 +134,7 @@ def test_the_student_is_the_exported_model(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def distilled(tmp_path: Path) -> Path:
+def distillation(tmp_path: Path) -> Path:
     """A run whose teacher is in a stage."""
     stage, run = tmp_path / ".stages" / "teacher-12", tmp_path / "run"
     pixels = InputSpec(channels=3, height=32, width=32, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -166,47 +166,49 @@ def write_reference(
     (run / "teacher" / "reference.json").write_text(json.dumps(reference))
 
 
-def test_the_teacher_is_the_model_of_the_stage(distilled: Path) -> None:
-    teacher = load_run(distilled).load_teacher()
-    tensors = load_file(distilled.parent / ".stages" / "teacher-12" / "model" / "model.safetensors")
+def test_the_teacher_is_the_model_of_the_stage(distillation: Path) -> None:
+    teacher = load_run(distillation).load_teacher()
+    tensors = load_file(
+        distillation.parent / ".stages" / "teacher-12" / "model" / "model.safetensors"
+    )
     assert not teacher.training
     assert teacher.state_dict().keys() == tensors.keys()
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in teacher.state_dict().items())
 
 
 @pytest.mark.parametrize("name", ["metrics.csv", "predictions.parquet", "teacher/reference.json"])
-def test_a_file_that_is_not_as_the_run_wrote_it_is_rejected(distilled: Path, name: str) -> None:
-    results = read(distilled / "results.json")
+def test_a_file_that_is_not_as_the_run_wrote_it_is_rejected(distillation: Path, name: str) -> None:
+    results = read(distillation / "results.json")
     results.files = [FileRecord(name=name, sha256="ab")]
-    write(distilled / "results.json", results)
-    (distilled / name).touch()
+    write(distillation / "results.json", results)
+    (distillation / name).touch()
     with pytest.raises(RequestError, match=rf"{name}' has changed since the run wrote it"):
-        load_run(distilled).find_file(name)
+        load_run(distillation).find_file(name)
 
 
-def test_a_teacher_with_other_weights_is_rejected(distilled: Path) -> None:
-    weights = distilled.parent / ".stages" / "teacher-12" / "model" / "model.safetensors"
+def test_a_teacher_with_other_weights_is_rejected(distillation: Path) -> None:
+    weights = distillation.parent / ".stages" / "teacher-12" / "model" / "model.safetensors"
     save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights)
     with pytest.raises(RequestError, match="holds other weights now"):
-        load_run(distilled).load_teacher()
+        load_run(distillation).load_teacher()
 
 
-def test_a_missing_stage_is_named(distilled: Path) -> None:
-    shutil.rmtree(distilled.parent / ".stages")
+def test_a_missing_stage_is_named(distillation: Path) -> None:
+    shutil.rmtree(distillation.parent / ".stages")
     with pytest.raises(RequestError, match=r"teacher-12/model', which does not exist"):
-        load_run(distilled).load_teacher()
+        load_run(distillation).load_teacher()
 
 
 @pytest.mark.parametrize(
     ("path", "source"), [(None, "hub test_resnet.r160_in1k"), ("weights.pth", "file weights.pth")]
 )
 def test_a_teacher_without_a_folder_is_rejected_with_its_source(
-    distilled: Path, path: str | None, source: str
+    distillation: Path, path: str | None, source: str
 ) -> None:
-    (distilled.parent / "weights.pth").touch()
-    write_reference(distilled, path=path and str(distilled.parent / path), source=source)
+    (distillation.parent / "weights.pth").touch()
+    write_reference(distillation, path=path and str(distillation.parent / path), source=source)
     with pytest.raises(RequestError, match=f"test_resnet came from {source}"):
-        load_run(distilled).load_teacher()
+        load_run(distillation).load_teacher()
 
 
 def test_a_run_on_labels_only_has_no_teacher(tmp_path: Path) -> None:
@@ -251,5 +253,7 @@ def test_heavy_packages_are_imported_only_when_needed() -> None:
         "import sys, kd_app.reporting.runs, kd_app.reporting.tables; print({'torch', 'pandas',"
         " 'timm', 'scipy'} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "set()\n"
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert process.stdout == "set()\n"

@@ -44,7 +44,7 @@ def test_what_is_not_measured_has_no_score() -> None:
 def test_the_trial_with_most_of_the_teachers_neighbors_wins() -> None:
     trials = [_build_trial(0, 0.4), _build_trial(1, 0.7)]
     assert select_winner(trials) == 1
-    shown = render_flat(build_sweep_table(trials, winner=1))
-    assert "Validation teacher's neighbors of each trial" in shown
-    assert shown.index("* 1 seed=1") < shown.index("0 seed=0")
-    assert "Its share of the teacher's neighbors on test is 70.00 %" in shown
+    table = render_flat(build_sweep_table(trials, winner=1))
+    assert "Validation teacher's neighbors of each trial" in table
+    assert table.index("* 1 seed=1") < table.index("0 seed=0")
+    assert "Its share of the teacher's neighbors on test is 70.00 %" in table

@@ -23,8 +23,8 @@ def render_flat(renderable: RenderableType, width: int = 80) -> str:
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_summary_holds_every_row_and_fits_the_width(width: int) -> None:
-    shown = render(build_summary(build_results()), width)
-    assert max(map(len, shown.splitlines())) <= width
+    table = render(build_summary(build_results()), width)
+    assert max(map(len, table.splitlines())) <= width
     for row in (
         r"top-1 accuracy 77.33 % 27.00 % 51.33 %",
         r"95 % interval 72.17 to 81.95 22.06 to 32.40 45.52 to 57.12",
@@ -38,32 +38,32 @@ def test_the_summary_holds_every_row_and_fits_the_width(width: int) -> None:
         r"agreement 55.67 %",
         r"negative flips 30.00 %",
     ):
-        assert row in " ".join(shown.split())
+        assert row in " ".join(table.split())
 
 
 def test_the_summary_states_split_number_of_images_and_seed() -> None:
     assert "All metrics: test split, 300 images, one seed (3)." in render_flat(
         build_summary(build_results())
     )
-    shown = render_flat(build_summary(build_results(test=False)))
-    assert "All metrics: validation split" in shown
-    assert "The test set was not read." in shown
+    table = render_flat(build_summary(build_results(test=False)))
+    assert "All metrics: validation split" in table
+    assert "The test set was not read." in table
 
 
 def test_the_summary_is_plain_ascii_without_escape_codes() -> None:
-    shown = render(build_summary(build_results()))
-    assert "\x1b" not in shown
-    assert set(shown) - set("─") <= set(map(chr, range(32, 127))) | {"\n"}
+    table = render(build_summary(build_results()))
+    assert "\x1b" not in table
+    assert set(table) - set("─") <= set(map(chr, range(32, 127))) | {"\n"}
 
 
 def test_an_undefined_metric_is_explained() -> None:
-    shown = render_flat(
+    table = render_flat(
         build_summary(build_results({"teacher": 1.0, "labels_only": 1.0, "student": 1.5}))
     )
-    assert "gap closed undefined" in shown
+    assert "gap closed undefined" in table
     assert (
         "Gap closed is undefined because the teacher is not measurably better than the labels-only"
-        " student" in shown
+        " student" in table
     )
     assert "undefined" not in render_flat(build_summary(build_results()))
     hopeless = render_flat(build_summary(build_results({"teacher": -50.0, "student": 1.5})))
@@ -105,9 +105,9 @@ def test_further_controls_are_rows_and_weak_spots_are_sentences() -> None:
         }
         for kind, right in (("jpeg", 0.5), ("contrast", 0.3))
     ]
-    shown = render_flat(build_summary(Results.model_validate(content)))
-    assert "gain, smoothed" in shown
-    assert "points above this control" in shown
+    table = render_flat(build_summary(Results.model_validate(content)))
+    assert "gain, smoothed" in table
+    assert "points above this control" in table
     losses = {
         k: t - s
         for k, (t, s) in enumerate(
@@ -120,21 +120,21 @@ def test_further_controls_are_rows_and_weak_spots_are_sentences() -> None:
             )
         )
     }
-    assert f"Class 'c{max(losses, key=losses.__getitem__)}' loses most: the student gets" in shown
+    assert f"Class 'c{max(losses, key=losses.__getitem__)}' loses most: the student gets" in table
     assert (
         "Group 'south' loses most: the student gets 0.00 % right, the teacher 100.00 % (1"
-        " image)." in shown
+        " image)." in table
     )
     assert (
         "On corrupted images (2 kinds) the student gets 40.00 % right on average, the teacher"
-        " 60.00 %." in shown
+        " 60.00 %." in table
     )
 
 
 def test_without_a_teacher_no_loss_is_reported() -> None:
-    shown = render_flat(build_summary(build_results({"student": 2.0})))
-    assert "loses most" not in shown
-    assert "corrupted" not in shown
+    table = render_flat(build_summary(build_results({"student": 2.0})))
+    assert "loses most" not in table
+    assert "corrupted" not in table
 
 
 def test_the_verdict_states_margin_and_difference() -> None:
@@ -192,15 +192,15 @@ def trials() -> list[Trial]:
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_a_sweep_is_listed_best_first_with_a_star_at_the_winner(width: int) -> None:
-    shown = render_flat(build_sweep_table(trials(), winner=1), width)
+    table = render_flat(build_sweep_table(trials(), winner=1), width)
     assert (
-        shown.index("* 1 loss.soft_target.temperature=4")
-        < shown.index("0 loss.soft_target.temperature=1")
-        < shown.index("2 seed=1 unreadable")
+        table.index("* 1 loss.soft_target.temperature=4")
+        < table.index("0 loss.soft_target.temperature=1")
+        < table.index("2 seed=1 unreadable")
     )
     assert (
         "* Trial 1 won on validation. Its test top-1 is 51.33 % (interval 45.52 to 57.12, 300"
-        " images)" in shown
+        " images)" in table
     )
 
 
@@ -214,7 +214,7 @@ def test_trials_without_a_result_have_a_status_and_a_reason() -> None:
         Trial(4, ("seed=3",), failed),
         Trial(5, ("seed=-2",), None, "No such seed."),
     ]
-    shown = render_flat(build_sweep_table(listed, winner=1))
+    table = render_flat(build_sweep_table(listed, winner=1))
     for text in (
         "3 seed=-1 refused",
         "4 seed=3 failed",
@@ -222,7 +222,7 @@ def test_trials_without_a_result_have_a_status_and_a_reason() -> None:
         "Trials 3, 5 refused: No such seed.",
         "Trial 4 failed: The disk is full.",
     ):
-        assert text in shown
+        assert text in table
 
 
 def test_a_sweep_without_test_or_winner_states_it() -> None:

@@ -31,9 +31,9 @@ from kd_app.run.spec import build_spec
 from kd_app.training import timing
 from kd_app.training.curve_log import read_curves
 from tests.builders import results, stage, teacher_folder
-from tests.commands.call import TINY, done
+from tests.commands.call import TINY, succeed
 from tests.training.oracle import true_labels
-from tests.training.processes import distilled
+from tests.training.processes import distill_in_process
 from tests.training.small_parts import OwnData
 
 OTHERS = ("auto", "pseudo_labels", "self_supervised", "other_images")
@@ -61,7 +61,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("controls")
     places = (f"out={folder / 'run'}", f"stages={folder / 'stages'}")
     with patch.object(timing, "_TURNS", 1), patch.object(timing, "_STEPS", 1):
-        output = done(*OVERRIDES, *FEW_CANDIDATES, *places)
+        output = succeed(*OVERRIDES, *FEW_CANDIDATES, *places)
     (folder / "output").write_text(output, encoding="utf-8")
     return folder / "run"
 
@@ -98,7 +98,7 @@ def test_every_control_is_trained_measured_and_reported(run: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_with_them_is_measured_again(run: Path, tmp_path: Path) -> None:
-    done(f"run={run}", f"out={tmp_path / 'again'}", "limit=2", command="kd-evaluate")
+    succeed(f"run={run}", f"out={tmp_path / 'again'}", "limit=2", command="kd-evaluate")
     assert results(tmp_path / "again")["test"] == results(run)["test"]
 
 
@@ -106,7 +106,7 @@ def test_other_controls_do_not_change_what_is_trained_without_them(
     run: Path, tmp_path: Path
 ) -> None:
     overrides = [each for each in OVERRIDES if not each.startswith("controls=")]
-    done(*overrides, f"out={tmp_path / 'run'}", f"stages={run.parent / 'stages'}")
+    succeed(*overrides, f"out={tmp_path / 'run'}", f"stages={run.parent / 'stages'}")
     assert {each["status"] for each in results(tmp_path / "run")["stages"]} == {"reused"}
 
 
@@ -211,14 +211,16 @@ def test_match_wall_time_trains_for_the_measured_epochs_also_after_a_kill(tmp_pa
     ]
     log = str(tmp_path / "log")
     steps = "kd_app.training.module:Distillation.training_step"
-    assert distilled(overrides, log, (steps, 30)) == -9, "in the middle of measuring"
+    assert distill_in_process(overrides, log, (steps, 30)) == -9, "in the middle of measuring"
     assert not list(tmp_path.glob("stages/match_wall_time-*"))
     assert (
-        distilled(overrides, log, ("kd_app.training.module:Distillation.on_train_epoch_end", 20))
+        distill_in_process(
+            overrides, log, ("kd_app.training.module:Distillation.on_train_epoch_end", 20)
+        )
         == -9
     ), Path(log).read_text(encoding="utf-8")
     measured = next(tmp_path.glob("stages/epochs-match_wall_time-*/epochs.json")).read_bytes()
-    assert distilled(overrides, log) == 0, Path(log).read_text(encoding="utf-8")
+    assert distill_in_process(overrides, log) == 0, Path(log).read_text(encoding="utf-8")
     again = stage(tmp_path / "run", "epochs-match_wall_time")
     assert sorted(path.name for path in again.iterdir()) == ["epochs.json", "stage.json"]
     assert (again / "epochs.json").read_bytes() == measured
@@ -381,7 +383,7 @@ def test_several_processes_train_each_control(tmp_path: Path) -> None:
         "trainer=ddp_sim",
         "data.batch_size=32",
     ]
-    done(*overrides, f"out={tmp_path / 'run'}", f"stages={tmp_path / 'stages'}")
+    succeed(*overrides, f"out={tmp_path / 'run'}", f"stages={tmp_path / 'stages'}")
     models = results(tmp_path / "run")["models"]
     for control in ALL:
         epochs = models[control].get("decided", {}).get("max_epochs", 1)

@@ -14,7 +14,7 @@ from kd_app.deployment.formats.onnx import Onnx
 from kd_app.run.exported_files import sample_images, write_files
 from kd_app.run.run_model import RunModel
 from kd_app.run.workspace import Workspace
-from tests.deployment.graphs import lowered_before, write_linear
+from tests.deployment.graphs import reuse_graph, write_linear
 from tests.reporting.run_folders import build_results
 
 
@@ -46,7 +46,7 @@ def test_a_file_is_written_once(
 ) -> None:
     request = Request({"onnx": Onnx(opset=18, tolerance=1e3)})
     linear = write_linear(tmp_path, models["student"].loaded.pixels, tuple(digits.classes))
-    with lowered_before(linear):
+    with reuse_graph(linear):
         first = write_files(digits, build_results(), models, request)
     assert list(first) == ["model.onnx"]
     file = first["model.onnx"]

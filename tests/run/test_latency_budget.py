@@ -19,7 +19,7 @@ from kd_app.run.workspace import Workspace
 from kd_app.stages import Stages
 from kd_app.tasks.embedding import Embedding
 from tests.builders import results
-from tests.commands.call import TINY, done
+from tests.commands.call import TINY, succeed
 
 _LATENCY = {"resnet8": 3.0, "resnet14": 7.0}
 
@@ -43,7 +43,7 @@ def test_a_search_ends_trials_over_the_budget_before_they_are_trained(
     ]
     overrides += [f"out={tmp_path / 'search'}", f"stages={tmp_path / 'stages'}"]
     with patch.object(LatencyBudget, "measure_latency", measure_latency):
-        output = done(*overrides)
+        output = succeed(*overrides)
     over, within = (results(tmp_path / "search" / str(number)) for number in (0, 1))
     assert (over["status"], within["status"]) == ("pruned", "finished")
     assert over["reason"].startswith(
@@ -57,7 +57,7 @@ def test_a_search_ends_trials_over_the_budget_before_they_are_trained(
     with patch.object(
         LatencyBudget, "measure_latency", side_effect=AssertionError("measured again")
     ):
-        done(*overrides)
+        succeed(*overrides)
 
 
 def compose_budget(*overrides: str) -> Any:

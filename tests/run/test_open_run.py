@@ -49,7 +49,7 @@ SILENT = Console(silent=True)
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run on digits, a teacher beside it, and a student."""
     parent = tmp_path_factory.mktemp("written")
     folder, teacher = parent / "run", teacher_folder(parent / "teacher")
@@ -80,12 +80,12 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(written: Path, tmp_path: Path) -> Path:
+def run(run_folder: Path, tmp_path: Path) -> Path:
     """A copy of that run, which a test may change, and its teacher."""
-    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(run_folder, tmp_path, dirs_exist_ok=True)
     for name in ("config.yaml", "teacher/reference.json"):
         path = tmp_path / "run" / name
-        text = path.read_text(encoding="utf-8").replace(str(written), str(tmp_path))
+        text = path.read_text(encoding="utf-8").replace(str(run_folder), str(tmp_path))
         path.write_text(text, encoding="utf-8")
     return tmp_path / "run"
 

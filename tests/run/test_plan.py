@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from kd_app.run.forecast import Forecast
+from kd_app.run.initial_models import build_initial_models
 from kd_app.run.plan import describe_models, format_seconds, write_plan
 from kd_app.run.workspace import Workspace
 from tests.builders import build_workspace
@@ -49,12 +50,13 @@ def test_assistants_are_between_teacher_and_student(tmp_path: Path) -> None:
 
 def test_the_plan_estimates_the_duration(digits: Workspace) -> None:
     forecast = Forecast(training=600, outputs=5, measuring=60, speed=55)
-    *_, training = write_plan(digits, ready=True, forecast=forecast).splitlines()
+    models = build_initial_models(digits, None)
+    *_, training = write_plan(digits, models, ready=True, forecast=forecast).splitlines()
     assert training == (
         "Training: 32-true on 1 x cpu, about 12 min for everything that is not cached (10 min of"
         " them to train)"
     )
-    *_, training = write_plan(digits, ready=True, forecast=None).splitlines()
+    *_, training = write_plan(digits, models, ready=True, forecast=None).splitlines()
     assert training == "Training: 32-true on 1 x cpu, an unknown duration"
 
 
@@ -62,9 +64,8 @@ def test_a_student_larger_than_the_teacher_is_noted(tmp_path: Path) -> None:
     workspace = build_workspace(
         tmp_path, "teacher.name=resnet8", "student.name=resnet14", "controls=[]"
     )
-    assert "the student is larger than its teacher" in write_plan(
-        workspace, ready=False, forecast=None
-    )
+    plan = write_plan(workspace, build_initial_models(workspace, None), ready=False, forecast=None)
+    assert "the student is larger than its teacher" in plan
 
 
 def test_the_images_that_a_control_labels_are_stated(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from kd_app.run.run_model import RunModel
 from kd_app.run.workspace import Workspace
 from kd_app.training.job import TrainingJob
 from tests.builders import build_workspace, results, teacher_folder
-from tests.commands.call import TINY, done
+from tests.commands.call import TINY, succeed
 
 CONTROLS = "controls=[labels_only,pseudo_labels]"
 
@@ -120,8 +120,8 @@ def test_a_run_measures_the_control_and_a_second_one_reuses_its_stages(tmp_path:
     few = [*TINY, "trainer=cpu", "data.label_fraction=0.1", CONTROLS]
     few += ["trainer.limit_test_batches=null", f"stages={tmp_path / 'stages'}"]
     first, second = (tmp_path / name for name in ("first", "second"))
-    output = done(*few, f"out={first}")
-    done(*few, "+tags=[again]", f"out={second}")
+    output = succeed(*few, f"out={first}")
+    succeed(*few, "+tags=[again]", f"out={second}")
     content = results(first)
     control = content["test"]["pseudo_labels"]
     gain = content["test"]["student"]["top1"] - control["top1"]

@@ -18,7 +18,7 @@ from kd_app.run.run_model import RunModel
 from kd_app.run.spec import ExternalParts, build_spec
 from kd_app.run.workspace import Workspace
 from tests.builders import build_workspace, results
-from tests.commands.call import done
+from tests.commands.call import succeed
 
 BEST = {"best": {"epoch": 11.0, "top1": 0.9, "nll": 0.3}}
 
@@ -115,15 +115,15 @@ def test_the_images_of_validation_are_trained_on_and_those_of_test_are_not(
     workspace: Workspace,
 ) -> None:
     data, job = workspace.data, build_student_job(workspace, None)
-    seen = {}
+    losses = {}
     for with_validation in (False, True):
         data.bind(job.input, order_seed=0, with_validation=with_validation)
         loader: Any = data.train_dataloader()
-        seen[with_validation] = np.sort(loader.rows).tolist()
+        losses[with_validation] = np.sort(loader.rows).tolist()
     rows = {split: data.list_rows(split) for split in ("train", "validation")}
     assert all(each is not None for each in rows.values())
-    assert seen[False] == sorted(rows["train"])  # type: ignore[arg-type]
-    assert seen[True] == sorted([*rows["train"], *rows["validation"]])  # type: ignore[misc]
+    assert losses[False] == sorted(rows["train"])  # type: ignore[arg-type]
+    assert losses[True] == sorted([*rows["train"], *rows["validation"]])  # type: ignore[misc]
 
 
 def test_the_plan_states_the_images(workspace: Workspace, digits: Workspace) -> None:
@@ -148,8 +148,8 @@ def test_a_run_is_tested_with_the_second_training(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     same = ("debug=fdr", "teacher.name=resnet8", "logger=[csv]", "stages=stages")
-    done(*same, "out=plain")
-    done(*same, "data.refit=true", "out=again")
+    succeed(*same, "out=plain")
+    succeed(*same, "data.refit=true", "out=again")
     plain, again = results(Path("plain")), results(Path("again"))
     assert again["validation"] == plain["validation"]
     assert again["models"]["teacher"]["sha256"] == plain["models"]["teacher"]["sha256"]

@@ -11,6 +11,7 @@ import pytest
 from kd_app.config import RequestError
 from kd_app.run import role_jobs
 from kd_app.run.controls import compute_label_entropy
+from kd_app.run.initial_models import build_initial_models
 from kd_app.run.role_jobs import (
     build_control_job,
     build_student_job,
@@ -198,14 +199,15 @@ def test_a_pair_that_a_term_can_not_compare_is_refused_before_anything_is_traine
 ) -> None:
     overrides = (f"teacher.checkpoint={teacher_path}", "student.name=resnet8")
     workspace = build_workspace(tmp_path, *overrides)
-    check_pair(workspace)
+    models = build_initial_models(workspace, workspace.load_pretrained_teacher())
+    check_pair(workspace, models)
 
     def refuse(*_: Any) -> None:
         raise RequestError("shapes differ")
 
     monkeypatch.setattr("kd_app.training.loss.DistillationLoss.build", refuse)
     with pytest.raises(RequestError, match="shapes differ"):
-        check_pair(workspace)
+        check_pair(workspace, models)
 
 
 def test_a_last_batch_of_one_image_is_refused_if_a_trained_model_can_not_take_it(

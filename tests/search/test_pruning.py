@@ -31,7 +31,7 @@ def others(tmp_path: Path) -> Callable[[int], Path]:
     return write_others
 
 
-def pruned_after(sweep: Path, values: list[float]) -> int | None:
+def find_pruned_epoch(sweep: Path, values: list[float]) -> int | None:
     """The epoch after which a trial with this curve is pruned; None if never."""
     watch = MedianPruner(sweep, 99)
     for row in points(values):
@@ -45,9 +45,9 @@ def pruned_after(sweep: Path, values: list[float]) -> int | None:
 
 def test_a_bad_trial_is_pruned_and_a_good_one_is_not(others: Callable[[int], Path]) -> None:
     sweep = others(4)
-    assert pruned_after(sweep, [0.1, 0.2, 0.3, 0.4]) == 1
-    assert pruned_after(sweep, [0.1, 0.7, 0.75, 0.9]) is None
-    assert pruned_after(sweep, [0.5, 0.61, 0.62, 0.63]) == 2
+    assert find_pruned_epoch(sweep, [0.1, 0.2, 0.3, 0.4]) == 1
+    assert find_pruned_epoch(sweep, [0.1, 0.7, 0.75, 0.9]) is None
+    assert find_pruned_epoch(sweep, [0.5, 0.61, 0.62, 0.63]) == 2
 
 
 def test_an_embedding_is_followed_by_its_overlap() -> None:
@@ -58,4 +58,4 @@ def test_an_embedding_is_followed_by_its_overlap() -> None:
 
 
 def test_with_few_other_trials_no_trial_is_pruned(others: Callable[[int], Path]) -> None:
-    assert pruned_after(others(3), [0.0, 0.0, 0.0, 0.0]) is None
+    assert find_pruned_epoch(others(3), [0.0, 0.0, 0.0, 0.0]) is None

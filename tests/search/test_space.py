@@ -15,7 +15,7 @@ from kd_app.config import RequestError
 from kd_app.search.space import parse_space
 
 
-def parsed(*words: str) -> list[Any]:
+def parse(*words: str) -> list[Any]:
     return OverridesParser.create().parse_overrides(list(words))
 
 
@@ -32,7 +32,7 @@ def parsed(*words: str) -> list[Any]:
     ],
 )
 def test_overrides_are_parsed_as_distributions(word: str, expected: BaseDistribution) -> None:
-    assert parse_space(parsed(word)) == {"x": expected}
+    assert parse_space(parse(word)) == {"x": expected}
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,6 @@ def test_overrides_are_parsed_as_distributions(word: str, expected: BaseDistribu
 )
 def test_an_override_without_a_range_is_refused(word: str, message: str) -> None:
     with pytest.raises(RequestError, match=message):
-        parse_space(parsed(word))
+        parse_space(parse(word))
     with pytest.raises(RequestError, match="The search space is empty"):
         parse_space([])

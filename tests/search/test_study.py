@@ -43,13 +43,13 @@ def score(params: Params) -> float:
 def finish(
     out: Path, number: int, top1: float, *, status: str = "finished", macs: int = 1000
 ) -> None:
-    found = PLAIN.model_copy(deep=True)
-    found.status = status  # type: ignore[assignment]
-    assert found.validation is not None
-    found.validation.student.top1 = top1
-    found.models["student"].macs = macs
+    content = PLAIN.model_copy(deep=True)
+    content.status = status  # type: ignore[assignment]
+    assert content.validation is not None
+    content.validation.student.top1 = top1
+    content.models["student"].macs = macs
     (out / str(number)).mkdir(parents=True, exist_ok=True)
-    write(out / str(number) / "results.json", found)
+    write(out / str(number) / "results.json", content)
 
 
 def run(
@@ -166,6 +166,6 @@ def test_suggestions_name_the_most_important_setting_and_wider_ranges(tmp_path: 
 
 def test_the_record_is_plain_json(tmp_path: Path) -> None:
     run(tmp_path, trials=2)
-    found = json.loads((tmp_path / FILE).read_text(encoding="utf-8"))
-    assert list(found) == ["search", "proposed", "sha256"]
-    assert [list(params) for params in found["proposed"]] == [["x", "method"]] * 2
+    content = json.loads((tmp_path / FILE).read_text(encoding="utf-8"))
+    assert list(content) == ["search", "proposed", "sha256"]
+    assert [list(params) for params in content["proposed"]] == [["x", "method"]] * 2

@@ -27,7 +27,7 @@ class Touch:
         return Path.touch, (self.mark,)
 
 
-def zipped(path: Path, mark: Path) -> Path:
+def write_zip(path: Path, mark: Path) -> Path:
     """As torch saves today."""
     torch.save({"state_dict": {"weight": torch.ones(2)}, "payload": Touch(mark)}, path)
     return path
@@ -49,7 +49,7 @@ def plain(path: Path, mark: Path) -> Path:
     return path
 
 
-PICKLES: list[Pickled] = [zipped, legacy, plain]
+PICKLES: list[Pickled] = [write_zip, legacy, plain]
 
 
 def touching(mark: Path) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def touching(mark: Path) -> dict[str, Any]:
     return {"_target_": "os.mkdir", "path": str(mark)}
 
 
-def changed(file: Path, place: str, value: Any) -> None:
+def change_record(file: Path, place: str, value: Any) -> None:
     """Put `value` at a dotted place of a YAML or JSON file of a run, whose results
     record the change.
     """

@@ -14,7 +14,7 @@ from kd_app.config.compose import compose_config
 from kd_app.run.run_folder import build_run_name
 from kd_app.run.spec import build_spec
 from tests.builders import results
-from tests.commands.call import done
+from tests.commands.call import succeed
 
 
 class Mine(Callback):
@@ -84,7 +84,7 @@ def test_files_that_say_what_to_train_are_welcome_and_words_say_the_rest(tmp_pat
         "tags": ["theirs"],
     }
     words = experiment(tmp_path / "conf", theirs)[1:]
-    done(
+    succeed(
         "-m",
         f"--config-dir={tmp_path / 'conf'}",
         *words,

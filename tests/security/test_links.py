@@ -108,7 +108,7 @@ def run(folder: Path, command: str, *words: str, user: Sequence[str] = ()) -> tu
     """The exit code and stderr of a command in a folder."""
     folder.mkdir(exist_ok=True)
     program = [sys.executable, "-m", f"kd_app.commands.{command}", *words]
-    ended = subprocess.run(
+    result = subprocess.run(
         [*user, *program],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -117,7 +117,7 @@ def run(folder: Path, command: str, *words: str, user: Sequence[str] = ()) -> tu
         text=True,
         check=False,
     )
-    return ended.returncode, ended.stderr
+    return result.returncode, result.stderr
 
 
 @pytest.mark.slow

@@ -18,11 +18,11 @@ from kd_app.models.create import create
 from kd_app.run.spec import build_spec
 from tests.builders import GRAY, teacher_folder
 from tests.commands.call import call, snapshot
-from tests.security.payloads import zipped
+from tests.security.payloads import write_zip
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+def requests(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """The addresses of the network that were asked for; none when the test ends."""
     addresses: list[Any] = []
     plain = socket.socket.connect
@@ -82,11 +82,11 @@ NAMES = list(changes(Path()))
 def theirs(tmp_path: Path, mark: Path) -> Path:
     """A model folder with a pickle beside what it should hold."""
     folder = teacher_folder(tmp_path / "theirs")
-    zipped(folder / "pytorch_model.bin", mark)
+    write_zip(folder / "pytorch_model.bin", mark)
     return folder
 
 
-def said_by(folder: Path, name: str) -> None:
+def read_message(folder: Path, name: str) -> None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     for key, value in changes(folder / "pytorch_model.bin")[name].items():
         config[key] = {**(config.get(key) or {}), **value} if isinstance(value, dict) else value
@@ -101,10 +101,10 @@ def load_teacher(folder: Path) -> torch.nn.Module:
     return create(spec, GRAY, 10, seed=0).model
 
 
-@pytest.mark.usefixtures("mark", "asked")
+@pytest.mark.usefixtures("mark", "requests")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_teacher_is_loaded_as_described_or_refused(name: str, theirs: Path) -> None:
-    said_by(theirs, name)
+    read_message(theirs, name)
     before = snapshot(theirs)
     try:
         model = load_teacher(theirs)
@@ -114,22 +114,22 @@ def test_a_teacher_is_loaded_as_described_or_refused(name: str, theirs: Path) ->
     assert snapshot(theirs) == before
 
 
-@pytest.mark.usefixtures("mark", "asked")
+@pytest.mark.usefixtures("mark", "requests")
 def test_a_command_with_such_a_teacher_is_done_or_refused_in_one_line(theirs: Path) -> None:
-    said_by(theirs, "custom of a file")
+    read_message(theirs, "custom of a file")
     words = ("debug=fdr", "logger=[csv]", "controls=[]", "examples=0", "out=run", "stages=stages")
-    ended = call(*words, f"teacher.checkpoint={theirs}")
-    assert ended.code in (0, 2), ended.err
-    assert len(ended.err.splitlines()) == (1 if ended.code else 0)
+    result = call(*words, f"teacher.checkpoint={theirs}")
+    assert result.code in (0, 2), result.err
+    assert len(result.err.splitlines()) == (1 if result.code else 0)
 
 
-@pytest.mark.usefixtures("mark", "asked")
+@pytest.mark.usefixtures("mark", "requests")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_student_is_loaded_from_its_safetensors_or_refused(
     name: str, run: Path, mark: Path
 ) -> None:
-    zipped(run / "student" / "pytorch_model.bin", mark)
-    said_by(run / "student", name)
+    write_zip(run / "student" / "pytorch_model.bin", mark)
+    read_message(run / "student", name)
     before = snapshot(run)
     try:
         model = kd_app.load_run(run).load_student()

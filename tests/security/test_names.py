@@ -12,7 +12,7 @@ from PIL import Image
 import kd_app
 from kd_app.config.csv_cells import restore_cell
 from tests.builders import results
-from tests.commands.call import TINY, done
+from tests.commands.call import TINY, succeed
 
 SMALL = (
     *TINY,
@@ -77,7 +77,7 @@ def test_labels_of_a_table_lead_nowhere(tmp_path: Path) -> None:
     with (data / "labels.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("path", "label"), *rows])
     loggers = ("logger=[csv,tensorboard,wandb]", "logger.wandb.mode=offline")
-    done(*SMALL, "data=csv", f"data.root={data}", *loggers)
+    succeed(*SMALL, "data=csv", f"data.root={data}", *loggers)
     assert_names_are_whole(sorted(LABELS))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "here"]
     assert sorted(path.name for path in Path().iterdir()) == ["run", "stages"]

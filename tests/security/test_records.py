@@ -114,7 +114,9 @@ def list_places(node: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, .
             yield from list_places(node[key], (*place, key))
 
 
-def put(config: dict[str, Any], place: tuple[Any, ...], payload: Any, *, extra: bool) -> Any:
+def replace_value(
+    config: dict[str, Any], place: tuple[Any, ...], payload: Any, *, extra: bool
+) -> Any:
     changed = copy.deepcopy(config)
     node = changed
     for key in place[:-1]:
@@ -148,7 +150,7 @@ def check_record_with_payload(
     run, config = record
     place = data.draw(st.sampled_from(list(list_places(config))))
     payload = data.draw(st.sampled_from(PAYLOADS))
-    changed = put(config, place, payload, extra=data.draw(st.booleans()))
+    changed = replace_value(config, place, payload, extra=data.draw(st.booleans()))
     if not isinstance(changed.get("controls"), dict) or not isinstance(changed["trainer"], dict):
         return  # refused by the reader of the file
     open_record(run, changed, purpose)
@@ -172,7 +174,7 @@ def test_a_trial_with_a_payload_does_nothing(
 ) -> None:
     _, config = record
     place = data.draw(st.sampled_from(list(list_places(config))))
-    changed = put(
+    changed = replace_value(
         config, place, data.draw(st.sampled_from(PAYLOADS)), extra=data.draw(st.booleans())
     )
     with watch() as events:

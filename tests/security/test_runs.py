@@ -11,16 +11,16 @@ import pytest
 import kd_app
 from kd_app.config import RequestError
 from tests.builders import accept_changes, results, stage, teacher_folder
-from tests.commands.call import TINY, call, done, refused, snapshot
-from tests.security.payloads import changed, plain, touching, zipped
+from tests.commands.call import TINY, call, expect_refusal, snapshot, succeed
+from tests.security.payloads import change_record, plain, touching, write_zip
 
 
-def evaluated(run: Path, *words: str) -> str:
-    return done(f"run={run}", "out=again", "limit=2", *words, command="kd-evaluate")
+def evaluate(run: Path, *words: str) -> str:
+    return succeed(f"run={run}", "out=again", "limit=2", *words, command="kd-evaluate")
 
 
 def not_evaluated(run: Path, *words: str) -> str:
-    return refused(f"run={run}", "out=again", *words, command="kd-evaluate")
+    return expect_refusal(f"run={run}", "out=again", *words, command="kd-evaluate")
 
 
 NOT_BUILT = [
@@ -37,28 +37,28 @@ BUILT = ["data.source", "controls.labels_only.student"]
 
 def test_what_a_measurement_does_not_need_is_not_built(run: Path, mark: Path) -> None:
     for place in NOT_BUILT:
-        changed(run / "config.yaml", place, touching(mark))
-    evaluated(run)
+        change_record(run / "config.yaml", place, touching(mark))
+    evaluate(run)
 
 
 def test_a_training_that_is_not_ours_is_refused(run: Path, mark: Path) -> None:
-    changed(run / "config.yaml", "loss.soft_target", touching(mark))
+    change_record(run / "config.yaml", "loss.soft_target", touching(mark))
     words = (f"run={run}", "steps=[finetune]", "out=small")
-    assert "names code that is not part of kd_app" in refused(*words, command="kd-compress")
+    assert "names code that is not part of kd_app" in expect_refusal(*words, command="kd-compress")
 
 
 @pytest.mark.parametrize("place", BUILT)
 def test_a_part_that_is_not_ours_is_refused_though_the_run_allowed_it(
     place: str, run: Path, mark: Path
 ) -> None:
-    changed(run / "config.yaml", place, touching(mark))
-    changed(run / "config.yaml", "allow", ["os"])
+    change_record(run / "config.yaml", place, touching(mark))
+    change_record(run / "config.yaml", "allow", ["os"])
     not_evaluated(run)
 
 
 def test_an_interpolation_does_not_become_a_part_later(run: Path, mark: Path) -> None:
     hidden = '${oc.create:"{_target_: os.mkdir, path: ' + str(mark) + '}"}'
-    changed(run / "config.yaml", "trainer.max_epochs", hidden)
+    change_record(run / "config.yaml", "trainer.max_epochs", hidden)
     assert "trainer.max_epochs=" in not_evaluated(run)
 
 
@@ -76,7 +76,7 @@ def test_tags_of_yaml_make_no_objects(tag: str, run: Path, mark: Path) -> None:
     (run / "config.yaml").write_text(whole + payload, encoding="utf-8")
     accept_changes(run)
     assert "config.yaml' can't be read" in not_evaluated(run)
-    assert "config.yaml' can't be read" in refused(*TINY, f"out={run}")
+    assert "config.yaml' can't be read" in expect_refusal(*TINY, f"out={run}")
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_the_run_does_not_say_where_this_machine_writes(
     elsewhere = tmp_path / "elsewhere"
     if there:
         elsewhere.mkdir()
-    changed(run / "config.yaml", "stages", str(elsewhere))
+    change_record(run / "config.yaml", "stages", str(elsewhere))
     content = results(run)
     content["stages"] = [
         (
@@ -106,7 +106,7 @@ def test_the_run_does_not_say_where_this_machine_writes(
         for each in content["stages"]
     ]
     accept_changes(run, **content)
-    evaluated(run)
+    evaluate(run)
     assert elsewhere.exists() == there
     assert not there or not list(elsewhere.iterdir())
     assert {Path(each["path"]).parent for each in results(Path("again"))["stages"]} == {
@@ -126,9 +126,9 @@ def test_a_stage_or_a_teacher_that_the_run_points_at_is_no_pickle(
     run: Path, tmp_path: Path, mark: Path
 ) -> None:
     theirs = teacher_folder(tmp_path / "theirs" / "model").parent
-    zipped(theirs / "model" / "model.safetensors", mark)
+    write_zip(theirs / "model" / "model.safetensors", mark)
     before = (run / "teacher" / "reference.json").read_text(encoding="utf-8")
-    changed(run / "teacher" / "reference.json", "stage", str(theirs))
+    change_record(run / "teacher" / "reference.json", "stage", str(theirs))
     assert "can't be read as weights" in not_evaluated(run)
     (run / "teacher" / "reference.json").write_text(before, encoding="utf-8")
     accept_changes(run)
@@ -155,17 +155,17 @@ def test_tables_that_are_pickles_are_not_read(run: Path, mark: Path) -> None:
     plain(run / "examples.parquet", mark)
     plain(run / "metrics.csv", mark)
     accept_changes(run)
-    found = kd_app.load_run(run)
+    loaded = kd_app.load_run(run)
     for name in ("predictions", "examples", "curves"):
         with pytest.raises(ValueError, match=r"magic bytes|Parquet|decode|codec"):
-            getattr(found, name)
+            getattr(loaded, name)
     assert list(kd_app.load_runs(run)["status"]) == ["finished"]
 
 
 def test_a_run_to_learn_from_is_weights_and_their_description(run: Path, mark: Path) -> None:
-    changed(run / "config.yaml", "callbacks.x", touching(mark))
-    zipped(run / "student" / "pytorch_model.bin", mark)
-    done(
+    change_record(run / "config.yaml", "callbacks.x", touching(mark))
+    write_zip(run / "student" / "pytorch_model.bin", mark)
+    succeed(
         *TINY[:2],
         "controls=[]",
         "examples=0",
@@ -180,7 +180,7 @@ def test_a_run_to_learn_from_is_weights_and_their_description(run: Path, mark: P
 
 @pytest.mark.parametrize("runs", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_trial_that_somebody_laid_into_a_sweep_says_not_what_is_run_or_where_is_written(
-    runs: bool, run: Path, made: Path, tmp_path: Path, mark: Path
+    runs: bool, run: Path, sample_run: Path, tmp_path: Path, mark: Path
 ) -> None:
     theirs = Path(shutil.copytree(run, Path("sweep/7")))
     content: dict[str, Any] = results(theirs)
@@ -188,33 +188,33 @@ def test_a_trial_that_somebody_laid_into_a_sweep_says_not_what_is_run_or_where_i
     content["test"] = None
     accept_changes(theirs, **content)
     for key in ("out", "stages"):
-        changed(theirs / "config.yaml", key, str(tmp_path / "elsewhere"))
+        change_record(theirs / "config.yaml", key, str(tmp_path / "elsewhere"))
     elsewhere = {
         "_target_": "kd_app.tracking.MLflow",
         "experiment": "x",
         "uri": "http://127.0.0.1:9",
     }
-    changed(theirs / "config.yaml", "logger.elsewhere", elsewhere)
+    change_record(theirs / "config.yaml", "logger.elsewhere", elsewhere)
     if runs:
-        changed(theirs / "config.yaml", "callbacks.x", touching(mark))
-        changed(theirs / "config.yaml", "allow", ["os"])
-    ended = call("-m", *TINY, "seed=0", "out=sweep", f"stages={made / 'stages'}")
-    assert "Trial 7 is the best on validation; testing it" in ended.out
+        change_record(theirs / "config.yaml", "callbacks.x", touching(mark))
+        change_record(theirs / "config.yaml", "allow", ["os"])
+    result = call("-m", *TINY, "seed=0", "out=sweep", f"stages={sample_run / 'stages'}")
+    assert "Trial 7 is the best on validation; testing it" in result.out
     assert not (tmp_path / "elsewhere").exists()
-    assert ended.code == (2 if runs else 0)
-    assert ("callbacks.x._target_ was 'os.mkdir', now None" in ended.err) == runs
-    assert "elsewhere" not in ended.out
+    assert result.code == (2 if runs else 0)
+    assert ("callbacks.x._target_ was 'os.mkdir', now None" in result.err) == runs
+    assert "elsewhere" not in result.out
 
 
 def test_a_run_is_read_with_its_own_stages_where_they_are_and_nothing_of_it_changes(
-    run: Path, made: Path
+    run: Path, sample_run: Path
 ) -> None:
     before = snapshot(run)
     kd_app.load_run(run).load_student()
-    evaluated(run)
+    evaluate(run)
     assert snapshot(run) == before
     assert stage(run, "student").is_dir()
     assert {Path(each["path"]).parent for each in results(Path("again"))["stages"]} == {
-        made / "stages"
+        sample_run / "stages"
     }
     assert not Path("runs").exists()

@@ -31,18 +31,18 @@ def test_no_secret_gets_into_what_a_run_leaves_and_says(
     )
     monkeypatch.setenv("HOME", str(tmp_path))
     loggers = ("logger=[csv,wandb,tensorboard,mlflow]", "logger.wandb.mode=offline")
-    ended = call(*TINY, TAGS, *loggers, *words, "out=run", "stages=stages")
-    assert ended.code == code, ended.err
+    result = call(*TINY, TAGS, *loggers, *words, "out=run", "stages=stages")
+    assert result.code == code, result.err
     files = [path for path in Path().rglob("*") if path.is_file()]
     assert any(path.suffix == ".wandb" for path in files)
     assert len(files) > 20
     assert not [path for path in files if b"s3cr3t-of-" in path.read_bytes()]
-    assert "s3cr3t-of-" not in ended.out + ended.err
+    assert "s3cr3t-of-" not in result.out + result.err
     if code == 0:
-        assert ended.err == ""
-        (line,) = [line for line in ended.out.splitlines() if "wandb sync" in line]
+        assert result.err == ""
+        (line,) = [line for line in result.out.splitlines() if "wandb sync" in line]
         assert "offline" in line
         assert len(list(Path("run/wandb").glob("offline-run-*"))) == 3
-        assert ended.out.splitlines()[0].startswith("Data: 10 classes")
-        assert ended.out.splitlines()[-1] == "Everything is in run"
+        assert result.out.splitlines()[0].startswith("Data: 10 classes")
+        assert result.out.splitlines()[-1] == "Everything is in run"
         assert {path.name for path in Path("run").iterdir()} >= FILES

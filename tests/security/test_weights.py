@@ -20,8 +20,8 @@ from kd_app.digest import hash_file, hash_value
 from kd_app.models.checkpoint import read_checkpoint
 from kd_app.stages import hash_content
 from tests.builders import accept_changes, image_folder, stage, teacher_folder
-from tests.commands.call import TINY, call, done, refused
-from tests.security.payloads import PICKLES, Pickled, Touch, changed, zipped
+from tests.commands.call import TINY, call, expect_refusal, succeed
+from tests.security.payloads import PICKLES, Pickled, Touch, change_record, write_zip
 
 
 @pytest.mark.parametrize("pickled", PICKLES)
@@ -44,8 +44,8 @@ def test_weights_with_a_payload_are_not_read(
 
 @pytest.mark.parametrize("role", ["teacher", "student"])
 def test_a_checkpoint_with_a_payload_is_refused(role: str, tmp_path: Path, mark: Path) -> None:
-    assert "can't be read as weights" in refused(
-        *TINY, f"{role}.checkpoint={zipped(tmp_path / 'x.pth', mark)}"
+    assert "can't be read as weights" in expect_refusal(
+        *TINY, f"{role}.checkpoint={write_zip(tmp_path / 'x.pth', mark)}"
     )
 
 
@@ -53,13 +53,13 @@ def test_a_model_folder_whose_safetensors_are_a_pickle_is_refused(
     tmp_path: Path, mark: Path
 ) -> None:
     folder = teacher_folder(tmp_path / "teacher")
-    zipped(folder / "model.safetensors", mark)
-    for said in (
+    write_zip(folder / "model.safetensors", mark)
+    for output in (
         f"teacher.name=local-dir:{folder}",
         f"teacher.checkpoint={folder}",
         f"student.checkpoint={folder}",
     ):
-        assert "can't be read as weights" in refused(*TINY, said)
+        assert "can't be read as weights" in expect_refusal(*TINY, output)
 
 
 def test_a_pickle_in_the_place_of_the_safetensors_is_not_taken(
@@ -69,22 +69,24 @@ def test_a_pickle_in_the_place_of_the_safetensors_is_not_taken(
     for each in (folder, run / "student"):
         (each / "model.safetensors").unlink()
         for name in ("pytorch_model.bin", "model.pth", "open_clip_pytorch_model.bin"):
-            zipped(each / name, mark)
+            write_zip(each / name, mark)
     accept_changes(run)
-    assert "can't be read as weights" in refused(*TINY, f"teacher.name=local-dir:{folder}")
-    assert "can't be read as weights" in refused(
+    assert "can't be read as weights" in expect_refusal(*TINY, f"teacher.name=local-dir:{folder}")
+    assert "can't be read as weights" in expect_refusal(
         "debug=fdr", f"teacher.checkpoint={run}", "out=next", "logger=[csv]"
     )
-    assert "can't be read as weights" in refused(f"run={run}", "out=again", command="kd-evaluate")
+    assert "can't be read as weights" in expect_refusal(
+        f"run={run}", "out=again", command="kd-evaluate"
+    )
     with pytest.raises(RequestError, match="can't be loaded"):
         kd_app.load_run(run).load_student()
 
 
 def test_a_teacher_that_a_run_refers_to_is_no_pickle(run: Path, tmp_path: Path, mark: Path) -> None:
     folder = teacher_folder(tmp_path / "teacher")
-    weights = zipped(folder / "model.safetensors", mark)
-    changed(run / "teacher" / "reference.json", "path", str(folder))
-    changed(run / "teacher" / "reference.json", "sha256", hash_file(weights))
+    weights = write_zip(folder / "model.safetensors", mark)
+    change_record(run / "teacher" / "reference.json", "path", str(folder))
+    change_record(run / "teacher" / "reference.json", "sha256", hash_file(weights))
     with pytest.raises(RequestError, match="can't be loaded"):
         kd_app.load_run(run).load_teacher()
 
@@ -114,30 +116,32 @@ def test_absurd_safetensors_are_refused(content: bytes, tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "x.safetensors")
 
 
-def unfinished(found: Path) -> Path:
+def make_unfinished(folder: Path) -> Path:
     """A stage as a killed training left it."""
-    (found / "training.json").unlink()
-    return found.rename(found.with_name(f"{found.name}.partial"))
+    (folder / "training.json").unlink()
+    return folder.rename(folder.with_name(f"{folder.name}.partial"))
 
 
 def test_a_checkpoint_of_a_training_to_go_on_with_is_no_pickle(
-    made: Path, tmp_path: Path, mark: Path
+    sample_run: Path, tmp_path: Path, mark: Path
 ) -> None:
-    stages = Path(shutil.copytree(made / "stages", tmp_path / "stages"))
-    zipped(unfinished(stages / stage(made / "run", "student").name) / "last.ckpt", mark)
+    stages = Path(shutil.copytree(sample_run / "stages", tmp_path / "stages"))
+    write_zip(
+        make_unfinished(stages / stage(sample_run / "run", "student").name) / "last.ckpt", mark
+    )
     assert "last.ckpt is damaged or missing; the training restarts from the beginning" in " ".join(
-        done(*TINY, "out=run", f"stages={stages}").split()
+        succeed(*TINY, "out=run", f"stages={stages}").split()
     )
 
 
-def forge(found: Path) -> None:
+def forge(folder: Path) -> None:
     """Let the record of a stage name what is there now."""
-    record = json.loads((found / "stage.json").read_text(encoding="utf-8"))
+    record = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
     del record["sha256"]
-    names = [path.name for path in found.iterdir() if path.name != "stage.json"]
-    record["files"] = {name: hash_content(found / name) for name in names}
+    names = [path.name for path in folder.iterdir() if path.name != "stage.json"]
+    record["files"] = {name: hash_content(folder / name) for name in names}
     record["sha256"] = hash_value(record)
-    (found / "stage.json").write_text(json.dumps(record), encoding="utf-8")
+    (folder / "stage.json").write_text(json.dumps(record), encoding="utf-8")
 
 
 def test_arrays_of_a_stage_are_no_pickles(tmp_path: Path, mark: Path) -> None:
@@ -150,17 +154,17 @@ def test_arrays_of_a_stage_are_no_pickles(tmp_path: Path, mark: Path) -> None:
         f"data.root={photos}",
         "data.image_size=16",
     )
-    done(*words, "out=first")
+    succeed(*words, "out=first")
     for name in ("sizes.npy", "shapes.npy"):
-        found = stage(Path("first"), "data")
-        np.save(found / name, np.array([Touch(mark)], dtype=object), allow_pickle=True)
-        forge(found)
+        folder = stage(Path("first"), "data")
+        np.save(folder / name, np.array([Touch(mark)], dtype=object), allow_pickle=True)
+        forge(folder)
         assert call(*words, "out=second").code == 2
 
 
-def test_answers_of_a_stage_are_no_pickles(made: Path, tmp_path: Path, mark: Path) -> None:
-    stages = Path(shutil.copytree(made / "stages", tmp_path / "stages"))
-    found = stages / stage(made / "run", "answers-student-test").name
-    zipped(found / "answers.safetensors", mark)
-    forge(found)
+def test_answers_of_a_stage_are_no_pickles(sample_run: Path, tmp_path: Path, mark: Path) -> None:
+    stages = Path(shutil.copytree(sample_run / "stages", tmp_path / "stages"))
+    folder = stages / stage(sample_run / "run", "answers-student-test").name
+    write_zip(folder / "answers.safetensors", mark)
+    forge(folder)
     assert call(*TINY, "out=run", f"stages={stages}").code == 2

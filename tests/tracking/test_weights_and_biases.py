@@ -30,7 +30,7 @@ from tests.tracking.wandb_server import Server, log_in, serving, surroundings
 
 
 @pytest.fixture(scope="module")
-def followed(
+def tracked_runs(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Path, list[str], dict[str, OfflineRun]]:
     out = tmp_path_factory.mktemp("home") / "fm"
@@ -39,16 +39,16 @@ def followed(
 
 
 def test_a_message_explains_how_to_upload_an_offline_run(
-    followed: tuple[Path, list[str], dict[str, OfflineRun]],
+    tracked_runs: tuple[Path, list[str], dict[str, OfflineRun]],
 ) -> None:
-    out, messages, _ = followed
+    out, messages, _ = tracked_runs
     assert messages == [f"W&B: offline; upload later with: wandb sync {out}/wandb/offline-run-*"]
 
 
 def test_each_training_is_a_run_of_the_group_with_its_stage_as_job_type(
-    followed: tuple[Path, list[str], dict[str, OfflineRun]],
+    tracked_runs: tuple[Path, list[str], dict[str, OfflineRun]],
 ) -> None:
-    _, _, runs = followed
+    _, _, runs = tracked_runs
     assert set(runs) == {"teacher", "labels_only", "student"}
     for stage, read in runs.items():
         assert (
@@ -64,9 +64,9 @@ def test_each_training_is_a_run_of_the_group_with_its_stage_as_job_type(
 
 
 def test_curves_have_their_steps_and_epochs_as_axes(
-    followed: tuple[Path, list[str], dict[str, OfflineRun]],
+    tracked_runs: tuple[Path, list[str], dict[str, OfflineRun]],
 ) -> None:
-    for read in followed[2].values():
+    for read in tracked_runs[2].values():
         assert [
             (row["step"], row["train/loss"]) for row in read.history if "train/loss" in row
         ] == [(5, 1.0), (15, 0.5), (25, pytest.approx(1 / 3))]
@@ -82,18 +82,18 @@ def test_curves_have_their_steps_and_epochs_as_axes(
 
 
 def test_the_summary_keeps_the_best_epoch(
-    followed: tuple[Path, list[str], dict[str, OfflineRun]],
+    tracked_runs: tuple[Path, list[str], dict[str, OfflineRun]],
 ) -> None:
-    for read in followed[2].values():
+    for read in tracked_runs[2].values():
         assert read.summary["validation/top1"] == {"max": 1.0}
         assert read.summary["validation/nll"] == {"min": 0.5}
         assert read.summary["validation/best_top1"] == 1.0  # a plain number, as W&B's sweeps need
 
 
 def test_only_the_students_run_has_the_metrics_by_their_names_in_the_results(
-    followed: tuple[Path, list[str], dict[str, OfflineRun]],
+    tracked_runs: tuple[Path, list[str], dict[str, OfflineRun]],
 ) -> None:
-    _, _, runs = followed
+    _, _, runs = tracked_runs
     summary = runs["student"].summary
     assert (
         summary["test.student.top1"],
@@ -119,9 +119,9 @@ def read_table(out: Path, run: OfflineRun, name: str) -> dict[str, Any]:
 
 
 def test_the_test_metrics_are_a_table_with_a_row_for_each_model(
-    followed: tuple[Path, list[str], dict[str, OfflineRun]],
+    tracked_runs: tuple[Path, list[str], dict[str, OfflineRun]],
 ) -> None:
-    out, _, runs = followed
+    out, _, runs = tracked_runs
     table = read_table(out, runs["student"], "test_figures")
     assert table["columns"] == ["model", "top1", "top1_low", "nll"]
     assert table["data"] == [
@@ -132,10 +132,10 @@ def test_the_test_metrics_are_a_table_with_a_row_for_each_model(
 
 
 def test_the_examples_are_a_table_of_images_with_both_predictions(
-    followed: tuple[Path, list[str], dict[str, OfflineRun]],
+    tracked_runs: tuple[Path, list[str], dict[str, OfflineRun]],
 ) -> None:
     artifact = next(
-        each for each in followed[2]["student"].artifacts if each.name.endswith("-examples")
+        each for each in tracked_runs[2]["student"].artifacts if each.name.endswith("-examples")
     )
     files = {entry.path: Path(entry.local_path) for entry in artifact.manifest.contents}
     table = json.loads(files["examples.table.json"].read_text())
@@ -154,9 +154,9 @@ def test_the_examples_are_a_table_of_images_with_both_predictions(
 
 
 def test_confusions_are_heat_maps_of_counts(
-    followed: tuple[Path, list[str], dict[str, OfflineRun]],
+    tracked_runs: tuple[Path, list[str], dict[str, OfflineRun]],
 ) -> None:
-    out, _, runs = followed
+    out, _, runs = tracked_runs
     for role, right in (("teacher", 3), ("labels_only", 2), ("student", 2)):
         table = read_table(out, runs["student"], f"confusion/{role}_table")
         assert table["columns"] == ["Actual", "Predicted", "nPredictions"]
@@ -168,9 +168,9 @@ def test_confusions_are_heat_maps_of_counts(
 
 
 def test_soft_label_metrics_are_logged_at_the_start_of_the_students_training(
-    followed: tuple[Path, list[str], dict[str, OfflineRun]],
+    tracked_runs: tuple[Path, list[str], dict[str, OfflineRun]],
 ) -> None:
-    out, _, runs = followed
+    out, _, runs = tracked_runs
     assert read_table(out, runs["student"], "teacher_similar_classes")["data"] == [
         ["cat", "dog", 0.2]
     ]
@@ -192,9 +192,9 @@ def select_artifacts(run: OfflineRun, *, used: bool) -> dict[str, Any]:
 
 
 def test_artifacts_link_the_runs(
-    followed: tuple[Path, list[str], dict[str, OfflineRun]],
+    tracked_runs: tuple[Path, list[str], dict[str, OfflineRun]],
 ) -> None:
-    _, _, runs = followed
+    _, _, runs = tracked_runs
     assert {stage: set(select_artifacts(run, used=True)) for stage, run in runs.items()} == {
         "teacher": {"split"},
         "labels_only": {"split"},
@@ -217,9 +217,9 @@ def test_artifacts_link_the_runs(
 
 
 def test_each_artifact_has_its_content_and_the_artifacts_it_uses(
-    followed: tuple[Path, list[str], dict[str, OfflineRun]],
+    tracked_runs: tuple[Path, list[str], dict[str, OfflineRun]],
 ) -> None:
-    out, _, runs = followed
+    out, _, runs = tracked_runs
     used, outputs = (
         select_artifacts(runs["student"], used=True),
         select_artifacts(runs["student"], used=False),
@@ -252,9 +252,9 @@ def test_each_artifact_has_its_content_and_the_artifacts_it_uses(
 
 
 def test_no_record_or_logged_file_has_secrets_or_machine_paths(
-    followed: tuple[Path, list[str], dict[str, OfflineRun]],
+    tracked_runs: tuple[Path, list[str], dict[str, OfflineRun]],
 ) -> None:
-    out, _, runs = followed
+    out, _, runs = tracked_runs
     for read in runs.values():
         for artifact in read.artifacts:
             for entry in artifact.manifest.contents:
@@ -573,9 +573,9 @@ def check_links(server: Server) -> None:
 
 
 def test_offline_links_are_uploaded_later(
-    followed: tuple[Path, list[str], dict[str, OfflineRun]], tmp_path: Path
+    tracked_runs: tuple[Path, list[str], dict[str, OfflineRun]], tmp_path: Path
 ) -> None:
-    runs = [str(path.parent) for path in followed[0].glob("wandb/offline-run-*/*.wandb")]
+    runs = [str(path.parent) for path in tracked_runs[0].glob("wandb/offline-run-*/*.wandb")]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     with serving() as server:
         online = {"HOME": str(tmp_path), "WANDB_ERROR_REPORTING": "false", **log_in(server)}

@@ -54,13 +54,13 @@ def _read(path: Path) -> OfflineRun:
         kind = record.WhichOneof("record_type")
         if kind == "run":
             read.run = record.run
-            _put(read.config, record.run.config.update)
+            _insert(read.config, record.run.config.update)
         elif kind == "config":
-            _put(read.config, record.config.update)
+            _insert(read.config, record.config.update)
         elif kind == "history":
-            read.history.append(_put({}, record.history.item))
+            read.history.append(_insert({}, record.history.item))
         elif kind == "summary":
-            _put(read.summary, record.summary.update)
+            _insert(read.summary, record.summary.update)
         elif kind == "artifact":
             read.artifacts.append(record.artifact)
         elif kind == "metric":
@@ -70,7 +70,7 @@ def _read(path: Path) -> OfflineRun:
     return read
 
 
-def _put(into: dict[str, Any], items: Any) -> dict[str, Any]:
+def _insert(into: dict[str, Any], items: Any) -> dict[str, Any]:
     for item in items:
         into["/".join(item.nested_key) or item.key] = json.loads(item.value_json)
     return into

@@ -94,7 +94,7 @@ class Server:
         }
         handlers = {
             "UpsertBucket": self._bucket,
-            "RunResumeStatus": self._resumed,
+            "RunResumeStatus": self._describe_resumed,
             "CreateRunFiles": self._files,
             "CreateArtifact": _create_artifact,
             "UseArtifact": _use_artifact,
@@ -224,7 +224,7 @@ class Server:
             }
         }
 
-    def _resumed(self, variables: dict[str, Any]) -> dict[str, Any]:
+    def _describe_resumed(self, variables: dict[str, Any]) -> dict[str, Any]:
         """The state of a run that a client wants to resume."""
         lines = self.histories.get(variables["name"])
         if lines is None:

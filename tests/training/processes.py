@@ -44,7 +44,7 @@ def _run_alone(body: Callable[..., Any], arguments: Sequence[Any]) -> None:
     body(*arguments)
 
 
-def ended(process: BaseProcess, seconds: float = 120) -> int:
+def wait_for_exit(process: BaseProcess, seconds: float = 120) -> int:
     """Wait for the exit code; minus the number of a signal that killed `process`."""
     process.join(seconds)
     if process.exitcode is None:
@@ -53,7 +53,7 @@ def ended(process: BaseProcess, seconds: float = 120) -> int:
     return process.exitcode
 
 
-def begun(
+def start_distill(
     overrides: Sequence[str],
     log: str,
     *moments: Moment,
@@ -69,7 +69,7 @@ def begun(
     return start(_distill, tuple(overrides), log, moments, sign, listens)
 
 
-def distilled(
+def distill_in_process(
     overrides: Sequence[str],
     log: str,
     *moments: Moment,
@@ -77,8 +77,8 @@ def distilled(
     listens: bool = False,
 ) -> int:
     """Run such a process and return the exit code; the output is appended to `log`."""
-    process = begun(overrides, log, *moments, sign=sign, listens=listens)
-    code = ended(process)
+    process = start_distill(overrides, log, *moments, sign=sign, listens=listens)
+    code = wait_for_exit(process)
     # DataLoader workers notice the end of their parent only within 5 s, and would hold
     # the lock of the stage until then
     with suppress(ProcessLookupError, PermissionError):
@@ -93,20 +93,20 @@ def _distill(
     from kd_app.jobs.distill import distill
     from tests.builders import quick_speed
 
-    _alone(log)
+    _lead_group(log)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if listens:
         signal.signal(signal.SIGUSR2, lambda number, frame: sys.exit(144))
     for name, count in moments:
-        _strike(name, count, sign)
+        _signal_at(name, count, sign)
     with patch("kd_app.run.measurement.measure_throughput", quick_speed):
         config = compose_config("distill", choose_all_labels(overrides))
         sys.exit(run_to_exit_code(lambda: distill(config)))
 
 
-def commanded(words: Sequence[str], log: str) -> BaseProcess:
-    """Start ``kd-distill <words>`` with its main function, for sweeps and searches. The
+def start_command(words: Sequence[str], log: str) -> BaseProcess:
+    """Start the main function of ``kd-distill <words>``, for sweeps and searches. The
     data have all labels unless words choose others.
     """
     return start(_command, tuple(choose_all_labels(words)), log)
@@ -115,12 +115,12 @@ def commanded(words: Sequence[str], log: str) -> BaseProcess:
 def _command(words: Sequence[str], log: str) -> None:
     from kd_app.commands.distill import main
 
-    _alone(log)
+    _lead_group(log)
     sys.argv = ["kd-distill", *words]
     main()
 
 
-def _alone(log: str) -> None:
+def _lead_group(log: str) -> None:
     """Make this process the leader of a new group; append the output to `log`."""
     os.setsid()
     set_start_method("fork", force=True)
@@ -129,20 +129,20 @@ def _alone(log: str) -> None:
         os.dup2(file.fileno(), 2)
 
 
-def _strike(name: str, count: int, sign: int) -> None:
+def _signal_at(name: str, count: int, sign: int) -> None:
     module, _, path = name.partition(":")
     *parents, attribute = path.split(".")
     owner = resolve_name(f"{module}:{'.'.join(parents)}") if parents else import_module(module)
     plain, calls = getattr(owner, attribute), 0
 
-    def struck(*args: Any, **kwargs: Any) -> Any:
+    def call_or_signal(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == count:
             os.kill(os.getpid(), sign)
         return plain(*args, **kwargs)
 
-    setattr(owner, attribute, struck)
+    setattr(owner, attribute, call_or_signal)
 
 
 def wait_for(folder: Path, pattern: str, seconds: float = 60) -> Path:

@@ -42,7 +42,7 @@ class Net(nn.Module):
         return logits
 
 
-def seeded(make: Callable[[], nn.Module], seed: int = 0) -> Any:
+def build_seeded(make: Callable[[], nn.Module], seed: int = 0) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return make()
@@ -75,7 +75,7 @@ class OwnData(pl.LightningDataModule):
         return DataLoader(self.sets["test"], self.batch_size)
 
 
-class Given(LossTerm):
+class FunctionTerm(LossTerm):
     """A term defined by a function of student, teacher and batch."""
 
     level: ClassVar[Level] = "output"
@@ -123,7 +123,9 @@ def distillation(
     arguments and step options.
     """
     loss: DistillationLoss = changed.pop("terms", None) or terms()
-    source = LiveTeacher(frozen(teacher or seeded(lambda: Net(width=12), 1), loss.teacher_reads))
+    source = LiveTeacher(
+        frozen(teacher or build_seeded(lambda: Net(width=12), 1), loss.teacher_reads)
+    )
     names = [each.name for each in fields(StepOptions) if each.name in changed]
     options = {"log_every": 1, **{name: changed.pop(name) for name in names}}
     schedule: Schedule = changed.pop("schedule", None) or Constant(warmup=0.0)
@@ -135,7 +137,7 @@ def distillation(
         "options": StepOptions(**options),
         **changed,
     }
-    return Distillation(student or seeded(Net), loss=loss, **settings)
+    return Distillation(student or build_seeded(Net), loss=loss, **settings)
 
 
 class Rows(pl.loggers.Logger):

@@ -87,12 +87,12 @@ class Flat(Distance):
         return 1 + 0 * student.logits.sum()
 
 
-def seeded(*shape: int, seed: int = 0) -> Tensor:
+def draw_normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def batch(size: int = 6) -> Batch:
-    return Batch(seeded(size, 4), torch.arange(size) % 3, torch.arange(size))
+    return Batch(draw_normal(size, 4), torch.arange(size) % 3, torch.arange(size))
 
 
 def student() -> nn.Linear:
@@ -104,5 +104,5 @@ def answers(model: nn.Linear, images: Batch) -> tuple[Outputs, Outputs]:
     """The outputs of the student, with a graph, and of the teacher, without."""
     outputs = Outputs(logits=model(images.image), embedding=torch.tanh(model(images.image)))
     return outputs, Outputs(
-        logits=seeded(len(images), 3, seed=1), embedding=seeded(len(images), 5, seed=2)
+        logits=draw_normal(len(images), 3, seed=1), embedding=draw_normal(len(images), 5, seed=2)
     )

@@ -17,7 +17,7 @@ from kd_app.training.diagnostics import (
 )
 from kd_app.training.loss import DistillationLoss
 from kd_app.training.trainer import silence_lightning
-from tests.training.small_parts import Net, distillation, seeded
+from tests.training.small_parts import Net, build_seeded, distillation
 from tests.training.small_terms import Adapted, Cut, Distance, Flat, Labels, answers, batch, student
 from tests.training.test_module import fit_rows
 
@@ -226,7 +226,7 @@ def test_the_cosine_compares_a_term_with_the_labels() -> None:
 def test_a_training_logs_shares_and_ends_with_bit_identical_weights() -> None:
     ends = []
     for every, steps in ((None, []), (2, [1, 3, 5])):
-        module = distillation(student=seeded(lambda: Net(drop=0.5)), gradient_share=every)
+        module = distillation(student=build_seeded(lambda: Net(drop=0.5)), gradient_share=every)
         torch.manual_seed(0)
         with silence_lightning():
             rows = fit_rows(module, max_epochs=2, accumulate_grad_batches=2)

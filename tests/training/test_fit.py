@@ -21,7 +21,7 @@ from kd_app.training.callbacks import ResumableCheckpoint
 from kd_app.training.curve_log import read_curves
 from kd_app.training.fit import prepare_resume
 from kd_app.training.module import Distillation
-from tests.builders import GRAY, teacher_folder, trained
+from tests.builders import GRAY, teacher_folder, train_student
 from tests.commands.call import DIVERGING
 from tests.models.test_spec import request
 
@@ -103,7 +103,7 @@ def test_the_best_validated_epoch_is_saved_and_the_test_set_is_not_read(
             f"kd_app.metrics.classification.{name}.compute",
             lambda _, scores=scores: torch.tensor(next(scores)),
         )
-    run = trained(teacher, tmp_path, *SMALL, "trainer.max_epochs=5")
+    run = train_student(teacher, tmp_path, *SMALL, "trainer.max_epochs=5")
     same(
         notes.validated[2],
         load_file(run.folder / "model" / "model.safetensors"),
@@ -118,7 +118,7 @@ def test_averaged_and_raw_weights_are_validated_and_the_better_ones_saved(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     notes = Notes(monkeypatch)
-    run = trained(
+    run = train_student(
         teacher,
         tmp_path,
         *SMALL,
@@ -170,7 +170,7 @@ def test_a_checkpoint_contains_student_and_adapters_but_no_teacher(
         checkpoints.append(torch.load(keep.folder / "last.ckpt", weights_only=True))
 
     monkeypatch.setattr(ResumableCheckpoint, "_save", save)
-    run = trained(
+    run = train_student(
         teacher,
         tmp_path,
         *SMALL,
@@ -201,19 +201,19 @@ def test_a_checkpoint_is_saved_every_few_steps(
         ResumableCheckpoint, "_save", lambda keep, trainer: steps.append(trainer.global_step)
     )
     monkeypatch.setattr(ResumableCheckpoint, "on_train_epoch_end", lambda *_: None)
-    trained(teacher, tmp_path, *SMALL, "trainer.checkpoint_steps=2")
+    train_student(teacher, tmp_path, *SMALL, "trainer.checkpoint_steps=2")
     assert steps == [2, 4, 6, 8, 12, 14]  # step 10 ends an epoch, which keeps a state of its own
 
 
 def test_a_training_leaves_a_model_a_record_and_curves(teacher: Path, tmp_path: Path) -> None:
-    run = trained(teacher, tmp_path, *SMALL, "trainer.log_every=2")
+    run = train_student(teacher, tmp_path, *SMALL, "trainer.log_every=2")
     assert sorted(path.name for path in run.folder.iterdir()) == [
         "curves.jsonl",
         "model",
         "stage.json",
         "training.json",
     ]
-    assert run.heard == run.curves
+    assert run.logged_points == run.curves
     trains = [row for row in run.curves if "train/loss" in row]
     assert [row["step"] for row in trains] == [2, 4, 5, 7, 9, 10, 12, 14, 15]
     assert {name for row in trains for name in row} == {
@@ -238,7 +238,7 @@ def test_a_training_leaves_a_model_a_record_and_curves(teacher: Path, tmp_path: 
 
 
 def test_the_logged_agreement_is_that_of_the_two_models(teacher: Path, tmp_path: Path) -> None:
-    run = trained(teacher, tmp_path, *SMALL, "trainer.max_epochs=1")
+    run = train_student(teacher, tmp_path, *SMALL, "trainer.max_epochs=1")
     model = create(request(checkpoint=teacher), GRAY, 10, seed=0).model
     answers = []
     for each, pixels in ((run.member.loaded.model, run.member.loaded.pixels), (model, GRAY)):
@@ -294,7 +294,7 @@ def test_feature_terms_connect_different_models_of_different_sizes(
 ) -> None:
     name, pixels, kwargs, student = PAIRS[pair]
     folder = teacher_folder(tmp_path / "teacher", name, pixels=pixels, **kwargs)
-    run = trained(
+    run = train_student(
         folder, tmp_path, *student, "loss=[cross_entropy,feature_hint,attention_transfer]", *BRIEF
     )
     rows = [row for row in run.curves if "train/loss" in row]
@@ -321,7 +321,7 @@ def test_attention_relations_are_those_of_the_teachers_chosen_block(
         f"loss.attention_relation.teacher_block={block}",
         "loss.attention_relation.relation_heads=4",
     ]
-    run = trained(folder, tmp_path, *student, *term, *BRIEF)
+    run = train_student(folder, tmp_path, *student, *term, *BRIEF)
     assert run.curves[0]["train/attention_relation"] > 0
 
 
@@ -339,7 +339,7 @@ def test_a_missing_block_of_the_teacher_is_refused_by_number(tmp_path: Path) -> 
             r" readable blocks\. Expected -1 to -4"
         ),
     ):
-        trained(
+        train_student(
             folder,
             tmp_path,
             *student,
@@ -357,7 +357,7 @@ def test_every_precision_trains_with_adapters_and_does_not_change_the_teacher(
         f"trainer.precision={precision}",
         "student.name=resnet8_narrow",
     ]
-    run = trained(
+    run = train_student(
         teacher, tmp_path, *BRIEF, *terms, "trainer.gradient_clip_val=1.0", "+callbacks=ema"
     )
     assert run.curves[0]["train/feature_hint"] > 0
@@ -418,7 +418,7 @@ def test_a_run_error_leaves_an_attempt_and_no_stage(teacher: Path, tmp_path: Pat
     with pytest.raises(
         RunError, match=r"The loss term \w+ is (not finite|nan|inf).*lower optimizer.lr"
     ):
-        trained(teacher, tmp_path, *SMALL, *DIVERGING, *steps)
+        train_student(teacher, tmp_path, *SMALL, *DIVERGING, *steps)
     assert [path.suffix for path in (tmp_path / "stages").glob("student-*")] == [".partial"]
 
 
@@ -434,7 +434,7 @@ def test_a_compiled_student_trains_with_feature_terms_and_is_saved_like_any_othe
         "trainer.precision=32-true",
     ]
     plain, compiled = (
-        trained(teacher, tmp_path / name, *BRIEF, *terms, f"trainer.compile={name}")
+        train_student(teacher, tmp_path / name, *BRIEF, *terms, f"trainer.compile={name}")
         for name in ("false", "true")
     )
     assert compiled.curves[0]["train/feature_hint"] > 0

@@ -11,7 +11,7 @@ import kd_app.models.small  # noqa: F401
 from kd_app.config import RequestError
 from kd_app.models.create import create
 from kd_app.training.freeze import fix_frozen_modes, freeze_layers
-from tests.builders import DIGITS, GRAY, teacher_folder, trained
+from tests.builders import DIGITS, GRAY, teacher_folder, train_student
 from tests.models.test_spec import request
 from tests.training.small_parts import Net
 
@@ -79,7 +79,7 @@ def test_frozen_modules_keep_their_statistics() -> None:
 
 
 def test_a_training_leaves_frozen_parts_and_statistics_alone(tmp_path: Path) -> None:
-    run = trained(
+    run = train_student(
         teacher_folder(tmp_path / "teacher"),
         tmp_path,
         "data.batch_size=256",

@@ -12,7 +12,15 @@ from kd_app.losses.soft_target import SoftTarget
 from kd_app.losses.ttm import TTM
 from kd_app.models.outputs import Outputs
 from kd_app.training.loss import DistillationLoss
-from tests.training.small_terms import Adapted, Distance, Labels, answers, batch, seeded, student
+from tests.training.small_terms import (
+    Adapted,
+    Distance,
+    Labels,
+    answers,
+    batch,
+    draw_normal,
+    student,
+)
 
 WEIGHTS = st.floats(0, 100)
 
@@ -27,7 +35,7 @@ def test_the_loss_is_the_sum_of_weight_times_term_and_each_term_has_its_name(
         {name: Labels(factor=factor) for name, (_, factor) in chosen.items()},
         {name: weight for name, (weight, _) in chosen.items()},
     )
-    logits = seeded(6, 3).double()
+    logits = draw_normal(6, 3).double()
     total, values = loss(Outputs(logits=logits), Outputs(), batch())
     mean = logits.mean().item()
     assert list(values) == list(chosen)
@@ -93,13 +101,15 @@ def test_half_precision_outputs_are_compared_in_full_precision(kind: torch.dtype
     """Fault 11 of other toolkits: non-finite gradients at a low temperature or in half
     precision.
     """
-    logits = (30 * seeded(6, 3)).to(kind).requires_grad_()
+    logits = (30 * draw_normal(6, 3)).to(kind).requires_grad_()
     loss = DistillationLoss(
         {"soft_target": SoftTarget(temperature=0.05, standardize=False)}, {"soft_target": 1.0}
     )
     with torch.autocast("cpu", dtype=torch.bfloat16):
         total, values = loss(
-            Outputs(logits=logits), Outputs(logits=(30 * seeded(6, 3, seed=1)).to(kind)), batch()
+            Outputs(logits=logits),
+            Outputs(logits=(30 * draw_normal(6, 3, seed=1)).to(kind)),
+            batch(),
         )
     total.backward()
     assert total.dtype == values["soft_target"].dtype == torch.float32
@@ -121,9 +131,11 @@ def test_under_autocast_no_adapter_computes_in_half_precision() -> None:
 def test_double_precision_stays() -> None:
     loss = DistillationLoss({"distance": Distance(factor=1.0)}, {"distance": 1.0})
     assert (
-        loss(Outputs(logits=seeded(6, 3).double()), Outputs(logits=seeded(6, 3).double()), batch())[
-            0
-        ].dtype
+        loss(
+            Outputs(logits=draw_normal(6, 3).double()),
+            Outputs(logits=draw_normal(6, 3).double()),
+            batch(),
+        )[0].dtype
         == torch.float64
     )
 

@@ -20,14 +20,14 @@ from kd_app.training.loss import DistillationLoss
 from kd_app.training.trainer import silence_lightning
 from tests.training.small_parts import (
     CLASSES,
-    Given,
+    FunctionTerm,
     Net,
     OwnData,
     Rows,
+    build_seeded,
     distillation,
     optimizer,
     plain_trainer,
-    seeded,
     terms,
 )
 
@@ -120,9 +120,9 @@ def test_the_student_trains_in_train_mode_after_a_validation_too() -> None:
 
 
 def test_the_teacher_is_neither_trained_nor_changed() -> None:
-    teacher = seeded(lambda: Net(width=12), 1)
+    teacher = build_seeded(lambda: Net(width=12), 1)
     before = deepcopy(teacher.state_dict())
-    module = distillation(student=seeded(lambda: Net(drop=0.5)), teacher=teacher)
+    module = distillation(student=build_seeded(lambda: Net(drop=0.5)), teacher=teacher)
     fit_rows(module)
     assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
     assert {name.split(".")[0] for name, _ in module.named_parameters()} == {"student"}
@@ -130,7 +130,7 @@ def test_the_teacher_is_neither_trained_nor_changed() -> None:
 
 def test_a_checkpoint_holds_no_tensor_of_the_teacher(tmp_path: Path) -> None:
     """Fault 10 of other toolkits: teacher weights in every checkpoint."""
-    module = distillation(teacher=seeded(lambda: Net(width=500), 1))
+    module = distillation(teacher=build_seeded(lambda: Net(width=500), 1))
     trainer = plain_trainer()
     trainer.fit(module, datamodule=OwnData())
     trainer.save_checkpoint(tmp_path / "last.ckpt")
@@ -162,12 +162,12 @@ def test_a_student_equal_to_its_teacher_gives_an_error_with_the_zero_term() -> N
             " already agree"
         ),
     ):
-        fit_rows(distillation(student=seeded(linear), teacher=seeded(linear)))
+        fit_rows(distillation(student=build_seeded(linear), teacher=build_seeded(linear)))
 
 
 def test_a_student_in_eval_mode_is_set_to_train_mode() -> None:
     modes = Modes()
-    fit_rows(distillation(student=seeded(Net).eval()), callbacks=[modes])
+    fit_rows(distillation(student=build_seeded(Net).eval()), callbacks=[modes])
     assert all(modes.training)
 
 
@@ -179,14 +179,16 @@ def test_a_term_without_a_gradient_for_the_student_stops_the_run_by_name() -> No
         with pytest.raises(
             RunError, match="The loss term deaf has no gradient for the student in the first steps"
         ):
-            fit_rows(distillation(terms=terms(deaf=Given(deaf))))
+            fit_rows(distillation(terms=terms(deaf=FunctionTerm(deaf))))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_term_that_is_not_finite_stops_the_run_by_name(value: float) -> None:
     with pytest.raises(RunError, match=f"The loss term wild is {value} in the first steps"):
         fit_rows(
-            distillation(terms=terms(wild=Given(lambda s, t, b: s.logits.mean().abs() * value)))
+            distillation(
+                terms=terms(wild=FunctionTerm(lambda s, t, b: s.logits.mean().abs() * value))
+            )
         )
 
 
@@ -200,11 +202,11 @@ class Diverging(Net):
 
 def test_a_model_without_finite_logits_in_validation_stops_the_run() -> None:
     with pytest.raises(RunError, match="NaN or infinite logits for validation images after step"):
-        fit_rows(distillation(student=seeded(Diverging)))
+        fit_rows(distillation(student=build_seeded(Diverging)))
 
 
-def wild_from(progress: float) -> Given:
-    return Given(
+def wild_from(progress: float) -> FunctionTerm:
+    return FunctionTerm(
         lambda s, t, b: s.logits.square().mean() * (float("nan") if b.progress > progress else 1.0)
     )
 
@@ -233,9 +235,9 @@ def test_a_term_that_becomes_nan_later_stops_the_run_with_its_name_and_the_image
     }  # plain batches number no images
 
 
-def nan_at(*steps: int) -> Given:
+def nan_at(*steps: int) -> FunctionTerm:
     calls = iter(range(1, 1000))
-    return Given(
+    return FunctionTerm(
         lambda s, t, b: s.logits.square().mean() * (float("nan") if next(calls) in steps else 1.0)
     )
 
@@ -313,7 +315,7 @@ def test_a_broken_state_is_never_saved(tmp_path: Path) -> None:
 
 
 def test_a_term_of_weight_zero_is_only_logged() -> None:
-    watched = terms(zero=Given(lambda s, t, b: 0 * s.logits.sum()))
+    watched = terms(zero=FunctionTerm(lambda s, t, b: 0 * s.logits.sum()))
     watched.weights["zero"] = 0.0
     assert set(curve(fit_rows(distillation(terms=watched)), "train/zero")) == {0.0}
 
@@ -340,7 +342,7 @@ def linear() -> nn.Module:
 
 
 def test_two_accumulated_batches_equal_one_large_batch() -> None:
-    modules = [distillation(student=seeded(linear)) for _ in range(2)]
+    modules = [distillation(student=build_seeded(linear)) for _ in range(2)]
     fit_rows(modules[0], OwnData(8, images=32, shuffle=False), accumulate_grad_batches=2)
     fit_rows(modules[1], OwnData(16, images=32, shuffle=False))
     for one, other in zip(modules[0].parameters(), modules[1].parameters(), strict=True):
@@ -365,7 +367,7 @@ def test_gradients_are_clipped_with_every_optimizer_in_every_precision(
     module = distillation(optimizer=optimizer(name=name), terms=terms(100.0))
     fit_rows(module, gradient_clip_val=0.05, precision=precision, callbacks=[norms])
     assert norms.largest > 0.05  # what comes before the clipping
-    before = seeded(Net).state_dict()
+    before = build_seeded(Net).state_dict()
     if name == "momentum":
         moved = sum(
             (tensor - before[key]).square().sum()
@@ -383,7 +385,7 @@ def test_the_losses_are_computed_in_float32_at_least(precision: Any) -> None:
         dtypes.add((student.logits.dtype, teacher.logits.dtype))
         return student.logits.square().mean()
 
-    rows = fit_rows(distillation(terms=terms(noted=Given(notes))), precision=precision)
+    rows = fit_rows(distillation(terms=terms(noted=FunctionTerm(notes))), precision=precision)
     assert dtypes == {(torch.float64,) * 2 if precision == "64-true" else (torch.float32,) * 2}
     assert all(0 <= value <= 1 for value in curve(rows, "validation/top1"))
 
@@ -391,7 +393,7 @@ def test_the_losses_are_computed_in_float32_at_least(precision: Any) -> None:
 def test_dropout_depends_on_seed_and_position_only() -> None:
     class Draws(pl.Callback):
         def __init__(self) -> None:
-            self.found: list[float] = []
+            self.draws: list[float] = []
 
         def on_train_batch_start(
             self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
@@ -399,7 +401,7 @@ def test_dropout_depends_on_seed_and_position_only() -> None:
             torch.rand(int(torch.randint(1, 9, ())))  # whoever else draws does not matter
 
     def weights(seed: int, callbacks: list[Any]) -> list[Tensor]:
-        module = distillation(student=seeded(lambda: Net(drop=0.5)), seed=seed)
+        module = distillation(student=build_seeded(lambda: Net(drop=0.5)), seed=seed)
         fit_rows(module, OwnData(shuffle=False), callbacks=callbacks)
         return [p.detach() for p in module.student.parameters()]
 

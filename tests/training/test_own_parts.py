@@ -17,8 +17,8 @@ from kd_app.config import RequestError
 from kd_app.reporting.runs import Run
 from kd_app.training.curve_log import read_curves
 from tests.builders import quick_speed, results, stage, student_sha256
-from tests.training.processes import distilled
-from tests.training.small_parts import CLASSES, Net, OwnData, seeded
+from tests.training.processes import distill_in_process
+from tests.training.small_parts import CLASSES, Net, OwnData, build_seeded
 
 PARTS = "tests.training.small_parts"
 QUICK = (
@@ -45,10 +45,13 @@ def _measure_briefly() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, nn.Module, nn.Module, Path]:
+def own_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, nn.Module, nn.Module, Path]:
     """A run of three objects; the student and the teacher as they were handed over."""
     folder = tmp_path_factory.mktemp("objects")
-    teacher, student = seeded(lambda: Net(width=12), 1), seeded(lambda: Net(drop=0.3), 2)
+    teacher, student = (
+        build_seeded(lambda: Net(width=12), 1),
+        build_seeded(lambda: Net(drop=0.3), 2),
+    )
     run = kd_app.distill(
         *QUICK,
         *places(folder),
@@ -60,8 +63,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, nn.Module, 
     return run, teacher, student, folder
 
 
-def test_three_objects_make_a_run_with_its_proof(finished: Any) -> None:
-    run, teacher, *_ = finished
+def test_three_objects_make_a_run_with_its_proof(own_run: Any) -> None:
+    run, teacher, *_ = own_run
     record = results(run.path)
     assert record["status"] == "finished"
     assert record["data"]["classes"] == [str(number) for number in range(CLASSES)]
@@ -79,18 +82,18 @@ def test_three_objects_make_a_run_with_its_proof(finished: Any) -> None:
     assert {model["license"] for model in record["models"].values()} == {"unknown"}
 
 
-def test_external_images_give_examples_without_pictures(finished: Any) -> None:
-    run, *_ = finished
+def test_external_images_give_examples_without_pictures(own_run: Any) -> None:
+    run, *_ = own_run
     assert len(run.examples) > 5
     assert run.examples["png"].isna().all()
     assert run.results.data.name == "OwnData"
 
 
-def test_models_passed_from_python_are_not_changed(finished: Any) -> None:
-    _, teacher, student, _ = finished
+def test_models_passed_from_python_are_not_changed(own_run: Any) -> None:
+    _, teacher, student, _ = own_run
     for module, fresh in (
-        (teacher, seeded(lambda: Net(width=12), 1)),
-        (student, seeded(lambda: Net(drop=0.3), 2)),
+        (teacher, build_seeded(lambda: Net(width=12), 1)),
+        (student, build_seeded(lambda: Net(drop=0.3), 2)),
     ):
         for name, tensor in fresh.state_dict().items():
             assert torch.equal(module.state_dict()[name], tensor), name
@@ -98,8 +101,8 @@ def test_models_passed_from_python_are_not_changed(finished: Any) -> None:
         assert module.training
 
 
-def test_control_and_student_start_from_the_same_weights_and_end_with_others(finished: Any) -> None:
-    run, _, student, _ = finished
+def test_control_and_student_start_from_the_same_weights_and_end_with_others(own_run: Any) -> None:
+    run, _, student, _ = own_run
     records = {
         role: json.loads((stage(run.path, role) / "training.json").read_text())
         for role in ("labels_only", "student")
@@ -114,8 +117,8 @@ def test_control_and_student_start_from_the_same_weights_and_end_with_others(fin
         assert not torch.equal(end["head.weight"], student.state_dict()["head.weight"])
 
 
-def test_control_and_student_see_the_images_in_the_same_order(finished: Any) -> None:
-    run, *_ = finished
+def test_control_and_student_see_the_images_in_the_same_order(own_run: Any) -> None:
+    run, *_ = own_run
     first = [
         next(read_curves(stage(run.path, role) / "curves.jsonl"))
         for role in ("labels_only", "student")
@@ -123,8 +126,8 @@ def test_control_and_student_see_the_images_in_the_same_order(finished: Any) -> 
     assert first[0]["train/cross_entropy"] == first[1]["train/cross_entropy"]
 
 
-def test_the_saved_student_has_weights_and_a_description(finished: Any) -> None:
-    run, *_ = finished
+def test_the_saved_student_has_weights_and_a_description(own_run: Any) -> None:
+    run, *_ = own_run
     shipped = run.path / "student"
     again = Net(drop=0.3)
     again.load_state_dict(load_file(shipped / "model.safetensors"))
@@ -133,9 +136,9 @@ def test_the_saved_student_has_weights_and_a_description(finished: Any) -> None:
 
 
 def test_the_same_objects_find_the_finished_run_and_others_are_refused(
-    finished: Any, capsys: pytest.CaptureFixture[str]
+    own_run: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, teacher, student, folder = finished
+    run, teacher, student, folder = own_run
     before = (run.path / "results.json").read_bytes()
     again = kd_app.distill(
         *QUICK,
@@ -291,7 +294,9 @@ def test_a_killed_training_on_external_shuffled_data_is_bit_identical(tmp_path: 
         (3, signal.SIGKILL, -9),
     ):
         step = ("kd_app.training.module:Distillation.training_step", moment)
-        assert distilled(words("killed"), log, step, sign=sign) == code, Path(log).read_text()
-    assert distilled(words("killed"), log) == 0, Path(log).read_text()
+        assert distill_in_process(words("killed"), log, step, sign=sign) == code, Path(
+            log
+        ).read_text()
+    assert distill_in_process(words("killed"), log) == 0, Path(log).read_text()
     assert "resumes at step 5" in Path(log).read_text()
     assert student_sha256(tmp_path / "killed" / "out") == student_sha256(tmp_path / "whole" / "out")

@@ -11,8 +11,8 @@ import pytest
 
 from kd_app.training.curve_log import read_curves
 from tests.builders import image_folder, results, stage, student_sha256, teacher_folder
-from tests.commands.call import done
-from tests.training.processes import Moment, begun, distilled
+from tests.commands.call import succeed
+from tests.training.processes import Moment, distill_in_process, start_distill
 
 MODULE = "kd_app.training.module:Distillation"
 CHECKPOINT = "kd_app.training.callbacks:ResumableCheckpoint"
@@ -88,24 +88,27 @@ def curves(out: Path) -> list[dict[str, float]]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(words: Callable[..., tuple[list[str], Path, str]]) -> Path:
+def reference_run(words: Callable[..., tuple[list[str], Path, str]]) -> Path:
     """A run without interruption."""
     overrides, out, _ = words("undisturbed")
-    done(*overrides)
+    succeed(*overrides)
     return out
 
 
 @pytest.mark.slow
 def test_a_run_killed_at_many_points_is_bit_identical(
-    words: Callable[..., tuple[list[str], Path, str]], undisturbed: Path
+    words: Callable[..., tuple[list[str], Path, str]], reference_run: Path
 ) -> None:
     overrides, out, log = words("killed")
     for moment in KILLS:
-        assert distilled(overrides, log, moment) == -signal.SIGKILL, (moment, Path(log).read_text())
-    assert distilled(overrides, log) == 0, Path(log).read_text()
-    assert student_sha256(out) == student_sha256(undisturbed)
-    assert curves(out) == curves(undisturbed)
-    assert results(out)["test"] == results(undisturbed)["test"]
+        assert distill_in_process(overrides, log, moment) == -signal.SIGKILL, (
+            moment,
+            Path(log).read_text(),
+        )
+    assert distill_in_process(overrides, log) == 0, Path(log).read_text()
+    assert student_sha256(out) == student_sha256(reference_run)
+    assert curves(out) == curves(reference_run)
+    assert results(out)["test"] == results(reference_run)["test"]
 
 
 @pytest.mark.parametrize(
@@ -118,7 +121,7 @@ def test_a_run_killed_at_many_points_is_bit_identical(
 )
 def test_a_stopped_run_saves_its_state_and_is_bit_identical(
     words: Callable[..., tuple[list[str], Path, str]],
-    undisturbed: Path,
+    reference_run: Path,
     sign: int,
     code: int,
     stops: int,
@@ -133,43 +136,45 @@ def test_a_stopped_run_saves_its_state_and_is_bit_identical(
         (f"{MODULE}.training_step", 2): 2 * STEPS + 1,
     }
     for moment, step in [*steps.items()][:stops]:
-        assert distilled(overrides, log, moment, sign=sign) == code, Path(log).read_text()
-        assert distilled(overrides, log, (f"{MODULE}.training_step", 1)) == -signal.SIGKILL
+        assert distill_in_process(overrides, log, moment, sign=sign) == code, Path(log).read_text()
+        assert distill_in_process(overrides, log, (f"{MODULE}.training_step", 1)) == -signal.SIGKILL
         assert f"resumes at step {step}\n" in Path(log).read_text()
-    assert distilled(overrides, log) == 0
-    assert student_sha256(out) == student_sha256(undisturbed)
-    assert curves(out) == curves(undisturbed)
+    assert distill_in_process(overrides, log) == 0
+    assert student_sha256(out) == student_sha256(reference_run)
+    assert curves(out) == curves(reference_run)
 
 
 def test_a_preempted_run_saves_its_state_and_calls_the_installed_handler(
-    words: Callable[..., tuple[list[str], Path, str]], undisturbed: Path
+    words: Callable[..., tuple[list[str], Path, str]], reference_run: Path
 ) -> None:
     overrides, out, log = words("preempted", "trainer.checkpoint_minutes=60")
     assert (
-        distilled(overrides, log, (f"{MODULE}.training_step", 5), sign=signal.SIGUSR2, listens=True)
+        distill_in_process(
+            overrides, log, (f"{MODULE}.training_step", 5), sign=signal.SIGUSR2, listens=True
+        )
         == 144
     ), Path(log).read_text()
-    assert distilled(overrides, log) == 0
+    assert distill_in_process(overrides, log) == 0
     assert "resumes at step 3\n" in Path(log).read_text()
-    assert student_sha256(out) == student_sha256(undisturbed)
+    assert student_sha256(out) == student_sha256(reference_run)
 
 
 @pytest.mark.slow
 def test_a_copied_run_resumes_in_its_new_folder(
-    words: Callable[..., tuple[list[str], Path, str]], undisturbed: Path
+    words: Callable[..., tuple[list[str], Path, str]], reference_run: Path
 ) -> None:
     overrides, out, log = words("here")
-    assert distilled(overrides, log, (f"{MODULE}.training_step", 9)) == -signal.SIGKILL
+    assert distill_in_process(overrides, log, (f"{MODULE}.training_step", 9)) == -signal.SIGKILL
     elsewhere, there, _ = words("there")
     shutil.copytree(out.parent, there.parent, dirs_exist_ok=True)
     shutil.rmtree(out.parent)
-    assert distilled(elsewhere, str(there.parent / "log")) == 0
+    assert distill_in_process(elsewhere, str(there.parent / "log")) == 0
     assert "resumes at step" in (there.parent / "log").read_text()
-    assert student_sha256(there) == student_sha256(undisturbed)
-    assert results(there)["test"] == results(undisturbed)["test"]
+    assert student_sha256(there) == student_sha256(reference_run)
+    assert results(there)["test"] == results(reference_run)["test"]
     assert (
         results(there)["speed"]["training_images_per_second"]
-        > results(undisturbed)["speed"]["training_images_per_second"] / 30
+        > results(reference_run)["speed"]["training_images_per_second"] / 30
     )
 
 
@@ -192,11 +197,11 @@ def test_images_of_worker_processes_are_the_same_after_a_kill(
         for word in whole
         if not word.startswith(("teacher", "loss", "trainer.max_epochs", "data."))
     ] + [*folder, "loss=[cross_entropy]"]
-    assert distilled(whole, log) == 0, Path(log).read_text()
+    assert distill_in_process(whole, log) == 0, Path(log).read_text()
     killed = [word.replace("whole", "half") for word in whole]
     for moment in ((f"{MODULE}.training_step", 5), (f"{MODULE}.validation_step", 2)):
-        assert distilled(killed, log, moment) == -signal.SIGKILL, Path(log).read_text()
-    assert distilled(killed, log) == 0, Path(log).read_text()
+        assert distill_in_process(killed, log, moment) == -signal.SIGKILL, Path(log).read_text()
+    assert distill_in_process(killed, log) == 0, Path(log).read_text()
     other = Path(str(out).replace("whole", "half"))
     assert student_sha256(other) == student_sha256(out)
     assert curves(other) == curves(out)
@@ -204,15 +209,15 @@ def test_images_of_worker_processes_are_the_same_after_a_kill(
 
 @pytest.mark.slow
 def test_a_run_killed_at_twenty_random_times_is_bit_identical(
-    words: Callable[..., tuple[list[str], Path, str]], undisturbed: Path
+    words: Callable[..., tuple[list[str], Path, str]], reference_run: Path
 ) -> None:
     overrides, out, log = words("random")
     draw = random.Random(0)
     for _ in range(20):
-        process = begun(overrides, log)
+        process = start_distill(overrides, log)
         time.sleep(draw.uniform(0.2, 2.0))
         process.kill()
         process.join()
-    assert distilled(overrides, log) == 0, Path(log).read_text()
-    assert student_sha256(out) == student_sha256(undisturbed)
-    assert curves(out) == curves(undisturbed)
+    assert distill_in_process(overrides, log) == 0, Path(log).read_text()
+    assert student_sha256(out) == student_sha256(reference_run)
+    assert curves(out) == curves(reference_run)

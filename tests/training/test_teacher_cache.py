@@ -32,7 +32,7 @@ from kd_app.training.teacher_cache import (
     TeacherLogits,
     write_record,
 )
-from tests.builders import Trained, gone_on, teacher_folder, trained
+from tests.builders import Trained, gone_on, teacher_folder, train_student
 from tests.commands.call import call
 
 VIEWS = (
@@ -58,7 +58,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def place(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of stages that many tests share, with the logits of two views."""
     folder = tmp_path_factory.mktemp("stored")
-    trained(teacher, folder, *STORED)
+    train_student(teacher, folder, *STORED)
     return folder
 
 
@@ -147,8 +147,8 @@ def test_logits_of_predictions_are_sorted_by_image_number() -> None:
 def test_cached_logits_train_the_same_student_as_the_teacher(
     teacher: Path, place: Path, tmp_path: Path
 ) -> None:
-    live = trained(teacher, tmp_path, *VIEWS)
-    read = trained(teacher, place, *STORED)
+    live = train_student(teacher, tmp_path, *VIEWS)
+    read = train_student(teacher, place, *STORED)
     assert weights(read) == weights(live)
     assert [row["train/soft_target"] for row in read.curves if "train/soft_target" in row] == [
         row["train/soft_target"] for row in live.curves if "train/soft_target" in row
@@ -160,7 +160,7 @@ def test_other_seeds_and_label_fractions_read_the_same_cache(
 ) -> None:
     counter = BatchCounter(monkeypatch)
     runs = [
-        trained(teacher, place, *STORED, "trainer.max_epochs=1", *more)
+        train_student(teacher, place, *STORED, "trainer.max_epochs=1", *more)
         for more in (["seed=1"], ["data.label_fraction=0.1"], ["data.label_fraction=0.1", "seed=1"])
     ]
     assert len({weights(each) for each in runs}) == 3
@@ -175,7 +175,7 @@ def test_logits_of_other_views_are_never_read(
 ) -> None:
     """Fault 6 of other toolkits: cached logits are used for another crop."""
     short = ("trainer.max_epochs=1", "trainer.limit_train_batches=1")
-    trained(teacher, tmp_path, *STORED, *short, other)
+    train_student(teacher, tmp_path, *STORED, *short, other)
     assert not names(tmp_path) & names(place)
     ours, theirs = load(tmp_path), load(place)
     images = np.intersect1d(ours.images[0], theirs.images[0])[:50].tolist()
@@ -197,8 +197,8 @@ def test_mixed_images_have_a_cache_of_their_own(teacher: Path, place: Path, tmp_
         "data.label_fraction=0.5",
         "loss=[cross_entropy,nkd,soft_target]",
     )
-    live = trained(teacher, tmp_path / "live", *VIEWS, *short)
-    read = trained(teacher, tmp_path / "read", *STORED, *short)
+    live = train_student(teacher, tmp_path / "live", *VIEWS, *short)
+    read = train_student(teacher, tmp_path / "read", *STORED, *short)
     assert weights(read) == weights(live)
     assert not names(tmp_path / "read") & names(place)
 
@@ -328,9 +328,9 @@ def test_an_interrupted_cache_is_resumed(
     counter = BatchCounter(monkeypatch)
     counter.ends_at = 11  # 6 batches are a view: 10 are secured, one was answered after them
     with pytest.raises(RunError):
-        trained(teacher, tmp_path, *STORED)
+        train_student(teacher, tmp_path, *STORED)
     counter.batches, counter.ends_at = 0, None
-    trained(teacher, tmp_path, *STORED)
+    train_student(teacher, tmp_path, *STORED)
     assert counter.batches == 12 - 10 + 2  # and the sample, and the shapes
     contents = [{path.read_bytes() for path in files(each)} for each in (tmp_path, place)]
     assert contents[0] == contents[1]
@@ -354,7 +354,7 @@ def test_a_training_on_an_approximate_cache_resumes_bit_for_bit(
         more += ["loss=[cross_entropy,soft_target]", "loss.soft_target.temperature=1"]
     whole = gone_on(teacher, tmp_path, *STORED, *more)
     assert load(tmp_path / "whole").format.name == name
-    exact = trained(teacher, place, *STORED, *more[2:])
+    exact = train_student(teacher, place, *STORED, *more[2:])
     assert weights(whole) != weights(exact)
     for ours, theirs in zip(whole.curves, exact.curves, strict=True):
         assert ours.get("train/loss", 0) == pytest.approx(theirs.get("train/loss", 0), rel=0.02)
@@ -372,13 +372,13 @@ def test_two_ranks_read_the_cache_of_one_process(
         "student.name=vit_tiny_patch16_224",
         *VIT,
     )
-    read = trained(teacher, place, *STORED, *two)
-    live = trained(teacher, tmp_path, *VIEWS, *two)
+    read = train_student(teacher, place, *STORED, *two)
+    live = train_student(teacher, tmp_path, *VIEWS, *two)
     assert weights(read) == weights(live)
     assert len(files(place)) == 2 * 2  # two views for each of two inputs of students
     for cache in ("exact", "int8", "embedding"):
         one, both = (
-            trained(teacher, place, *STORED, *two, f"teacher.cache={cache}", *more)
+            train_student(teacher, place, *STORED, *two, f"teacher.cache={cache}", *more)
             for more in (["trainer=cpu", "data.batch_size=256"], [])
         )
         ours, theirs = (each.member.loaded.model.state_dict() for each in (one, both))

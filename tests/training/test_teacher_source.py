@@ -26,7 +26,14 @@ from kd_app.training.teacher_cache import (
 from kd_app.training.teacher_source import CachedTeacher, LiveTeacher, SecondView, StudentEma
 from kd_app.training.trainer import silence_lightning
 from tests.builders import gone_on
-from tests.training.small_parts import Net, OwnData, distillation, frozen, plain_trainer, seeded
+from tests.training.small_parts import (
+    Net,
+    OwnData,
+    build_seeded,
+    distillation,
+    frozen,
+    plain_trainer,
+)
 
 
 def images(seed: int = 0) -> Tensor:
@@ -51,7 +58,7 @@ def cache(folder: Path, format: CacheFormat, outputs: Outputs) -> TeacherCache:
 
 
 def test_a_live_teacher_sees_the_students_view_or_the_partner_image() -> None:
-    model = seeded(Net)
+    model = build_seeded(Net)
     source = LiveTeacher(frozen(model))
     own, other = images(0), images(1)
     torch.testing.assert_close(source.compute_outputs(batch(own)).logits, model(own))
@@ -59,7 +66,7 @@ def test_a_live_teacher_sees_the_students_view_or_the_partner_image() -> None:
 
 
 def test_the_students_second_view_takes_the_place_of_a_teacher_with_a_gradient() -> None:
-    model = seeded(Net)
+    model = build_seeded(Net)
     source = SecondView(Taps(model, frozenset({"logits"})))
     own, other = images(0), images(1)
     logits = source.compute_outputs(batch(own, other=other)).logits
@@ -82,7 +89,7 @@ def test_a_cached_teacher_returns_the_logits_of_the_view(tmp_path: Path) -> None
 def test_a_cached_embedding_gives_the_logits_and_the_classifier_of_the_teacher(
     tmp_path: Path,
 ) -> None:
-    model, fields = seeded(Net), frozenset({"logits", "embedding", "classifier"})
+    model, fields = build_seeded(Net), frozenset({"logits", "embedding", "classifier"})
     teacher = frozen(model, reads=fields)
     live = teacher(images())
     source = CachedTeacher(cache(tmp_path, EmbeddingFormat(live.embedding.shape[1]), live), teacher)
@@ -99,9 +106,9 @@ def test_a_cached_embedding_gives_the_logits_and_the_classifier_of_the_teacher(
 
 def test_no_source_adds_a_parameter_or_a_weight_to_a_checkpoint(tmp_path: Path) -> None:
     for source in (
-        LiveTeacher(frozen(seeded(Net))),
+        LiveTeacher(frozen(build_seeded(Net))),
         CachedTeacher(cache(tmp_path, ExactFormat(3), Outputs(logits=LOGITS)), frozen(Net())),
-        StudentEma(frozen(seeded(Net)), decay=0.9),
+        StudentEma(frozen(build_seeded(Net)), decay=0.9),
     ):
         assert list(source.parameters()) == []
         assert source.state_dict() == {}
@@ -109,9 +116,9 @@ def test_no_source_adds_a_parameter_or_a_weight_to_a_checkpoint(tmp_path: Path) 
 
 
 def test_only_an_average_has_a_training_state_and_restores_it() -> None:
-    assert LiveTeacher(frozen(seeded(Net))).read_training_state() == {}
-    student = seeded(Net, 1)
-    source, restored = (StudentEma(frozen(seeded(Net)), decay=0.9) for _ in range(2))
+    assert LiveTeacher(frozen(build_seeded(Net))).read_training_state() == {}
+    student = build_seeded(Net, 1)
+    source, restored = (StudentEma(frozen(build_seeded(Net)), decay=0.9) for _ in range(2))
     source.update_after_step(student, step=1)
     restored.load_training_state(deepcopy(source.read_training_state()))
     for name, tensor in source.read_training_state().items():
@@ -119,16 +126,16 @@ def test_only_an_average_has_a_training_state_and_restores_it() -> None:
 
 
 def test_a_live_teacher_does_not_change_after_a_step() -> None:
-    model = seeded(Net)
+    model = build_seeded(Net)
     before = deepcopy(model.state_dict())
-    LiveTeacher(frozen(model)).update_after_step(seeded(Net, 1), step=1)
+    LiveTeacher(frozen(model)).update_after_step(build_seeded(Net, 1), step=1)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_the_first_steps_check_the_terms_unless_the_teacher_equals_the_student() -> None:
     module = distillation()
     assert [module.is_checked(step) for step in range(4)] == [True, True, True, False]
-    module.teacher = StudentEma(frozen(seeded(Net)), decay=0.9)
+    module.teacher = StudentEma(frozen(build_seeded(Net)), decay=0.9)
     assert [module.is_checked(step) for step in range(4)] == [False, True, True, False]
 
 
@@ -143,7 +150,7 @@ class Linear(nn.Sequential):
 def test_after_every_step_the_teacher_moves_toward_the_student(
     net: type[nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    student = seeded(net)
+    student = build_seeded(net)
     average = deepcopy(student)
     module = distillation(student=student)
     module.teacher = StudentEma(frozen(average), decay=0.6)

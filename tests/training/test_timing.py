@@ -25,7 +25,14 @@ from kd_app.training.timing import (
     time_steps,
 )
 from kd_app.training.trainer import TrainerSettings, silence_lightning
-from tests.training.small_parts import PIXELS, Net, OwnData, distillation, plain_trainer, seeded
+from tests.training.small_parts import (
+    PIXELS,
+    Net,
+    OwnData,
+    build_seeded,
+    distillation,
+    plain_trainer,
+)
 
 
 def settings(*words: str) -> TrainerSettings:
@@ -94,11 +101,11 @@ def test_jobs_are_timed_in_turn_on_a_few_steps_and_leave_no_files(
         more["callbacks"][0].training.append(training.seconds)
         more["callbacks"][0].validation.append(1.0)
 
-    def changed(training: Any, **values: Any) -> Any:
+    def change(training: Any, **values: Any) -> Any:
         return SimpleNamespace(**{**vars(training), **values})
 
     monkeypatch.setattr(timing, "fit", fit)
-    monkeypatch.setattr(timing, "replace", changed)
+    monkeypatch.setattr(timing, "replace", change)
     recipe = SimpleNamespace(max_epochs=100)
     trainings: Any = {
         "student": SimpleNamespace(seconds=3.0, recipe=recipe),
@@ -124,19 +131,19 @@ def test_matched_epochs_are_never_fewer(
 
 
 def test_an_estimate_times_training_only_if_requested() -> None:
-    learns = estimate(seeded(Net), PIXELS, 8, settings(), train=True)
+    learns = estimate(build_seeded(Net), PIXELS, 8, settings(), train=True)
     assert learns.training > 0 < learns.inference
-    assert estimate(seeded(Net), PIXELS, 8, settings(), train=False).training == 0
+    assert estimate(build_seeded(Net), PIXELS, 8, settings(), train=False).training == 0
 
 
 def test_a_network_is_timed_once_for_all_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "_ESTIMATES", {})
-    first = estimate(seeded(Net), PIXELS, 9, settings(), train=True)
+    first = estimate(build_seeded(Net), PIXELS, 9, settings(), train=True)
     monkeypatch.setattr("kd_app.training.timing._time_call", lambda _: 1.0)
-    assert estimate(seeded(Net), PIXELS, 9, settings("seed=1"), train=True) == first
-    assert estimate(seeded(Net), PIXELS, 10, settings(), train=True).training == 1.0
+    assert estimate(build_seeded(Net), PIXELS, 9, settings("seed=1"), train=True) == first
+    assert estimate(build_seeded(Net), PIXELS, 10, settings(), train=True).training == 1.0
     other = settings("trainer.precision=64-true")
-    assert estimate(seeded(Net), PIXELS, 9, other, train=True).training == 1.0
+    assert estimate(build_seeded(Net), PIXELS, 9, other, train=True).training == 1.0
 
 
 @pytest.mark.parametrize("channels_last", [True, False])

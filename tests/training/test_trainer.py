@@ -30,7 +30,7 @@ def settings(**changes: Any) -> TrainerSettings:
     return TrainerSettings(**{**DEFAULTS, **changes})
 
 
-def refused(**changes: Any) -> str:
+def expect_refusal(**changes: Any) -> str:
     with pytest.raises(RequestError) as error:
         settings(**changes)
     assert "\n" not in str(error.value)
@@ -91,7 +91,7 @@ def test_a_gpu_trains_in_its_best_half_precision(
 
 
 @pytest.mark.parametrize(
-    ("accelerator", "gpus", "asked", "world"),
+    ("accelerator", "gpus", "requested", "world"),
     [
         ("gpu", 2, True, True),
         ("gpu", 1, True, False),
@@ -100,16 +100,16 @@ def test_a_gpu_trains_in_its_best_half_precision(
     ],
 )
 def test_batchnorm_is_synchronized_where_several_gpus_train(
-    machine: Any, accelerator: str, gpus: int, asked: bool, world: bool
+    machine: Any, accelerator: str, gpus: int, requested: bool, world: bool
 ) -> None:
     machine(gpus=gpus)
-    result = settings(accelerator=accelerator, devices="auto", sync_batchnorm=asked)
+    result = settings(accelerator=accelerator, devices="auto", sync_batchnorm=requested)
     assert result.sync_batchnorm is world
     assert result.describe_identity().get("sync_batchnorm", False) is world
 
 
 @pytest.mark.parametrize(
-    ("asked", "meant"),
+    ("requested", "meant"),
     [
         (32, "32-true"),
         ("32", "32-true"),
@@ -119,9 +119,9 @@ def test_batchnorm_is_synchronized_where_several_gpus_train(
     ],
 )
 def test_lightnings_short_names_are_accepted_as_text_or_number(
-    machine: Any, asked: str | int, meant: str
+    machine: Any, requested: str | int, meant: str
 ) -> None:
-    assert settings(precision=asked).precision == meant
+    assert settings(precision=requested).precision == meant
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_a_precision_that_the_device_lacks_is_refused(
     machine: Any, accelerator: str, precision: str | int
 ) -> None:
     machine(mps=True)
-    message = refused(accelerator=accelerator, precision=precision)
+    message = expect_refusal(accelerator=accelerator, precision=precision)
     assert f"trainer.precision={precision}" in message
     assert "trainer.precision=auto" in message
 
@@ -215,7 +215,7 @@ def test_more_devices_than_available_are_refused(
 ) -> None:
     machine(**there)
     assert settings(accelerator=accelerator, devices=most).world_size == most
-    message = refused(accelerator=accelerator, devices=most + 1)
+    message = expect_refusal(accelerator=accelerator, devices=most + 1)
     assert f"trainer.devices={most + 1}" in message
     assert f"trainer.devices={most}" in message.replace(f"trainer.devices={most + 1}", "")
 
@@ -248,7 +248,7 @@ def test_more_devices_than_available_are_refused(
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(machine: Any, name: str, value: Any) -> None:
-    assert f"TrainerSettings: {name}={value!r} does not fit" in refused(**{name: value})
+    assert f"TrainerSettings: {name}={value!r} does not fit" in expect_refusal(**{name: value})
 
 
 @pytest.mark.parametrize("name", sorted(DEFAULTS))
@@ -299,7 +299,7 @@ def test_settings_that_determine_the_weights_are_in_the_identity(
 
 
 def test_the_lightning_trainer_receives_the_settings(machine: Any, tmp_path: Path) -> None:
-    asked = settings(
+    requested = settings(
         precision="32-true",
         accumulate_grad_batches=3,
         gradient_clip_val=0.5,
@@ -307,7 +307,7 @@ def test_the_lightning_trainer_receives_the_settings(machine: Any, tmp_path: Pat
         limit_val_batches=2,
         detect_anomaly=True,
     )
-    result = asked.make(max_epochs=7, folder=tmp_path, callbacks=[], loggers=[])
+    result = requested.make(max_epochs=7, folder=tmp_path, callbacks=[], loggers=[])
     assert (
         result.max_epochs,
         result.accumulate_grad_batches,

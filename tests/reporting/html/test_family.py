@@ -15,7 +15,7 @@ from tests.reporting.manifests import DEVICE, build_entry, write_manifest
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def plain_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run without exports."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     run_folder(folder)
@@ -27,11 +27,11 @@ def read_report(out: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def family(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def family(plain_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Report of two sizes of a student, one of them in several formats."""
     folder = tmp_path_factory.mktemp("family")
     for name in ("large", "small"):
-        shutil.copytree(finished, folder / name)
+        shutil.copytree(plain_run, folder / name)
     large = {
         "model.onnx": build_entry(0.95, 0.04, 4.0, test=0.90),
         "model_int8.onnx": build_entry(0.94, 0.02, 2.0, format="onnx_int8", outcome="not shown"),
@@ -154,10 +154,10 @@ def test_the_relative_cost_of_the_teacher_is_shown_for_files_but_not_for_the_tea
 
 
 def test_files_measured_on_different_devices_are_not_compared(
-    finished: Path, tmp_path: Path
+    plain_run: Path, tmp_path: Path
 ) -> None:
     for name in ("one", "two"):
-        shutil.copytree(finished, tmp_path / name)
+        shutil.copytree(plain_run, tmp_path / name)
         write_manifest(
             tmp_path / name, {"model.onnx": build_entry(0.9, 0.1, 1.0, device=f"device {name}")}
         )
@@ -171,8 +171,8 @@ def test_files_measured_on_different_devices_are_not_compared(
     )
 
 
-def test_a_file_with_few_metrics_is_a_row_without_a_tier(finished: Path, tmp_path: Path) -> None:
-    shutil.copytree(finished, tmp_path / "run")
+def test_a_file_with_few_metrics_is_a_row_without_a_tier(plain_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(plain_run, tmp_path / "run")
     write_manifest(
         tmp_path / "run",
         {"model.pt2": {"format": "program", "size_bytes": 5, "cost_per_million": float("nan")}},
@@ -197,9 +197,9 @@ def test_a_file_with_few_metrics_is_a_row_without_a_tier(finished: Path, tmp_pat
     ],
 )
 def test_an_invalid_manifest_is_left_out_with_a_reason(
-    content: str, reason: str, finished: Path, tmp_path: Path
+    content: str, reason: str, plain_run: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(finished, tmp_path / "run")
+    shutil.copytree(plain_run, tmp_path / "run")
     write_manifest(tmp_path / "run", {})
     (tmp_path / "run" / "export" / "manifest.json").write_text(content, encoding="utf-8")
     write_report([tmp_path / "run"], tmp_path / "out")

@@ -23,8 +23,8 @@ from kd_app.jobs.distill import distill
 from kd_app.run import worker
 from kd_app.training.distributed import launch
 from kd_app.training.distributed.launch import fit_distributed
-from tests.builders import stage, student_sha256, teacher_folder, trained
-from tests.training.processes import begun, ended, wait_for
+from tests.builders import stage, student_sha256, teacher_folder, train_student
+from tests.training.processes import start_distill, wait_for, wait_for_exit
 
 VIT = [
     f"student.kwargs.{key}={value}"
@@ -105,13 +105,15 @@ def test_one_rank_with_64_images_a_step_and_two_with_32_train_the_same_student(
         "+loss.likeness.weight=0.1",
     ]
     same += ["data.split.validation=0.072"]  # 103 images to validate on: 52 and 51
-    one = trained(teacher, tmp_path / "one", *same, "data.batch_size=64")
+    one = train_student(teacher, tmp_path / "one", *same, "data.batch_size=64")
     with patch.object(launch, "ChildRank", ForkedRank):
-        two = trained(teacher, tmp_path / "two", *same, "trainer=ddp_sim", "data.batch_size=32")
+        two = train_student(
+            teacher, tmp_path / "two", *same, "trainer=ddp_sim", "data.batch_size=32"
+        )
     ours, theirs = (each.member.loaded.model.state_dict() for each in (one, two))
     for name, tensor in ours.items():
         torch.testing.assert_close(theirs[name], tensor, rtol=1e-4, atol=1e-5)
-    assert two.heard == two.curves
+    assert two.logged_points == two.curves
     assert [row["step"] for row in two.curves] == [row["step"] for row in one.curves]
     validated = [
         (ours, theirs)
@@ -143,9 +145,11 @@ def test_ranks_learn_the_embedding_that_one_process_learns(teacher: Path, tmp_pa
         "trainer.max_epochs=1",
         "trainer.limit_train_batches=4",
     ]
-    one = trained(teacher, tmp_path / "one", *same, "data.batch_size=64")
+    one = train_student(teacher, tmp_path / "one", *same, "data.batch_size=64")
     with patch.object(launch, "ChildRank", ForkedRank):
-        two = trained(teacher, tmp_path / "two", *same, "trainer=ddp_sim", "data.batch_size=32")
+        two = train_student(
+            teacher, tmp_path / "two", *same, "trainer=ddp_sim", "data.batch_size=32"
+        )
     ours, theirs = (each.member.loaded.model.state_dict() for each in (one, two))
     for name, tensor in ours.items():
         torch.testing.assert_close(theirs[name], tensor, rtol=1e-4, atol=1e-5)
@@ -177,15 +181,15 @@ def test_a_failed_rank_ends_the_job_with_its_message_and_the_next_attempt_resume
         f"+callbacks.breaker.flag={flag}",
     ]
     start = time.monotonic()
-    assert run_to_exit_code(lambda: trained(teacher, tmp_path, *adapted, *broken)) == 1
+    assert run_to_exit_code(lambda: train_student(teacher, tmp_path, *adapted, *broken)) == 1
     assert time.monotonic() - start < 60
     output = capfd.readouterr().err
     assert "Process 1 of 2 failed: The callback breaker (Breaker) failed in" in output
     assert "ValueError: rank 1 has a fault of its own" in output
     flag.unlink()
-    again = trained(teacher, tmp_path, *adapted, *broken)
+    again = train_student(teacher, tmp_path, *adapted, *broken)
     assert [row["epoch"] for row in again.curves if "validation/top1" in row] == [0, 1]
-    assert again.heard == [row for row in again.curves if row["epoch"] == 1]
+    assert again.logged_points == [row for row in again.curves if row["epoch"] == 1]
     assert sorted(path.name for path in again.folder.iterdir()) == [
         "curves.jsonl",
         "model",
@@ -233,14 +237,14 @@ def test_ranks_end_with_ctrl_c_and_with_a_parent_that_is_killed(
     )
     log = str(tmp_path / "log")
     for sign, code in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
-        process = begun(long, log)
+        process = start_distill(long, log)
         wait_for(tmp_path / "stages", "student-*/last.ckpt")
         assert len(alive(tmp_path)) == 2
         assert process.pid
         # a terminal sends Ctrl-C to the whole group
         (os.kill if sign == signal.SIGKILL else os.killpg)(process.pid, sign)
         until_gone(tmp_path, 8)
-        assert ended(process, 15) == code, Path(log).read_text()
+        assert wait_for_exit(process, 15) == code, Path(log).read_text()
         next(tmp_path.glob("stages/student-*/last.ckpt")).unlink()
 
 
@@ -342,8 +346,8 @@ def test_every_rank_of_a_sweep_trains_the_same_trial(
         "trainer.limit_train_batches=3",
         "trainer.accelerator=cpu",
     ]
-    ended = torchrun(2, "-m", *words(teacher, tmp_path, *brief), *sweep)
-    assert ended.returncode == 0, ended.stderr
+    wait_for_exit = torchrun(2, "-m", *words(teacher, tmp_path, *brief), *sweep)
+    assert wait_for_exit.returncode == 0, wait_for_exit.stderr
     hashes = [
         [each["training"] for each in record(tmp_path / "out" / trial)["ranks"]]
         for trial in ("0", "1")
@@ -351,7 +355,7 @@ def test_every_rank_of_a_sweep_trains_the_same_trial(
     assert [len(trial) for trial in hashes] == [2, 2]
     assert [len(set(trial)) for trial in hashes] == [1, 1]
     assert hashes[0][0] != hashes[1][0]
-    assert ended.stdout.count("is the best on validation") == 1
+    assert wait_for_exit.stdout.count("is the best on validation") == 1
 
 
 def test_torchrun_and_another_number_of_devices_do_not_go_together(
@@ -397,7 +401,7 @@ def test_ranks_with_different_trainings_do_not_train(teacher: Path, tmp_path: Pa
         RunError,
         match=r"The processes received different trainings: 1 \(of 2\) differ from process 0",
     ):
-        trained(teacher, tmp_path, *other, "trainer.max_epochs=1")
+        train_student(teacher, tmp_path, *other, "trainer.max_epochs=1")
 
 
 @pytest.mark.slow
@@ -413,5 +417,5 @@ def test_a_rank_that_does_not_answer_ends_the_job_within_the_stated_time(
     with pytest.raises(
         RunError, match=r"Process 0 of 2 failed: .*(Timed out waiting 5000ms|Application timeout)"
     ):
-        trained(teacher, tmp_path, *late, "trainer.max_epochs=1", "trainer.timeout=5")
+        train_student(teacher, tmp_path, *late, "trainer.max_epochs=1", "trainer.timeout=5")
     assert time.monotonic() - start < 60
