@@ -2,7 +2,7 @@
 its own signature, and the parts are checked against each other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -313,6 +313,17 @@ def _build_control(name: str, node: Config, student: Recipe, task: Task) -> Cont
     )
 
 
+def _check_no_name(node: Mapping[str, Any], choice: str, own: str | None) -> None:
+    """Raise `RequestError` for a name of a teacher that is no model of its own."""
+    name = node.get("name")
+    if name != own:
+        reason = "trains without a teacher" if own is None else "averages the student itself"
+        raise RequestError(
+            f"teacher.name={name} has no effect, because teacher={choice} {reason}. Remove"
+            f" teacher={choice} to distill from {name}, or set teacher.name={own or 'null'}."
+        )
+
+
 def _build_teacher(
     config: Config, external: ExternalParts, task: Task
 ) -> tuple[ModelSpec | None, Recipe | None]:
@@ -322,8 +333,10 @@ def _build_teacher(
         node = {"_target_": FACTORY, **(node or {})}
         return build_model_spec("teacher", node, external.teacher), None
     if not node or node.get("_target_") is None:
+        _check_no_name(node or {}, "none", None)
         return None, None
     if node.get("decay") is not None:
+        _check_no_name(node, "ema", "ema")
         student = build_model_spec("student", config["student"], external.student)
         return EmaTeacher(student, EmaSettings(decay=node["decay"]).decay), None
     composite = build_composite(node, task.output)
