@@ -1,12 +1,13 @@
 """How much of the gap to its teacher does a small student close without labels?
 
 ``python -m benchmarks.label_free_students <set> <folder> --teacher <model folder>
---students resnet10t --seeds 0,1,2`` trains a student from random weights with
-``task=embedding`` on a folder with classes, which only judge, exports it, and adds a
-line to docs/label-free-students.csv; lines that are there are not repeated. ``--table``
-prints the lines as a table in Markdown, ``--curves`` purity on validation after each
-epoch of the runs in ``--folder``. Of CIFAR-10, a copy of ``--images`` to train on and
-to choose by, and of 2,000 to test on, is made beside the runs.
+--students resnet10t --seeds 0,1,2`` trains a student from random weights, or from those
+in the folder ``--start``, with ``task=embedding`` on a folder with classes, which only
+judge, exports it, and adds a line to docs/label-free-students.csv; lines that are there
+are not repeated. ``--table`` prints the lines as a table in Markdown, ``--curves``
+purity on validation after each epoch of the runs in ``--folder``. Of CIFAR-10, a copy
+of ``--images`` to train on and to choose by, and of 2,000 to test on, is made beside
+the runs.
 """
 
 import argparse
@@ -40,30 +41,32 @@ SETTINGS: Final = (
     "data=folder",
     "task=embedding",
     "teacher.image_size=96",
-    "student.pretrained=false",
     "data.views=2",
     "data.num_workers=0",
     "data.batch_size=64",
     "teacher.outputs=cached",
     "trainer=cpu",
-    "optimizer.lr=0.003",
     "scheduler=one_cycle",
     "loss=[embedding_cosine]",
     "loss.embedding_cosine.center=true",
     "logger=[csv]",
 )
 FORMATS: Final = "formats=[onnx,onnx_int8]"
+RANDOM: Final = "random"
 _TEST: Final = 2_000
 
 
 @dataclass(frozen=True)
 class Key:
-    """What decides a run. images: of the copy to train on and to choose by; 0: all.
+    """What decides a run. teacher: the name of its folder. start: that of the student's
+    weights, or `RANDOM`. images: of the copy to train on and to choose by; 0: all.
     pixels: the side of the student's input; that of the teacher's is 96.
     """
 
     set: str
+    teacher: str
     student: str
+    start: str
     images: int
     epochs: int
     pixels: int
@@ -107,6 +110,7 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, help="a model folder of timm")
     parser.add_argument("--folder", type=Path, default=Path("runs/label-free-students"))
     parser.add_argument("--students", default="resnet10t", help="names of timm, by comma")
+    parser.add_argument("--start", type=Path, help="a model folder with the student's weights")
     parser.add_argument("--seeds", default="0", help="by comma")
     parser.add_argument("--images", type=int, default=4_440, help="of CIFAR-10, at most")
     parser.add_argument("--epochs", type=int, default=16)
@@ -125,27 +129,41 @@ def main() -> None:
     if arguments.set == "cifar10":
         images = arguments.images
         root = copy_cifar(arguments.folder, Size(images, _TEST), root)
+    start = arguments.start
+    models = (arguments.teacher.name, RANDOM if start is None else start.name)
+    settings = [f"data.root={root}", f"teacher.checkpoint={arguments.teacher}"]
+    if start is None:
+        settings += ["student.pretrained=false", "optimizer.lr=0.003"]
+    else:
+        settings += [f"student.checkpoint={start}", "optimizer.lr=0.001"]
     for seed in map(int, arguments.seeds.split(",")):
         for student in arguments.students.split(","):
-            key = Key(arguments.set, student, images, arguments.epochs, arguments.pixels, seed)
+            extent = (images, arguments.epochs, arguments.pixels)
+            key = Key(arguments.set, models[0], student, models[1], *extent, seed)
             if key in map(read_key, read_lines(Line, FILE)):
                 continue
-            out = arguments.folder / "-".join(map(str, astuple(key)))
-            settings = (
-                f"data.root={root}",
-                f"data.image_size={key.pixels}",
-                f"teacher.checkpoint={arguments.teacher}",
-                f"student.name={student}",
-                f"trainer.max_epochs={key.epochs}",
-                f"seed={seed}",
-                f"out={out}",
-                f"stages={arguments.folder / 'stages'}",
-            )
-            run_command("distill", [*SETTINGS, *settings])
-            run_command("export", [f"run={out}", FORMATS])
+            line = measure(key, settings, arguments.folder)
             # read again: another process may have written lines meanwhile
-            lines = [*read_lines(Line, FILE), parse_run(out, key)]
+            lines = [*read_lines(Line, FILE), line]
             write_lines(sorted(lines, key=lambda each: astuple(read_key(each))), FILE)
+
+
+def measure(key: Key, settings: Sequence[str], folder: Path) -> Line:
+    """Train and export a student in `folder`. settings: those that are no part of the
+    key.
+    """
+    out = folder / "-".join(map(str, astuple(key)))
+    own = (
+        f"data.image_size={key.pixels}",
+        f"student.name={key.student}",
+        f"trainer.max_epochs={key.epochs}",
+        f"seed={key.seed}",
+        f"out={out}",
+        f"stages={folder / 'stages'}",
+    )
+    run_command("distill", [*SETTINGS, *settings, *own])
+    run_command("export", [f"run={out}", FORMATS])
+    return parse_run(out, key)
 
 
 def read_key(line: Line) -> Key:
@@ -193,8 +211,8 @@ def render_table(lines: Sequence[Line]) -> str:
     """
     gaps = tuple(f"gap closed: {title}" for title in METRICS.values())
     purities = ("purity untouched", "student", "teacher")
-    heads = ("set", "student", *("images", "epochs", "px", "seeds"), *purities, *gaps)
-    heads = (*heads, "int8 keeps of the overlap")
+    heads = ("set", "teacher", "student", "start", *("images", "epochs", "px", "seeds"))
+    heads = (*heads, *purities, *gaps, "int8 keeps of the overlap")
     rows = [heads, ("---",) * len(heads)]
     by_settings: dict[tuple[Any, ...], list[Line]] = {}
     for line in lines:
