@@ -211,7 +211,13 @@ def render_table(lines: Sequence[Line]) -> str:
     """
     gaps = tuple(f"gap closed: {title}" for title in METRICS.values())
     purities = ("purity untouched", "student", "teacher")
-    heads = ("set", "teacher", "student", "start", *("images", "epochs", "px", "seeds"))
+    heads: tuple[str, ...] = (
+        "set",
+        "teacher",
+        "student",
+        "start",
+        *("images", "epochs", "px", "seeds"),
+    )
     heads = (*heads, *purities, *gaps, "int8 keeps of the overlap")
     rows = [heads, ("---",) * len(heads)]
     by_settings: dict[tuple[Any, ...], list[Line]] = {}

@@ -123,7 +123,7 @@ def build_workspace(folder: Path, *overrides: str) -> Workspace:
 
 
 @dataclass
-class Trained:
+class StudentTraining:
     """A student that was trained without the rest of a run.
 
     folder: of the training stage. logged_points: the curve points that a listener
@@ -137,7 +137,9 @@ class Trained:
     data: Any
 
 
-def train_student(teacher: Path | Literal["ema"] | None, folder: Path, *overrides: str) -> Trained:
+def train_student(
+    teacher: Path | Literal["ema"] | None, folder: Path, *overrides: str
+) -> StudentTraining:
     """Train the student of ``kd-distill <overrides>`` with the teacher in a folder,
     with the student's moving average, or without a teacher.
     """
@@ -165,7 +167,7 @@ def train_student(teacher: Path | Literal["ema"] | None, folder: Path, *override
         workspace.task = workspace.task.bind_teacher(measure_width(loaded.loaded))
     student = train(workspace, build_student_job(workspace, loaded), listener=listener)
     assert student.folder is not None
-    return Trained(
+    return StudentTraining(
         student.folder,
         list(read_curves(student.folder / "curves.jsonl")),
         listener.logged,
@@ -174,8 +176,10 @@ def train_student(teacher: Path | Literal["ema"] | None, folder: Path, *override
     )
 
 
-def gone_on(teacher: Path | Literal["ema"], folder: Path, *overrides: str) -> Trained:
-    """An uninterrupted training. Asserts that a training that was interrupted before
+def compare_resumed(
+    teacher: Path | Literal["ema"], folder: Path, *overrides: str
+) -> StudentTraining:
+    """Return an uninterrupted training, and assert that one that was interrupted before
     its fourth batch and resumed has the same weights and curves, bit by bit.
     """
     whole = train_student(teacher, folder / "whole", *overrides)

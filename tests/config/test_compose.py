@@ -130,7 +130,7 @@ def test_every_choice_is_in_one_combination() -> None:
 def test_every_choice_composes_and_its_parts_can_be_built(choices: tuple[str, ...]) -> None:
     config = compose_config("distill", build_overrides(choices))
     for choice in choices:
-        assert contains(content(choice), at(config, choice)), choice
+        assert contains(content(choice), read_choice(config, choice)), choice
     for node in config["logger"].values():
         make(node, Backend)
     if choices[0].startswith("trainer/"):  # a machine need not have every device
@@ -153,7 +153,7 @@ def test_every_comparison_of_compressed_students_composes(name: str) -> None:
     )
 
 
-def at(config: dict[str, Any], choice: str) -> dict[str, Any]:
+def read_choice(config: dict[str, Any], choice: str) -> dict[str, Any]:
     """The part of a configuration that a choice stands for."""
     group = choice.split("/", maxsplit=1)[0]
     return config if is_global(choice) else config[group]

@@ -167,7 +167,7 @@ def test_batches_of_type_batch_are_unchanged() -> None:
 # -- the order of an epoch
 
 
-def bound(seed: int, epoch: int = 0) -> ExternalDataModule:
+def build_bound(seed: int, epoch: int = 0) -> ExternalDataModule:
     data = serve()
     data.bind(InputSpec(3, 8, 8, (0.0,) * 3, (1.0,) * 3), order_seed=seed)
     trainer: Any = SimpleNamespace(current_epoch=epoch)
@@ -177,15 +177,15 @@ def bound(seed: int, epoch: int = 0) -> ExternalDataModule:
 
 def test_the_order_is_a_function_of_seed_and_epoch() -> None:
     torch.manual_seed(1)
-    first = order(bound(3))
+    first = order(build_bound(3))
     torch.manual_seed(2)
-    assert order(bound(3)) == first
+    assert order(build_bound(3)) == first
     assert sorted(first) == list(range(SIZES["train"]))
-    assert len({tuple(order(bound(seed, epoch))) for seed in (3, 4) for epoch in (0, 1)}) == 4
+    assert len({tuple(order(build_bound(seed, epoch))) for seed in (3, 4) for epoch in (0, 1)}) == 4
 
 
 def test_reading_keeps_the_global_random_state() -> None:
-    data = bound(3)
+    data = build_bound(3)
     before = torch.get_rng_state()
     order(data)
     gather(data.build_evaluation_loader("train", None))

@@ -37,7 +37,7 @@ def test_workers_that_are_killed_end_the_run_and_the_same_words_go_on(
     words = [*WORDS, *data, "student.name=resnet8", "controls=[]"]
     plain, steps = Distillation.training_step, 0
 
-    def without_a_worker(module: Distillation, batch: Any, batch_idx: int) -> Tensor:
+    def kill_workers(module: Distillation, batch: Any, batch_idx: int) -> Tensor:
         nonlocal steps
         steps += 1
         if steps == 3:
@@ -45,7 +45,7 @@ def test_workers_that_are_killed_end_the_run_and_the_same_words_go_on(
                 worker.kill()
         return plain(module, batch, batch_idx)
 
-    with patch.object(Distillation, "training_step", without_a_worker):
+    with patch.object(Distillation, "training_step", kill_workers):
         result = call(*words, *places(tmp_path / "killed"))
     assert result.code == 1
     assert "DataLoader worker" in paragraph(result.err)
@@ -70,13 +70,13 @@ def test_a_term_that_is_not_finite_is_named_and_skipping_goes_on_from_the_last_g
 ) -> None:
     words, plain = [*WORDS, *places(tmp_path)], SoftTarget.forward
 
-    def broken(term: SoftTarget, student: Any, teacher: Any, batch: Any) -> Tensor:
+    def return_nan(term: SoftTarget, student: Any, teacher: Any, batch: Any) -> Tensor:
         value = plain(term, student, teacher, batch)
         return (
             value * float("nan") if 0.6 < batch.progress < 0.7 else value
         )  # the sixth of eight steps
 
-    with patch.object(SoftTarget, "forward", broken):
+    with patch.object(SoftTarget, "forward", return_nan):
         result = call(*words)
         assert result.code == 1
         message = paragraph(result.err)

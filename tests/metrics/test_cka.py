@@ -12,7 +12,7 @@ def compute(first: Tensor, second: Tensor) -> float:
     return compute_cka(first.numpy(), second.numpy())
 
 
-def by_gram_matrices(first: np.ndarray, second: np.ndarray) -> float:
+def compute_by_gram_matrices(first: np.ndarray, second: np.ndarray) -> float:
     """HSIC of the centered n x n Gram matrices (Kornblith et al. 2019, equation 4)."""
     n = len(first)
     center = np.eye(n) - 1 / n
@@ -40,7 +40,7 @@ def test_cka_equals_the_alignment_of_the_centered_gram_matrices(
     )
     first += shift
     assert compute(torch.from_numpy(first), torch.from_numpy(second)) == pytest.approx(
-        by_gram_matrices(first, second), abs=1e-8
+        compute_by_gram_matrices(first, second), abs=1e-8
     )
 
 

@@ -134,14 +134,14 @@ def resnet(**kwargs: Any) -> nn.Module:
     return model.train()
 
 
-def frozen(model: nn.Module | None = None, reads: frozenset[str] = LOGITS) -> FrozenTeacher:
+def build_frozen(model: nn.Module | None = None, reads: frozenset[str] = LOGITS) -> FrozenTeacher:
     return FrozenTeacher(
         model or resnet(), reads=reads, pixels=pixels(side=32), sees=pixels(side=32)
     )
 
 
 def test_its_owner_has_none_of_its_parameters_or_state() -> None:
-    training = Training(frozen())
+    training = Training(build_frozen())
     assert [name for name, _ in training.named_parameters()] == ["student.weight", "student.bias"]
     assert list(training.state_dict()) == ["student.weight", "student.bias"]
     assert list(training.buffers()) == []
@@ -152,7 +152,7 @@ def test_it_is_in_eval_mode_whatever_mode_is_set() -> None:
     """Fault 2 and 5 of other toolkits: ``.train()`` on the whole module switches on the
     teacher's dropout and drop-path.
     """
-    training = Training(frozen()).train()
+    training = Training(build_frozen()).train()
     image = torch.randn(4, 3, 32, 32)
     first = training.teacher(image).logits
     training.eval().train()
@@ -161,7 +161,7 @@ def test_it_is_in_eval_mode_whatever_mode_is_set() -> None:
 
 
 def test_its_batch_norm_statistics_do_not_move() -> None:
-    training = Training(frozen()).train()
+    training = Training(build_frozen()).train()
     before = {name: tensor.clone() for name, tensor in training.teacher.model.state_dict().items()}
     for _ in range(3):
         training.teacher(torch.randn(4, 3, 32, 32) + 3)
@@ -174,7 +174,7 @@ def test_its_pass_builds_no_graph_and_its_outputs_can_be_used_in_one(reads: froz
     """Fault 7 of other toolkits: the teacher's forward pass builds a graph. Inference
     tensors, the other extreme, can't be saved for backward.
     """
-    teacher = frozen(reads=reads)
+    teacher = build_frozen(reads=reads)
     outputs: Outputs = teacher(torch.randn(2, 3, 32, 32, requires_grad=True))
     tensors = [
         outputs.logits,
@@ -191,7 +191,7 @@ def test_its_pass_builds_no_graph_and_its_outputs_can_be_used_in_one(reads: froz
 
 
 def test_copies_and_averages_share_it_and_leave_it_alone() -> None:
-    training = Training(frozen())
+    training = Training(build_frozen())
     before = deepcopy(training.teacher.model.state_dict())
     copy, average = deepcopy(training), AveragedModel(training, use_buffers=True)
     average.update_parameters(training)
@@ -205,7 +205,7 @@ def test_copies_and_averages_share_it_and_leave_it_alone() -> None:
 
 
 def test_conversions_of_the_student_to_sync_batch_norm_do_not_reach_it() -> None:
-    training = Training(frozen())
+    training = Training(build_frozen())
     nn.SyncBatchNorm.convert_sync_batchnorm(training)
     assert not any(
         isinstance(module, nn.SyncBatchNorm) for module in training.teacher.model.modules()
@@ -213,7 +213,7 @@ def test_conversions_of_the_student_to_sync_batch_norm_do_not_reach_it() -> None
 
 
 def test_it_follows_to_another_type_and_device() -> None:
-    training = Training(frozen()).to(torch.float64)
+    training = Training(build_frozen()).to(torch.float64)
     assert (
         training.teacher(torch.randn(2, 3, 32, 32, dtype=torch.float64)).logits.dtype
         == torch.float64
@@ -228,7 +228,7 @@ def test_it_follows_to_another_type_and_device() -> None:
 
 
 def test_no_gradient_reaches_its_weights() -> None:
-    teacher = frozen()
+    teacher = build_frozen()
     assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
 
 
@@ -272,7 +272,7 @@ def test_it_is_freed_with_its_owner() -> None:
 
     model = resnet()
     reference = weakref.ref(model)
-    training = Training(frozen(model))
+    training = Training(build_frozen(model))
     training.teacher(torch.randn(2, 3, 32, 32))
     del model, training
     gc.collect()

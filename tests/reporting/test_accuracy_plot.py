@@ -11,14 +11,14 @@ def metrics(top1: float, low: float | None, high: float | None) -> Any:
     return build(top1=top1, top1_low=low, top1_high=high)
 
 
-def split(**models: Any) -> Any:
+def build_split(**models: Any) -> Any:
     build: Any = Split.model_construct
     return build(confidence=0.95, **models)
 
 
 def test_points_and_bars_stand_at_their_places_on_the_axis() -> None:
     plot = draw_accuracies(
-        split(
+        build_split(
             teacher=metrics(0.9, 0.8, 1.0),
             labels_only=metrics(0.6, 0.6, 0.7),
             student=metrics(0.8, 0.7, 0.9),
@@ -35,4 +35,4 @@ def test_points_and_bars_stand_at_their_places_on_the_axis() -> None:
 
 
 def test_without_intervals_there_is_no_picture() -> None:
-    assert not draw_accuracies(split(student=metrics(0.8, None, None))).plain
+    assert not draw_accuracies(build_split(student=metrics(0.8, None, None))).plain

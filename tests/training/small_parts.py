@@ -112,7 +112,7 @@ def optimizer(**changed: Any) -> Optimizer:
     return Optimizer(**{**plain, **changed})
 
 
-def frozen(model: nn.Module, reads: frozenset[str] = frozenset({"logits"})) -> FrozenTeacher:
+def build_frozen(model: nn.Module, reads: frozenset[str] = frozenset({"logits"})) -> FrozenTeacher:
     return FrozenTeacher(model, reads=reads, pixels=PIXELS, sees=PIXELS)
 
 
@@ -124,7 +124,7 @@ def distillation(
     """
     loss: DistillationLoss = changed.pop("terms", None) or terms()
     source = LiveTeacher(
-        frozen(teacher or build_seeded(lambda: Net(width=12), 1), loss.teacher_reads)
+        build_frozen(teacher or build_seeded(lambda: Net(width=12), 1), loss.teacher_reads)
     )
     names = [each.name for each in fields(StepOptions) if each.name in changed]
     options = {"log_every": 1, **{name: changed.pop(name) for name in names}}

@@ -15,7 +15,7 @@ from kd_app.training.dot import TwoMomenta
 from kd_app.training.loss import DistillationLoss
 from kd_app.training.module import Distillation
 from kd_app.training.trainer import silence_lightning
-from tests.builders import gone_on, teacher_folder
+from tests.builders import compare_resumed, teacher_folder
 from tests.training.small_parts import OwnData, distillation, plain_trainer, terms
 
 
@@ -172,7 +172,7 @@ def test_a_resumed_run_with_dot_is_bit_identical(tmp_path: Path) -> None:
         "trainer.accumulate_grad_batches=2",
         "trainer.checkpoint_steps=1",
     ]
-    gone_on(teacher, tmp_path, *words)
+    compare_resumed(teacher, tmp_path, *words)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from kd_app.training.teacher_cache import (
     TeacherLogits,
     write_record,
 )
-from tests.builders import Trained, gone_on, teacher_folder, train_student
+from tests.builders import StudentTraining, compare_resumed, teacher_folder, train_student
 from tests.commands.call import call
 
 VIEWS = (
@@ -62,7 +62,7 @@ def place(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def weights(run: Trained) -> str:
+def weights(run: StudentTraining) -> str:
     return hash_file(run.folder / "model" / "model.safetensors")
 
 
@@ -352,7 +352,7 @@ def test_a_training_on_an_approximate_cache_resumes_bit_for_bit(
     if name == "top10":  # which is refused for so few classes
         monkeypatch.setattr("kd_app.training.cache_choice.explain_width", lambda *_: "")
         more += ["loss=[cross_entropy,soft_target]", "loss.soft_target.temperature=1"]
-    whole = gone_on(teacher, tmp_path, *STORED, *more)
+    whole = compare_resumed(teacher, tmp_path, *STORED, *more)
     assert load(tmp_path / "whole").format.name == name
     exact = train_student(teacher, place, *STORED, *more[2:])
     assert weights(whole) != weights(exact)

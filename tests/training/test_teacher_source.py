@@ -25,13 +25,13 @@ from kd_app.training.teacher_cache import (
 )
 from kd_app.training.teacher_source import CachedTeacher, LiveTeacher, SecondView, StudentEma
 from kd_app.training.trainer import silence_lightning
-from tests.builders import gone_on
+from tests.builders import compare_resumed
 from tests.training.small_parts import (
     Net,
     OwnData,
+    build_frozen,
     build_seeded,
     distillation,
-    frozen,
     plain_trainer,
 )
 
@@ -59,7 +59,7 @@ def cache(folder: Path, format: CacheFormat, outputs: Outputs) -> TeacherCache:
 
 def test_a_live_teacher_sees_the_students_view_or_the_partner_image() -> None:
     model = build_seeded(Net)
-    source = LiveTeacher(frozen(model))
+    source = LiveTeacher(build_frozen(model))
     own, other = images(0), images(1)
     torch.testing.assert_close(source.compute_outputs(batch(own)).logits, model(own))
     torch.testing.assert_close(source.compute_outputs(batch(own, other=other)).logits, model(other))
@@ -77,7 +77,9 @@ def test_the_students_second_view_takes_the_place_of_a_teacher_with_a_gradient()
 
 
 def test_a_cached_teacher_returns_the_logits_of_the_view(tmp_path: Path) -> None:
-    source = CachedTeacher(cache(tmp_path, ExactFormat(3), Outputs(logits=LOGITS)), frozen(Net()))
+    source = CachedTeacher(
+        cache(tmp_path, ExactFormat(3), Outputs(logits=LOGITS)), build_frozen(Net())
+    )
     cached = source.compute_outputs(batch(images(), view=1)).logits
     assert cached is not None
     assert torch.equal(cached, LOGITS)
@@ -90,7 +92,7 @@ def test_a_cached_embedding_gives_the_logits_and_the_classifier_of_the_teacher(
     tmp_path: Path,
 ) -> None:
     model, fields = build_seeded(Net), frozenset({"logits", "embedding", "classifier"})
-    teacher = frozen(model, reads=fields)
+    teacher = build_frozen(model, reads=fields)
     live = teacher(images())
     source = CachedTeacher(cache(tmp_path, EmbeddingFormat(live.embedding.shape[1]), live), teacher)
     cached = source.compute_outputs(batch(images(), view=1))
@@ -106,9 +108,9 @@ def test_a_cached_embedding_gives_the_logits_and_the_classifier_of_the_teacher(
 
 def test_no_source_adds_a_parameter_or_a_weight_to_a_checkpoint(tmp_path: Path) -> None:
     for source in (
-        LiveTeacher(frozen(build_seeded(Net))),
-        CachedTeacher(cache(tmp_path, ExactFormat(3), Outputs(logits=LOGITS)), frozen(Net())),
-        StudentEma(frozen(build_seeded(Net)), decay=0.9),
+        LiveTeacher(build_frozen(build_seeded(Net))),
+        CachedTeacher(cache(tmp_path, ExactFormat(3), Outputs(logits=LOGITS)), build_frozen(Net())),
+        StudentEma(build_frozen(build_seeded(Net)), decay=0.9),
     ):
         assert list(source.parameters()) == []
         assert source.state_dict() == {}
@@ -116,9 +118,9 @@ def test_no_source_adds_a_parameter_or_a_weight_to_a_checkpoint(tmp_path: Path) 
 
 
 def test_only_an_average_has_a_training_state_and_restores_it() -> None:
-    assert LiveTeacher(frozen(build_seeded(Net))).read_training_state() == {}
+    assert LiveTeacher(build_frozen(build_seeded(Net))).read_training_state() == {}
     student = build_seeded(Net, 1)
-    source, restored = (StudentEma(frozen(build_seeded(Net)), decay=0.9) for _ in range(2))
+    source, restored = (StudentEma(build_frozen(build_seeded(Net)), decay=0.9) for _ in range(2))
     source.update_after_step(student, step=1)
     restored.load_training_state(deepcopy(source.read_training_state()))
     for name, tensor in source.read_training_state().items():
@@ -128,14 +130,14 @@ def test_only_an_average_has_a_training_state_and_restores_it() -> None:
 def test_a_live_teacher_does_not_change_after_a_step() -> None:
     model = build_seeded(Net)
     before = deepcopy(model.state_dict())
-    LiveTeacher(frozen(model)).update_after_step(build_seeded(Net, 1), step=1)
+    LiveTeacher(build_frozen(model)).update_after_step(build_seeded(Net, 1), step=1)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_the_first_steps_check_the_terms_unless_the_teacher_equals_the_student() -> None:
     module = distillation()
     assert [module.is_checked(step) for step in range(4)] == [True, True, True, False]
-    module.teacher = StudentEma(frozen(build_seeded(Net)), decay=0.9)
+    module.teacher = StudentEma(build_frozen(build_seeded(Net)), decay=0.9)
     assert [module.is_checked(step) for step in range(4)] == [False, True, True, False]
 
 
@@ -153,7 +155,7 @@ def test_after_every_step_the_teacher_moves_toward_the_student(
     student = build_seeded(net)
     average = deepcopy(student)
     module = distillation(student=student)
-    module.teacher = StudentEma(frozen(average), decay=0.6)
+    module.teacher = StudentEma(build_frozen(average), decay=0.6)
     steps: list[dict[str, Tensor]] = [deepcopy(dict(student.state_dict()))]
     plain = Distillation.optimizer_step
 
@@ -189,7 +191,7 @@ def test_a_resumed_run_with_an_ema_teacher_is_bit_identical(tmp_path: Path) -> N
         "trainer.max_epochs=2",
         "trainer.checkpoint_steps=1",
     ]
-    whole = gone_on("ema", tmp_path, *words)
+    whole = compare_resumed("ema", tmp_path, *words)
     assert all(row["train/soft_target"] > 0 for row in whole.curves if "train/soft_target" in row)
 
 
