@@ -173,16 +173,32 @@ def write_embedding_verdict(results: Results) -> str:
         outcome = f"Not shown: {limit} were asked for, and chance finds as much; lower neighbors.k"
     by_chance = f" Chance finds {format_percent(chance)}." if chance >= _NOTABLE_CHANCE else ""
     held_out = "held-out images" if verdict.split in ("validation", "test") else "images"
-    quality = (
-        " The labels judge quality; none was trained on."
-        if split.num_labeled
-        else " This is agreement with the teacher, not quality: no label judged."
-    )
     return (
         f"{outcome}. The student finds {share} of the teacher's {split.k} nearest images for"
         f" {verdict.num_images:,} {held_out} ({verdict.split}), among {split.num_gallery:,}"
-        f" {'training' if split.gallery == 'train' else 'other'} images.{by_chance}{quality}"
+        f" {'training' if split.gallery == 'train' else 'other'} images.{by_chance}"
+        f" {_describe_quality(split)}"
     )
+
+
+def _describe_quality(split: EmbeddingSplit) -> str:
+    """How often a model's nearest images have the right class, by the labels."""
+    if not split.num_labeled:
+        return "This is agreement with the teacher, not quality: no label judged."
+    shares = {
+        role: format_percent(model.purity.value)
+        for role, model in split.models.items()
+        if model.purity is not None and model.purity.value is not None
+    }
+    if "student" not in shares:
+        return "The labels judge quality; none was trained on."
+    parts = [f"{shares['student']} of the student's nearest images have the right class"]
+    parts += [
+        f"of the {title} {shares[role]}"
+        for role, title in (("teacher", "teacher's"), ("untouched", "untouched student's"))
+        if role in shares
+    ]
+    return f"By the labels, none of which was trained on, {'; '.join(parts)}."
 
 
 def list_embedding_sentences(results: Results) -> list[str]:

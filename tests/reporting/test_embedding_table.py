@@ -48,7 +48,11 @@ def test_what_chance_finds_among_few_images_is_named() -> None:
 
 def test_labels_judge_quality_and_an_undefined_gap_is_explained() -> None:
     sentences = " ".join(list_embedding_sentences(build_embedding_results(labeled=100)))
-    assert "none was trained on" in sentences
+    assert (
+        "By the labels, none of which was trained on, 50.00 % of the student's nearest images"
+        " have the right class; of the teacher's 50.00 %; of the untouched student's 50.00 %."
+        in sentences
+    )
     assert "Gap closed in purity: undefined" in sentences
     assert "keeps 90.00 % (88.0 to 92.0) of its neighbors" in sentences
     assert "random weights finds 10.00 %" in sentences
