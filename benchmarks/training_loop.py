@@ -122,13 +122,13 @@ def build_loop(
     assert isinstance(data, ImageData)
 
     def run() -> float:
-        created = create(job.model, job.input, len(data.classes), seed=0)
+        created = create(job.model, job.input, job.count_outputs(data), seed=0)
         data.bind(job.input, order_seed=job.recipe.seed)
         module: Distillation = build(job, created, data, workspace.spec.trainer)
         clock = Clock(skip, read_time)
         callbacks = [
             Progress("student", Console(silent=True)),
-            ResumableCheckpoint(folder, minutes=5),
+            ResumableCheckpoint(folder, minutes=5, selection=job.task.selection),
             clock,
             *more,
         ]
