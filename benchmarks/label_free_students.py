@@ -155,6 +155,7 @@ def measure(key: Key, settings: Sequence[str], folder: Path) -> Line:
     out = folder / "-".join(map(str, astuple(key)))
     own = (
         f"data.image_size={key.pixels}",
+        f"student.image_size={key.pixels}",  # weights have a size of their own
         f"student.name={key.student}",
         f"trainer.max_epochs={key.epochs}",
         f"seed={key.seed}",
