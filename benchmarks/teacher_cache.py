@@ -11,8 +11,7 @@ terms can use them (target: 200,000), and the growth of the process's own memory
 
 ``--accuracy SEEDS`` trains students on exact and on approximate outputs, on a hundred
 classes (pairs of Fashion-MNIST's images, 20,000 test images), and prints the
-difference of the test accuracy with its 95 % interval over the seeds. ``--formats``
-chooses the approximations.
+difference of the test accuracy with its 95 % interval over the seeds.
 """
 
 import argparse
@@ -20,7 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -161,9 +160,7 @@ def _read_own_memory() -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
 
-def compare_accuracy(
-    folder: Path, formats: Sequence[str], *, seeds: int, images: int, epochs: int
-) -> None:
+def compare_accuracy(folder: Path, *, seeds: int, images: int, epochs: int) -> None:
     """Train a student per seed on exact outputs and on each approximation, and print
     the differences of their test accuracies. One teacher and its caches serve all. A
     format that loses too much of this teacher is refused, and left out.
@@ -197,10 +194,11 @@ def compare_accuracy(
         assert test.student.top1 is not None
         return 100 * test.student.top1
 
-    differences: dict[str, list[float]] = {name: [] for name in formats}
+    differences: dict[str, list[float]] = {name: [] for name in TRAINED_AT}
     for seed in range(seeds):
-        for name in list(differences):
-            temperature = TRAINED_AT[name]
+        for name, temperature in TRAINED_AT.items():
+            if name not in differences:
+                continue
             exact = measure("exact", temperature, seed)
             try:
                 approximate = measure(name, temperature, seed)
@@ -232,14 +230,12 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=2**18)
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--accuracy", type=int, metavar="SEEDS")
-    parser.add_argument("--formats", nargs="*", choices=list(TRAINED_AT), default=list(TRAINED_AT))
     parser.add_argument("--images", type=int, default=12_000)
     parser.add_argument("--epochs", type=int, default=6)
     arguments = parser.parse_args()
     if arguments.accuracy:
         compare_accuracy(
             arguments.folder,
-            arguments.formats,
             seeds=arguments.accuracy,
             images=arguments.images,
             epochs=arguments.epochs,

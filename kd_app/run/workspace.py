@@ -267,7 +267,7 @@ class Workspace:
             model,
             split,
             "answers",
-            {"embedding": True},
+            {"output": self.task.output},  # with a head or without one
             lambda folder: self.predict(model, split, embeddings=True, spool=folder).save(folder),
         ).path
 

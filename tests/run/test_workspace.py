@@ -137,3 +137,15 @@ def test_nothing_is_refused_once_a_model_was_trained(tmp_path: Path) -> None:
     workspace.used.append(Stage("teacher", tmp_path, 1.0, is_new=True))
     with pytest.raises(RunError, match=r"late Completed work is kept"), workspace.keep_work():
         raise RequestError("late")
+
+
+def test_the_logits_and_the_embeddings_of_one_teacher_are_kept_apart(tmp_path: Path) -> None:
+    teacher_folder(tmp_path / "t")
+    words = (f"teacher.checkpoint={tmp_path / 't'}", "student.name=resnet8", "controls=[]")
+    widths = []
+    for task in ("classification", "embedding"):
+        workspace = build_workspace(tmp_path, *words, f"task={task}")
+        teacher = workspace.load_pretrained_teacher()
+        assert teacher is not None
+        widths.append(workspace.load_predictions(teacher, "validation").logits.shape[1])
+    assert widths == [10, 64]
