@@ -13,17 +13,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
+import timm
 import torch
 
-from benchmarks.training_loop import build_loop, build_workspace
+from benchmarks.training_loop import build_live_job, build_loop, build_workspace
+from kd_app.config import InputSpec
 from kd_app.models.save import save_model
 from kd_app.run.role_jobs import build_control_job, build_student_job
-from kd_app.run.run_model import RunModel
 from kd_app.run.workspace import Workspace
-from kd_app.training.job import JobTeacher, TrainingJob
+from kd_app.training.job import TrainingJob
 
 TARGET = 0.97
 ALONE, LIVE = "alone", "live"
@@ -33,11 +33,10 @@ CASES: Mapping[str, Sequence[str]] = {
     "exact": ("teacher.cache=exact",),
     "int8": ("teacher.cache=int8",),
     "embedding": ("teacher.cache=embedding",),
+    "without labels": ("task=embedding", "loss=[embedding_cosine]", "controls=[]"),
 }
-"""Name -> overrides."""
-EMBEDDING = ("task=embedding", "loss=[embedding_cosine]", "controls=[]")
-LABEL_FREE = "without labels"
-"""The student learns the teacher's embedding behind a projector."""
+"""Name -> overrides. The last one learns the teacher's embedding behind a projector."""
+PIXELS = InputSpec(1, 28, 28, (0.5,), (0.5,))
 
 
 def compare(
@@ -53,30 +52,29 @@ def compare(
     """
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        weights = folder / "teacher"
-
-        def build(name: str) -> tuple[Workspace, RunModel]:
-            own = CASES.get(name, (*EMBEDDING, f"teacher.checkpoint={weights}"))
-            words = ("data.views=1", "teacher.outputs=cached", *own)
-            workspace = build_workspace(*PAIR, folder, steps + skip, *words)
-            assert workspace.spec.teacher is not None
-            teacher = workspace.load_pretrained_teacher()
-            return workspace, teacher or workspace.load_model(workspace.spec.teacher, seed=0)
+        net = timm.create_model(PAIR[0], num_classes=10, in_chans=PIXELS.channels)
+        classes = tuple("0123456789")
+        save_model(net, folder / "teacher", pixels=PIXELS, classes=classes, license="none")
+        words = (
+            *("data.views=1", "teacher.outputs=cached"),
+            f"teacher.checkpoint={folder / 'teacher'}",
+        )
 
         def build_case(workspace: Workspace, job: TrainingJob) -> Callable[[], float]:
             return build_loop(workspace, job, folder, skip, read_time=read_time)
 
-        workspace, teacher = build("exact")
-        loaded, names = teacher.loaded, workspace.data.classes
-        save_model(loaded.model, weights, pixels=loaded.pixels, classes=names, license="none")
-        # the data, the validation and the loss of the student are those of the cases
-        live = build_student_job(workspace, None)
-        live = replace(live, teacher=JobTeacher(teacher.spec, teacher.loaded))
-        alone = build_control_job(workspace, "labels_only", teacher)
-        loops = {LIVE: build_case(workspace, live), ALONE: build_case(workspace, alone)}
+        loops = {}
         for name in cases:
-            workspace, teacher = build(name)
+            workspace = build_workspace(*PAIR, folder, steps + skip, *words, *CASES[name])
+            teacher = workspace.load_pretrained_teacher()
             loops[name] = build_case(workspace, build_student_job(workspace, teacher))
+        # the data, the validation and the loss of the student are those of the cases
+        workspace = build_workspace(*PAIR, folder, steps + skip, *words)
+        teacher = workspace.load_pretrained_teacher()
+        assert teacher is not None
+        loops[LIVE] = build_case(workspace, build_live_job(workspace))
+        alone = build_control_job(workspace, "labels_only", teacher)
+        loops[ALONE] = build_case(workspace, alone)
         ratios: dict[str, list[float]] = {name: [] for name in loops if name != ALONE}
         for number in range(rounds + 1):
             seconds = {name: loop() for name, loop in loops.items()}
@@ -95,8 +93,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=9)
-    cases = [*CASES, LABEL_FREE]
-    parser.add_argument("--cases", nargs="+", choices=cases, default=cases)
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--processor", action="store_true")
     arguments = parser.parse_args()
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")

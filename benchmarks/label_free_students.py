@@ -119,8 +119,8 @@ def main() -> None:
     parser.add_argument("--curves", action="store_true")
     arguments = parser.parse_args()
     if arguments.table or arguments.curves:
-        is_table = arguments.table
-        text = render_table(read_lines(Line, FILE)) if is_table else render_curves(arguments.folder)
+        lines = read_lines(Line, FILE)
+        text = render_table(lines) if arguments.table else render_curves(arguments.folder)
         sys.stdout.write(f"{text}\n")
         return
     if arguments.photos is None or arguments.teacher is None:
@@ -129,17 +129,18 @@ def main() -> None:
     if arguments.set == "cifar10":
         images = arguments.images
         root = copy_cifar(arguments.folder, Size(images, _TEST), root)
-    start = arguments.start
-    models = (arguments.teacher.name, RANDOM if start is None else start.name)
-    settings = [f"data.root={root}", f"teacher.checkpoint={arguments.teacher}"]
+    teacher, start, start_name = arguments.teacher, arguments.start, RANDOM
+    settings = [f"data.root={root}", f"teacher.checkpoint={teacher}"]
     if start is None:
         settings += ["student.pretrained=false", "optimizer.lr=0.003"]
     else:
+        start_name = start.name
         settings += [f"student.checkpoint={start}", "optimizer.lr=0.001"]
     for seed in map(int, arguments.seeds.split(",")):
         for student in arguments.students.split(","):
+            models = (teacher.name, student, start_name)
             extent = (images, arguments.epochs, arguments.pixels)
-            key = Key(arguments.set, models[0], student, models[1], *extent, seed)
+            key = Key(arguments.set, *models, *extent, seed)
             if key in map(read_key, read_lines(Line, FILE)):
                 continue
             line = measure(key, settings, arguments.folder)

@@ -19,11 +19,10 @@ def build_initial_models(workspace: Workspace, teacher: RunModel | None) -> Init
     """Build the models that the plan and the checks read, each once: a large one takes
     seconds. teacher: the loaded teacher if it is used without training.
     """
-    spec = workspace.spec
-    student = load_untrained(workspace, spec.student)
-    if teacher is not None or spec.teacher is None:
-        return InitialModels(student, teacher.loaded if teacher is not None else None)
-    return InitialModels(student, load_untrained(workspace, spec.teacher))
+    spec, loaded = workspace.spec, None if teacher is None else teacher.loaded
+    if loaded is None and spec.teacher is not None:
+        loaded = load_untrained(workspace, spec.teacher)
+    return InitialModels(load_untrained(workspace, spec.student), loaded)
 
 
 def load_untrained(workspace: Workspace, model: ModelSpec) -> LoadedModel:

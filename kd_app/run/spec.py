@@ -2,7 +2,7 @@
 its own signature, and the parts are checked against each other.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -313,14 +313,12 @@ def _build_control(name: str, node: Config, student: Recipe, task: Task) -> Cont
     )
 
 
-def _check_no_name(node: Mapping[str, Any], choice: str, own: str | None) -> None:
-    """Raise `RequestError` for a name of a teacher that is no model of its own."""
-    name = node.get("name")
-    if name != own:
-        reason = "trains without a teacher" if own is None else "averages the student itself"
+def _check_own_name(node: Config, choice: str) -> None:
+    """Raise `RequestError` if the name of a teacher that is not one model was set."""
+    if node.get("name") != choice:
         raise RequestError(
-            f"teacher.name={name} has no effect, because teacher={choice} {reason}. Remove"
-            f" teacher={choice} to distill from {name}, or set teacher.name={own or 'null'}."
+            f"teacher.name={node.get('name')} has no effect with teacher={choice}. Remove one of"
+            " them."
         )
 
 
@@ -333,14 +331,14 @@ def _build_teacher(
         node = {"_target_": FACTORY, **(node or {})}
         return build_model_spec("teacher", node, external.teacher), None
     if not node or node.get("_target_") is None:
-        _check_no_name(node or {}, "none", None)
         return None, None
     if node.get("decay") is not None:
-        _check_no_name(node, "ema", "ema")
+        _check_own_name(node, "ema")
         student = build_model_spec("student", config["student"], external.student)
         return EmaTeacher(student, EmaSettings(decay=node["decay"]).decay), None
     composite = build_composite(node, task.output)
     if composite is not None:
+        _check_own_name(node, "several")
         return composite, None
     training = TeacherTraining(max_epochs=node["max_epochs"], seed=node["seed"])
     groups = {key: node[key] for key in ("loss", "optimizer", "scheduler")}

@@ -261,7 +261,7 @@ def test_a_finished_run_whose_license_is_said_now_is_written_again_and_nothing_i
 
 def test_what_is_said_of_licenses_changes_no_name() -> None:
     plain = compose_config("distill", [])
-    output = compose_config(
+    current = compose_config(
         "distill",
         [
             f"license.accept=[{NC}]",
@@ -273,7 +273,7 @@ def test_what_is_said_of_licenses_changes_no_name() -> None:
     old: dict[str, Any] = {key: value for key, value in plain.items() if key != "license"}
     for group in ("data", "teacher", "student"):
         old[group] = {key: value for key, value in plain[group].items() if key != "license"}
-    assert build_run_name(plain) == build_run_name(output) == build_run_name(old)
+    assert build_run_name(plain) == build_run_name(current) == build_run_name(old)
 
 
 @pytest.mark.parametrize(

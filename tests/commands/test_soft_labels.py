@@ -33,23 +33,23 @@ def answers(run: Path, role: str, split: str) -> dict[str, Any]:
 
 
 def test_what_the_teacher_knows_is_measured_on_validation(sample_run: Path) -> None:
-    content, output = (
+    content, outputs = (
         results(sample_run / "run")["knowledge"],
         answers(sample_run / "run", "teacher", "validation"),
     )
-    assert (content["split"], content["num_images"]) == ("validation", len(output["target"]))
-    p = softmax(output["logits"].astype(np.float64), axis=1)
+    assert (content["split"], content["num_images"]) == ("validation", len(outputs["target"]))
+    p = softmax(outputs["logits"].astype(np.float64), axis=1)
     assert content["entropy"][0]["mean_nats"] == pytest.approx(entropy(p, axis=1).mean(), rel=1e-5)
-    assert content["matrix"][3] == pytest.approx(p[output["target"] == 3].mean(axis=0), abs=1e-5)
+    assert content["matrix"][3] == pytest.approx(p[outputs["target"] == 3].mean(axis=0), abs=1e-5)
     (softened,) = content["softened"]
-    softer = softmax(output["logits"].astype(np.float64) / 4, axis=1)
+    softer = softmax(outputs["logits"].astype(np.float64) / 4, axis=1)
     assert (
         softened["temperature"]
         == results(sample_run / "run")["config"]["loss"]["soft_target"]["temperature"]
         == 4
     )
     assert softened["matrix"][3] == pytest.approx(
-        softer[output["target"] == 3].mean(axis=0), abs=1e-5
+        softer[outputs["target"] == 3].mean(axis=0), abs=1e-5
     )
     assert {content["similar"][0][side] for side in ("first", "second")} <= set("0123456789")
 
@@ -75,9 +75,9 @@ def test_examples_are_test_images_as_the_source_has_them_with_what_both_said(
         np.testing.assert_allclose(
             first, predictions[f"{role}_target_probability"][table["index"]], rtol=1e-3
         )
-    output = [answers(sample_run / "run", role, "test") for role in ("teacher", "student")]
-    p, q = (softmax(each["logits"].astype(np.float64), axis=1) for each in output)
-    divergence = dict(zip(output[0]["index"].tolist(), rel_entr(p, q).sum(axis=1), strict=True))
+    outputs = [answers(sample_run / "run", role, "test") for role in ("teacher", "student")]
+    p, q = (softmax(each["logits"].astype(np.float64), axis=1) for each in outputs)
+    divergence = dict(zip(outputs[0]["index"].tolist(), rel_entr(p, q).sum(axis=1), strict=True))
     assert list(table["divergence"]) == pytest.approx(
         [divergence[index] for index in table["index"]], rel=0.05, abs=1e-6
     )

@@ -100,8 +100,8 @@ def build_overrides(choices: Sequence[str]) -> list[str]:
 
 
 def content(choice: str) -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load((CONF / f"{choice}.yaml").read_text(encoding="utf-8"))
-    return content
+    parsed: dict[str, Any] = yaml.safe_load((CONF / f"{choice}.yaml").read_text(encoding="utf-8"))
+    return parsed
 
 
 def test_all_of_conf_is_covered() -> None:

@@ -43,6 +43,7 @@ def refuse(command: str, *overrides: str) -> str:
         (["seed=${student.name}", "student.name=${seed}"], r"refers to itself"),
         (["data=folder", "data.judge=x.csv"], r"belongs to data=images: choose that, or remove"),
         (["teacher=none", "teacher.checkpoint=a"], r"belongs to .*teacher=timm"),
+        (["teacher=none", "teacher.name=resnet8"], r"belongs to .*teacher=timm"),
         (["teacher.kwargs={a}"], r"^'teacher\.kwargs=\{a\}' can't be read"),
         (["seed=???"], r"seed has no value, and the command needs one\. Add seed=<value>"),
     ],

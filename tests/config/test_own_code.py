@@ -77,9 +77,9 @@ def test_an_error_in_a_process_that_loads_data_is_read_from_its_text() -> None:
         f' last):\n  File "{library}/torch/utils/data.py", line 3, in fetch\n    x\n'
         '  File "/home/me/mine.py", line 12, in __getitem__\n    y\nValueError: bad pixel\n'
     )
-    output = describe_own_error(ValueError(text))
-    assert output is not None
-    assert output.startswith(
+    message = describe_own_error(ValueError(text))
+    assert message is not None
+    assert message.startswith(
         "__getitem__ (/home/me/mine.py, line 12) failed: ValueError: bad pixel."
     )
     assert describe_own_error(ValueError(text.replace("/home/me/", f"{library}/torch/"))) is None

@@ -287,14 +287,14 @@ def test_a_broken_link_is_a_bad_image(tmp_path: Path) -> None:
 
 
 def test_the_fingerprint_is_independent_of_the_path_and_covers_every_change(tmp_path: Path) -> None:
-    def rename_class(name: str) -> Path:
+    def copy_root(name: str) -> Path:
         return Path(shutil.copytree(tmp_path / "root", tmp_path / name))
 
     before = list_images(
         write_images(tmp_path / "root", ["a/1.png", "a/2.png", "b/1.png"])
     ).fingerprint
-    assert list_images(rename_class("copy")).fingerprint == before
-    byte, name, label, gone = (rename_class(kind) for kind in ("byte", "name", "label", "gone"))
+    assert list_images(copy_root("copy")).fingerprint == before
+    byte, name, label, gone = (copy_root(kind) for kind in ("byte", "name", "label", "gone"))
     data = bytearray((byte / "a/1.png").read_bytes())
     data[-1] ^= 1
     (byte / "a/1.png").write_bytes(data)

@@ -39,7 +39,7 @@ def take_first_trial(words: tuple[str, ...]) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("command", "words"), SHOWN, ids=[" ".join(names[1])[:70] for names in SHOWN]
+    ("command", "words"), SHOWN, ids=[" ".join(words)[:70] for _, words in SHOWN]
 )
 def test_a_command_composes(command: str, words: tuple[str, ...]) -> None:
     config = compose_config(command.removeprefix("kd-"), list(take_first_trial(words)))

@@ -63,11 +63,11 @@ def test_a_read_only_disk_is_refused_and_nothing_is_lost(
 ) -> None:
     shutil.copytree(reference_run, disk.folder, dirs_exist_ok=True)
     with disk.read_only():
-        output = [
+        messages = [
             expect_refusal(*WORDS, *places(disk.folder)),
             expect_refusal(*WORDS, f"out={disk.folder / 'new'}"),
         ]
-    assert all("Choose another folder with out=." in each for each in output)
+    assert all("Choose another folder with out=." in each for each in messages)
     succeed(*WORDS, *places(disk.folder))
     assert outcome(disk.folder) == outcome(reference_run)
     fault(
