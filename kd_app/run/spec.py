@@ -336,9 +336,10 @@ def _build_teacher(
         _check_own_name(node, "ema")
         student = build_model_spec("student", config["student"], external.student)
         return EmaTeacher(student, EmaSettings(decay=node["decay"]).decay), None
+    if node.get("members") is not None:
+        _check_own_name(node, "several")
     composite = build_composite(node, task.output)
     if composite is not None:
-        _check_own_name(node, "several")
         return composite, None
     training = TeacherTraining(max_epochs=node["max_epochs"], seed=node["seed"])
     groups = {key: node[key] for key in ("loss", "optimizer", "scheduler")}
