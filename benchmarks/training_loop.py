@@ -29,6 +29,7 @@ from kd_app.run.workspace import Workspace
 from kd_app.stages import Stages
 from kd_app.training.callbacks import Progress, ResumableCheckpoint
 from kd_app.training.cpu_convolutions import correct_convolutions
+from kd_app.training.cpu_memory import keep_freed_memory
 from kd_app.training.curve_log import CurveLogger
 from kd_app.training.fit import build
 from kd_app.training.job import JobTeacher, TrainingJob
@@ -136,6 +137,7 @@ def build_loop(
             max_epochs=1, folder=folder, callbacks=callbacks, loggers=[CurveLogger(folder)]
         )
         settings = workspace.spec.trainer
+        keep_freed_memory()
         with silence_lightning(), correct_convolutions(settings, module.student, module.loss):
             trainer.fit(module, datamodule=data)
         return clock.seconds

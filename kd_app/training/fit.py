@@ -46,6 +46,7 @@ from kd_app.training.callbacks import (
     restore_best,
 )
 from kd_app.training.cpu_convolutions import correct_convolutions
+from kd_app.training.cpu_memory import keep_freed_memory
 from kd_app.training.curve_log import FILE, CurveLogger, drop_points_after
 from kd_app.training.distributed.consistency import RankConsistency
 from kd_app.training.failures import explain_failures
@@ -390,6 +391,7 @@ def _run(
     """
     resume_from = checkpoints.folder / LAST if is_resumed else None
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    keep_freed_memory()
     try:
         with silence_lightning(), correct_convolutions(settings, module.student, module.loss):
             trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
