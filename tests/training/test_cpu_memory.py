@@ -11,7 +11,7 @@ PAGE = resource.getpagesize()
 
 
 def count_page_faults(size: int, times: int) -> int:
-    """Return the pages that the system gave while tensors of `size` bytes came and went."""
+    """Return how many pages the system gave to tensors of `size` bytes, one by one."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(times):
         torch.ones(size, dtype=torch.uint8)
