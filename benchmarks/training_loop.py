@@ -137,7 +137,7 @@ def build_loop(
             max_epochs=1, folder=folder, callbacks=callbacks, loggers=[CurveLogger(folder)]
         )
         settings = workspace.spec.trainer
-        keep_freed_memory()
+        keep_freed_memory(settings.device)
         with silence_lightning(), correct_convolutions(settings, module.student, module.loss):
             trainer.fit(module, datamodule=data)
         return clock.seconds

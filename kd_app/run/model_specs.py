@@ -34,12 +34,22 @@ class AssistantSpec:
     seed: int
 
 
+def check_own_name(node: Config, choice: str) -> None:
+    """Raise `RequestError` if the name of a teacher that is not one model was set."""
+    if node.get("name") != choice:
+        raise RequestError(
+            f"teacher.name={node.get('name')} has no effect with teacher={choice}. Remove one of"
+            " them."
+        )
+
+
 def build_composite(node: Config, output: Output = "logits") -> CompositeTeacher | None:
     """A teacher that is an ensemble, has other classes, or is an exported file; None
     for a single model of the data's classes. output: what the students learn.
     """
     if node.get("members") is None:
         return _build_single(node)
+    check_own_name(node, "several")
     settings: Config = {key: node.get(key) for key in ("members", "by", "classes")}
     ensemble = EnsembleSettings(**settings)
     teachers = {

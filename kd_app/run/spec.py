@@ -27,6 +27,7 @@ from kd_app.run.model_specs import (
     AssistantSpec,
     build_composite,
     build_model_spec,
+    check_own_name,
     parse_assistants,
 )
 from kd_app.run.schema import (
@@ -313,15 +314,6 @@ def _build_control(name: str, node: Config, student: Recipe, task: Task) -> Cont
     )
 
 
-def _check_own_name(node: Config, choice: str) -> None:
-    """Raise `RequestError` if the name of a teacher that is not one model was set."""
-    if node.get("name") != choice:
-        raise RequestError(
-            f"teacher.name={node.get('name')} has no effect with teacher={choice}. Remove one of"
-            " them."
-        )
-
-
 def _build_teacher(
     config: Config, external: ExternalParts, task: Task
 ) -> tuple[ModelSpec | None, Recipe | None]:
@@ -333,11 +325,9 @@ def _build_teacher(
     if not node or node.get("_target_") is None:
         return None, None
     if node.get("decay") is not None:
-        _check_own_name(node, "ema")
+        check_own_name(node, "ema")
         student = build_model_spec("student", config["student"], external.student)
         return EmaTeacher(student, EmaSettings(decay=node["decay"]).decay), None
-    if node.get("members") is not None:
-        _check_own_name(node, "several")
     composite = build_composite(node, task.output)
     if composite is not None:
         return composite, None

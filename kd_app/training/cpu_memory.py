@@ -3,12 +3,14 @@
 glibc asks the system for each block of more than 32 MiB and gives it back when the
 block is freed. It also gives back the free end of the heap. A step of training frees
 what the next step needs, so the system clears the same memory again and again: 60 MB a
-step for WRN-16-2 -> resnet8 at 28x28, up to a tenth of the time. Settings: mallopt(3)
-of the Linux manual.
+step for WRN-16-2 -> resnet8 at 28x28, 3 to 4 % of the time. Settings: mallopt(3) of the
+Linux manual.
 """
 
 import ctypes
 import sys
+
+import torch
 
 _TRIM_THRESHOLD = -1
 _MMAP_THRESHOLD = -3
@@ -16,13 +18,13 @@ _LARGEST_BLOCK = 1 << 30
 _FREE_END = (1 << 31) - 1
 
 
-def keep_freed_memory() -> bool:
-    """Let this process keep blocks of up to 1 GiB, and up to 2 GiB at the end of its
-    heap, to use them again. The peak of its memory stays as it is.
+def keep_freed_memory(device: torch.device) -> bool:
+    """Let a process that trains on a CPU keep blocks of up to 1 GiB, and up to 2 GiB at
+    the end of its heap, to use them again. Its peak changed by less than 5 %.
 
-    Returns whether the allocator can do so: False where it isn't glibc's.
+    Returns whether it does: False on a GPU, or where the allocator isn't glibc's.
     """
-    if not sys.platform.startswith("linux"):
+    if device.type != "cpu" or not sys.platform.startswith("linux"):
         return False
     allocator = ctypes.CDLL(None)
     if not hasattr(allocator, "gnu_get_libc_version"):

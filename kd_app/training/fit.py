@@ -391,7 +391,7 @@ def _run(
     """
     resume_from = checkpoints.folder / LAST if is_resumed else None
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    keep_freed_memory()
+    keep_freed_memory(settings.device)
     try:
         with silence_lightning(), correct_convolutions(settings, module.student, module.loss):
             trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)

@@ -228,7 +228,7 @@ def estimate(
     key = hash_value([repr(model), vars(input_spec), batch_size, memory, train])
     if key in _ESTIMATES:
         return _ESTIMATES[key]
-    keep_freed_memory()
+    keep_freed_memory(settings.device)
     with _refuse_shortage(batch_size, settings), correct_convolutions(settings, model):
         device, true_dtype = settings.device, _TRUE_DTYPES.get(settings.precision)
         memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
