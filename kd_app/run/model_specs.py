@@ -36,10 +36,10 @@ class AssistantSpec:
 
 def check_own_name(node: Config, choice: str) -> None:
     """Raise `RequestError` if the name of a teacher that is not one model was set."""
-    if node.get("name") != choice:
+    name = node.get("name", choice)
+    if name != choice:
         raise RequestError(
-            f"teacher.name={node.get('name')} has no effect with teacher={choice}. Remove one of"
-            " them."
+            f"teacher.name={name} has no effect with teacher={choice}. Remove one of them."
         )
 
 
