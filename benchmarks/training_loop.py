@@ -19,6 +19,9 @@ import lightning.pytorch as pl
 import torch
 
 from benchmarks.bare_loop import BareLoop
+from kd_app.callbacks.curve_log import CurveLogger
+from kd_app.callbacks.progress import Progress
+from kd_app.callbacks.resumable_checkpoint import ResumableCheckpoint
 from kd_app.config.compose import compose_config
 from kd_app.data.module import ImageData
 from kd_app.models.create import create
@@ -27,10 +30,8 @@ from kd_app.run.role_jobs import build_student_job
 from kd_app.run.spec import RunSpec, build_spec
 from kd_app.run.workspace import Workspace
 from kd_app.stages import Stages
-from kd_app.training.callbacks import Progress, ResumableCheckpoint
 from kd_app.training.cpu_convolutions import correct_convolutions
 from kd_app.training.cpu_memory import keep_freed_memory
-from kd_app.training.curve_log import CurveLogger
 from kd_app.training.fit import build
 from kd_app.training.job import JobTeacher, TrainingJob
 from kd_app.training.module import Distillation

@@ -40,7 +40,7 @@ __all__ = [
     "write_atomically",
 ]
 
-FORMAT = 3
+FORMAT = 4
 """Part of every key; a change that invalidates older stages must increase the number.
 """
 RECORD = "stage.json"

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 import kd_app.models.small  # noqa: F401
+from kd_app.callbacks.curve_log import read_curves
 from kd_app.config import InputSpec
 from kd_app.config.compose import choose_all_labels, compose_config
 from kd_app.deployment.predictions import measure_throughput
@@ -30,7 +31,6 @@ from kd_app.run.spec import build_spec
 from kd_app.run.train import train
 from kd_app.run.workspace import Workspace
 from kd_app.stages import Stages
-from kd_app.training.curve_log import read_curves
 from kd_app.training.module import Distillation
 
 DIGITS = tuple("0123456789")

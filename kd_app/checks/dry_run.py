@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from kd_app.callbacks.resumable_checkpoint import LAST
 from kd_app.checks.context import CheckContext
 from kd_app.config import RequestError, RunError
 from kd_app.config.memory import explain_memory_error
@@ -22,7 +23,6 @@ from kd_app.models.create import create
 from kd_app.models.spec import LoadedModel
 from kd_app.reporting.console import Console
 from kd_app.run.role_jobs import draft_role_job
-from kd_app.training.callbacks import LAST
 from kd_app.training.diagnostics import TermFault, compute_gradient_norms, find_faults
 from kd_app.training.fit import MODEL, build_trained_spec, fit
 from kd_app.training.job import JobTeacher

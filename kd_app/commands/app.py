@@ -70,10 +70,10 @@ def _run_under_torchrun(body: Callable[[], int]) -> int:
     """Run `body` in torchrun's first process while the other processes follow; return
     the exit code. Without torchrun, just run `body`.
     """
-    from kd_app.training.distributed.torchrun import Torchrun, is_follower
+    from kd_app.distributed.torchrun import Torchrun, is_follower
 
     if is_follower():
-        from kd_app.training.distributed.launch import run_follower
+        from kd_app.training.launch import run_follower
 
         with suppress(KeyboardInterrupt):
             run_follower()

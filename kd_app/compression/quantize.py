@@ -11,6 +11,7 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, StrictBool
 from torch import Tensor, fx, nn
 
+from kd_app.callbacks.curve_log import FILE as CURVES
 from kd_app.compression.graph import (
     QuantizationProbe,
     TrainableGraph,
@@ -36,7 +37,6 @@ from kd_app.run.train import train
 from kd_app.run.workspace import Workspace
 from kd_app.schedules import LearningRate
 from kd_app.stages import write_atomically
-from kd_app.training.curve_log import FILE as CURVES
 from kd_app.training.fit import MODEL, build_trained_spec
 from kd_app.training.job import Recipe
 

@@ -42,7 +42,7 @@ from kd_app.run.train import find_trained
 from kd_app.run.workspace import Workspace
 from kd_app.stages import Stages
 from kd_app.tracking import Backend
-from kd_app.training.distributed.launch import check_places
+from kd_app.training.launch import check_places
 
 
 class CheckSettings(Typed, called="kd-check"):

@@ -49,8 +49,8 @@ from kd_app.search.pruning import MedianPruner, TrialPruned
 from kd_app.stages import Stages
 from kd_app.tracking import Backend, Tracker
 from kd_app.tracking.report import name_run
-from kd_app.training.distributed.launch import check_places
 from kd_app.training.job import TrainingJob
+from kd_app.training.launch import check_places
 
 
 def distill(

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
+from kd_app.callbacks.curve_log import FILE
 from kd_app.config import RequestError, RunError
 from kd_app.metrics.embedding_report import (
     GALLERY,
@@ -42,7 +43,6 @@ from kd_app.run.task_choice import EmbeddingSettings, NeighborSettings
 from kd_app.run.workspace import Workspace
 from kd_app.run_files import EMBEDDING_MAP, NEIGHBORS
 from kd_app.tasks.embedding import RANDOM
-from kd_app.training.curve_log import FILE
 from kd_app.training.fit import MODEL, build_trained_spec
 from kd_app.training.record import RECORD, describe_outcome
 

@@ -19,8 +19,8 @@ from kd_app.data.module import ImageData
 from kd_app.data.source import Source
 from kd_app.data.views import View
 from kd_app.losses.base import LossTerm
+from kd_app.optimizers.optimizer import Optimizer
 from kd_app.schedules import Schedule
-from kd_app.training.optimizer import Optimizer
 from kd_app.training.trainer import TrainerSettings
 
 _PACKAGE: Final = "kd_app"

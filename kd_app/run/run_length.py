@@ -3,13 +3,13 @@
 import math
 from collections.abc import Iterator
 
+from kd_app.callbacks.callback_rules import list_callback_needs
 from kd_app.config.length import LengthNeed, TrainingLength, describe_shortage
 from kd_app.data.base import RunData
 from kd_app.data.unlabeled import UNLABELED
 from kd_app.models.composite import EmaTeacher
 from kd_app.run.workspace import Workspace
 from kd_app.tasks.base import Task
-from kd_app.training.callback_rules import list_callback_needs
 from kd_app.training.job import Recipe
 from kd_app.training.timing import count_steps_per_epoch
 

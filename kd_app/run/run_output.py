@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kd_app.callbacks.curve_log import FILE, read_curves
 from kd_app.deployment.manifest import describe_decoding
 from kd_app.digest import hash_file
 from kd_app.files import make_folder, replace_folder
@@ -34,7 +35,6 @@ from kd_app.run_files import (
     TEACHER,
 )
 from kd_app.stages import write_atomically
-from kd_app.training.curve_log import FILE, read_curves
 from kd_app.training.fit import MODEL
 
 FILES = (

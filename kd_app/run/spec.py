@@ -15,6 +15,7 @@ from kd_app.config.targets import FACTORY
 from kd_app.data.base import RunData, require
 from kd_app.data.build import build_data
 from kd_app.data.corruptions import RobustnessSettings
+from kd_app.losses.distillation_loss import DistillationLoss
 from kd_app.models.composite import EmaTeacher
 from kd_app.models.license import LicenseClaim, Policy, RunLicenses, resolve_licenses
 from kd_app.models.spec import ModelSpec
@@ -46,7 +47,6 @@ from kd_app.tasks.base import Task
 from kd_app.tasks.classification import CLASSIFICATION
 from kd_app.training.freeze import BACKBONE
 from kd_app.training.job import Recipe
-from kd_app.training.loss import DistillationLoss
 from kd_app.training.trainer import TrainerSettings
 
 Config = dict[str, Any]

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from kd_app.callbacks.curve_log import read_points
 from kd_app.models.create import create
 from kd_app.run.run_model import RunModel, describe_reference
 from kd_app.run.workspace import Workspace
-from kd_app.training.curve_log import read_points
-from kd_app.training.distributed.launch import fit_distributed
 from kd_app.training.fit import build_trained_spec, fit, prepare_resume
 from kd_app.training.job import TrainingJob
+from kd_app.training.launch import fit_distributed
 from kd_app.training.record import read_training
 from kd_app.training.trainer import TrainerSettings
 

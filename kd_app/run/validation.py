@@ -9,14 +9,14 @@ import torch
 from kd_app.config import RequestError, build_unknown_error
 from kd_app.data.base import Capability, RunData, require
 from kd_app.data.partners import PartnerKind
+from kd_app.losses.distillation_loss import DistillationLoss
 from kd_app.models.composite import TeacherEnsemble
 from kd_app.models.outputs import Outputs
 from kd_app.models.spec import ModelSpec
 from kd_app.run.schema import TeacherOutputs
 from kd_app.tasks.base import Task
 from kd_app.tasks.classification import CLASSIFICATION
-from kd_app.training.cache_choice import check_format, check_task_format, list_needs
-from kd_app.training.loss import DistillationLoss
+from kd_app.teacher_outputs.cache_choice import check_format, check_task_format, list_needs
 
 
 def check_data_use(

@@ -18,7 +18,7 @@ from kd_app.config import InputSpec, RequestError, RunError
 from kd_app.config.memory import explain_memory_error
 from kd_app.signals import compute_exit_code, find_stop, name_signal, stop_on_signals
 from kd_app.streams import drop_lost_output
-from kd_app.training.distributed.launch import FAILED, REFUSED, hash_job
+from kd_app.training.launch import FAILED, REFUSED, hash_job
 
 if TYPE_CHECKING:
     from kd_app.data.base import RunData

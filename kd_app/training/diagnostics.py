@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kd_app.config import RunError
 from kd_app.data.batch import Batch
-from kd_app.training.loss import DistillationLoss
+from kd_app.losses.distillation_loss import DistillationLoss
 
 
 @dataclass(frozen=True)

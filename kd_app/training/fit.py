@@ -18,12 +18,27 @@ from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 from torch import Tensor
 
+from kd_app.callbacks.averaging import EMA
+from kd_app.callbacks.curve_log import FILE, CurveLogger, drop_points_after
+from kd_app.callbacks.non_finite_steps import SkipNonFiniteSteps
+from kd_app.callbacks.progress import Progress
+from kd_app.callbacks.resumable_checkpoint import (
+    BEST,
+    LAST,
+    ResumableCheckpoint,
+    TrainingInterrupted,
+    is_best_intact,
+    remove_state,
+    restore_best,
+)
 from kd_app.config import RequestError, RunError
 from kd_app.config.own_code import describe_own_error
 from kd_app.data.base import RunData
 from kd_app.data.batch import Batch
 from kd_app.data.normalize import normalize
 from kd_app.data.pseudo_labels import read_pseudo_labels
+from kd_app.distributed.consistency import RankConsistency
+from kd_app.losses.distillation_loss import DistillationLoss
 from kd_app.models.create import create
 from kd_app.models.outputs import Outputs
 from kd_app.models.save import save_model
@@ -33,30 +48,15 @@ from kd_app.models.teacher import FrozenTeacher
 from kd_app.reporting.console import Console
 from kd_app.signals import STOP_SIGNALS, raise_stop
 from kd_app.stages import hash_content, write_atomically
-from kd_app.training.averaging import EMA
-from kd_app.training.callbacks import (
-    BEST,
-    LAST,
-    Progress,
-    ResumableCheckpoint,
-    SkipNonFiniteSteps,
-    TrainingInterrupted,
-    is_best_intact,
-    remove_state,
-    restore_best,
-)
+from kd_app.teacher_outputs.teacher_cache import TeacherCache, TeacherLogits
+from kd_app.teacher_outputs.teacher_source import build_teacher_source
 from kd_app.training.cpu_convolutions import correct_convolutions
 from kd_app.training.cpu_memory import keep_freed_memory
-from kd_app.training.curve_log import FILE, CurveLogger, drop_points_after
-from kd_app.training.distributed.consistency import RankConsistency
 from kd_app.training.failures import explain_failures
 from kd_app.training.freeze import freeze_layers
 from kd_app.training.job import TrainingJob
-from kd_app.training.loss import DistillationLoss
 from kd_app.training.module import NOT_FINITE, Distillation, StepOptions
 from kd_app.training.record import RECORD, describe_outcome, read_training
-from kd_app.training.teacher_cache import TeacherCache, TeacherLogits
-from kd_app.training.teacher_source import build_teacher_source
 from kd_app.training.trainer import PROFILE, TrainerSettings, silence_lightning
 
 MODEL = "model"

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 
 from lightning.pytorch.callbacks import Callback
 
+from kd_app.callbacks.callback_rules import build_callback, check_together
 from kd_app.config import InputSpec, RequestError
 from kd_app.config.make import make
 from kd_app.data.base import RunData
@@ -17,15 +18,14 @@ from kd_app.data.partners import PartnerKind
 from kd_app.data.pseudo_labels import hash_pseudo_labels
 from kd_app.losses.base import LossTerm
 from kd_app.losses.cross_entropy import AUTO, BALANCED
+from kd_app.losses.distillation_loss import DistillationLoss
 from kd_app.models.composite import EmaTeacher
 from kd_app.models.create import create
 from kd_app.models.spec import LoadedModel, ModelSpec
+from kd_app.optimizers.optimizer import Optimizer
 from kd_app.schedules import Schedule
 from kd_app.tasks.base import Task
 from kd_app.tasks.classification import CLASSIFICATION
-from kd_app.training.callback_rules import build_callback, check_together
-from kd_app.training.loss import DistillationLoss
-from kd_app.training.optimizer import Optimizer
 from kd_app.training.trainer import TrainerSettings
 
 Config = dict[str, Any]

@@ -14,19 +14,19 @@ from kd_app.config import InputSpec, RunError
 from kd_app.data.batch import Batch
 from kd_app.data.normalize import normalize
 from kd_app.data.targets import normalize_target
+from kd_app.losses.distillation_loss import DistillationLoss
 from kd_app.models.outputs import Outputs
 from kd_app.models.taps import Taps
+from kd_app.optimizers.optimizer import GradientSplitter, Optimizer, TrainedModules
 from kd_app.schedules import Schedule
 from kd_app.stages import write_atomically
 from kd_app.tasks.base import Task
 from kd_app.tasks.classification import CLASSIFICATION
+from kd_app.teacher_outputs.teacher_cache import TeacherLogits
+from kd_app.teacher_outputs.teacher_source import TeacherSource
 from kd_app.training.diagnostics import check_terms, compute_gradient_shares
 from kd_app.training.freeze import fix_frozen_modes
-from kd_app.training.loss import DistillationLoss
 from kd_app.training.loss_window import LossWindow, NonFinite
-from kd_app.training.optimizer import GradientSplitter, Optimizer, TrainedModules
-from kd_app.training.teacher_cache import TeacherLogits
-from kd_app.training.teacher_source import TeacherSource
 
 NOT_FINITE = "not_finite.json"
 CHECKED_STEPS = 3

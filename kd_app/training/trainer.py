@@ -21,8 +21,8 @@ from pydantic import Field, PositiveFloat, PositiveInt, StrictBool
 from kd_app.config import RequestError, Typed
 from kd_app.config.typed import Epochs
 from kd_app.deployment.hardware import read_cpu_flags
+from kd_app.distributed.torchrun import read_launch
 from kd_app.files import replace_file
-from kd_app.training.distributed.torchrun import read_launch
 
 Precision = Literal[
     "auto",

@@ -9,6 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution
 
+from kd_app.callbacks.curve_log import read_curves
 from kd_app.config.compose import compose_config
 from kd_app.config.paths import CONF, list_choices
 from kd_app.data.module import ImageData
@@ -20,7 +21,6 @@ from kd_app.run.spec import build_spec
 from kd_app.run.workspace import Workspace
 from kd_app.search.space import parse_space
 from kd_app.stages import Stages
-from kd_app.training.curve_log import read_curves
 from tests.builders import build_workspace, results, stage, train_student
 from tests.commands.call import call, succeed
 

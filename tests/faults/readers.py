@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 from torch.nn import Flatten
 
+from kd_app.callbacks.curve_log import read_points
 from kd_app.config import InputSpec
 from kd_app.config.compose import compose_config
 from kd_app.config.records import load_record
@@ -45,16 +46,15 @@ from kd_app.run.measurement import describe_training
 from kd_app.run.open_run import build_saved_spec, read_run
 from kd_app.search.study import suggest_next
 from kd_app.stages import Stages
-from kd_app.training.curve_log import read_points
+from kd_app.teacher_outputs.teacher_cache import CONTENT, TeacherCache
 from kd_app.training.record import describe_outcome, read_training
-from kd_app.training.teacher_cache import CONTENT, TeacherCache
 from tests.builders import teacher_folder
 from tests.faults.conftest import TABLE
 from tests.faults.full_results import NAMES, build_full_results
 from tests.reporting.embedding_results import build_embedding_results
 from tests.reporting.html.folders import run_folder
 from tests.reporting.manifests import build_entry
-from tests.training.test_teacher_cache import shard
+from tests.teacher_outputs.test_teacher_cache import shard
 
 MANY = TABLE in os.environ
 

@@ -16,8 +16,8 @@ import torch
 
 from kd_app.config import RequestError
 from kd_app.losses.base import Level, LossTerm
+from kd_app.losses.distillation_loss import DistillationLoss
 from kd_app.models.outputs import Outputs
-from kd_app.training.loss import DistillationLoss
 from tests.losses.samples import (
     CLASSES,
     CONF,

@@ -16,6 +16,7 @@ from scipy.special import softmax
 from scipy.stats import entropy
 
 import kd_app
+from kd_app.callbacks.curve_log import read_curves
 from kd_app.config import RequestError
 from kd_app.config.compose import choose_all_labels, compose_config
 from kd_app.config.paths import list_choices
@@ -29,7 +30,6 @@ from kd_app.run.controls import (
 )
 from kd_app.run.spec import build_spec
 from kd_app.training import timing
-from kd_app.training.curve_log import read_curves
 from tests.builders import results, stage, teacher_folder
 from tests.commands.call import TINY, succeed
 from tests.training.oracle import true_labels

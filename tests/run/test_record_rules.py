@@ -37,7 +37,7 @@ def nest(place: str, value: Any) -> dict[str, Any]:
         ("teacher.members.a", "torch.hub.load"),
         ("teacher.chain.0", "torch.hub.load"),
         ("controls.x.student", "os.mkdir"),
-        ("callbacks.x", "kd_app.training.averaging.EMA"),
+        ("callbacks.x", "kd_app.callbacks.averaging.EMA"),
         ("logger.x", "kd_app.tracking.Csv"),
         ("verdict", SOFT),
         ("trainer", "lightning.pytorch.Trainer"),

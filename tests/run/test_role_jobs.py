@@ -205,7 +205,7 @@ def test_a_pair_that_a_term_can_not_compare_is_refused_before_anything_is_traine
     def refuse(*_: Any) -> None:
         raise RequestError("shapes differ")
 
-    monkeypatch.setattr("kd_app.training.loss.DistillationLoss.build", refuse)
+    monkeypatch.setattr("kd_app.losses.distillation_loss.DistillationLoss.build", refuse)
     with pytest.raises(RequestError, match="shapes differ"):
         check_pair(workspace, models)
 

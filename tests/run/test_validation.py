@@ -6,6 +6,7 @@ from kd_app.config import RequestError
 from kd_app.config.compose import choose_all_labels, compose_config
 from kd_app.data.external import ExternalDataModule
 from kd_app.data.partners import PartnerKind
+from kd_app.losses.distillation_loss import DistillationLoss
 from kd_app.models.class_names import ModelClasses
 from kd_app.models.weights_source import WeightsRecord
 from kd_app.run.schema import TeacherOutputs
@@ -16,7 +17,6 @@ from kd_app.run.validation import (
     check_teacher,
     check_teacher_logits,
 )
-from kd_app.training.loss import DistillationLoss
 from tests.training.small_parts import OwnData
 
 LIVE = TeacherOutputs.read({"outputs": "live"})

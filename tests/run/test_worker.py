@@ -13,7 +13,7 @@ from kd_app.run.run_model import RunModel
 from kd_app.run.worker import load_job, read_order
 from kd_app.run.workspace import Workspace
 from kd_app.tasks.embedding import Embedding
-from kd_app.training.distributed.launch import FAILED, REFUSED, hash_job
+from kd_app.training.launch import FAILED, REFUSED, hash_job
 from tests.builders import build_workspace, teacher_folder
 
 

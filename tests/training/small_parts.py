@@ -13,14 +13,14 @@ from kd_app.config import InputSpec
 from kd_app.data.batch import Batch
 from kd_app.losses.base import Level, LossTerm
 from kd_app.losses.cross_entropy import CrossEntropy
+from kd_app.losses.distillation_loss import DistillationLoss
 from kd_app.losses.soft_target import SoftTarget
 from kd_app.models.outputs import Outputs
 from kd_app.models.teacher import FrozenTeacher
+from kd_app.optimizers.optimizer import Optimizer
 from kd_app.schedules import Constant, Schedule
-from kd_app.training.loss import DistillationLoss
+from kd_app.teacher_outputs.teacher_source import LiveTeacher
 from kd_app.training.module import Distillation, StepOptions
-from kd_app.training.optimizer import Optimizer
-from kd_app.training.teacher_source import LiveTeacher
 
 CLASSES = 3
 PIXELS = InputSpec(1, 6, 6, (0.0,), (1.0,))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from kd_app.config import RunError
 from kd_app.losses.base import LossTerm
+from kd_app.losses.distillation_loss import DistillationLoss
 from kd_app.losses.soft_target import SoftTarget
 from kd_app.training.diagnostics import (
     check_terms,
@@ -15,7 +16,6 @@ from kd_app.training.diagnostics import (
     compute_gradient_shares,
     find_faults,
 )
-from kd_app.training.loss import DistillationLoss
 from kd_app.training.trainer import silence_lightning
 from tests.training.small_parts import Net, build_seeded, distillation
 from tests.training.small_terms import Adapted, Cut, Distance, Flat, Labels, answers, batch, student

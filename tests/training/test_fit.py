@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from kd_app.callbacks.averaging import EMA
+from kd_app.callbacks.curve_log import read_curves
+from kd_app.callbacks.resumable_checkpoint import ResumableCheckpoint
 from kd_app.config import InputSpec, RequestError, RunError
 from kd_app.data.loaders import ImageLoaders
 from kd_app.deployment.predictions import predict
 from kd_app.digest import hash_file
 from kd_app.models.create import create
-from kd_app.training.averaging import EMA
-from kd_app.training.callbacks import ResumableCheckpoint
-from kd_app.training.curve_log import read_curves
 from kd_app.training.fit import prepare_resume
 from kd_app.training.module import Distillation
 from tests.builders import GRAY, teacher_folder, train_student

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from kd_app.callbacks.non_finite_steps import SkipNonFiniteSteps
 from kd_app.config import RunError
+from kd_app.losses.distillation_loss import DistillationLoss
 from kd_app.schedules import Cosine, Linear
-from kd_app.training.callbacks import SkipNonFiniteSteps
-from kd_app.training.loss import DistillationLoss
 from kd_app.training.trainer import silence_lightning
 from tests.training.small_parts import (
     CLASSES,

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 import kd_app
+from kd_app.callbacks.curve_log import read_curves
 from kd_app.config import RequestError
 from kd_app.reporting.runs import Run
-from kd_app.training.curve_log import read_curves
 from tests.builders import quick_speed, results, stage, student_sha256
 from tests.training.processes import distill_in_process
 from tests.training.small_parts import CLASSES, Net, OwnData, build_seeded

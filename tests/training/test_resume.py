@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from kd_app.training.curve_log import read_curves
+from kd_app.callbacks.curve_log import read_curves
 from tests.builders import image_folder, results, stage, student_sha256, teacher_folder
 from tests.commands.call import succeed
 from tests.training.processes import Moment, distill_in_process, start_distill
 
 MODULE = "kd_app.training.module:Distillation"
-CHECKPOINT = "kd_app.training.callbacks:ResumableCheckpoint"
+CHECKPOINT = "kd_app.callbacks.resumable_checkpoint:ResumableCheckpoint"
 EPOCHS, STEPS = 3, 4
 """Optimizer steps of an epoch: 7 batches of 64, two a step; the last step has one
 batch.
@@ -30,7 +30,7 @@ KILLS: Sequence[Moment] = (
     # after the last batch and the validation, before the checkpoint
     (f"{MODULE}.on_train_epoch_end", 1),
     ("os:replace", 5),  # a file is written, but not renamed
-    ("kd_app.training.callbacks:save", 1),
+    ("kd_app.callbacks.resumable_checkpoint:save", 1),
     (f"{MODULE}.training_step", 6),
     (f"{CHECKPOINT}.on_train_epoch_end", 1),
     ("kd_app.training.fit:save_model", 1),  # the training is finished, but not saved

@@ -1,0 +1,1 @@
+"""Optimizers, with learning rates by layer and by schedule."""

@@ -1,0 +1,1 @@
+"""Outputs of a teacher: computed live, or read from a cache."""
