@@ -21,22 +21,26 @@ from hydra._internal.config_repository import (
     IConfigRepository,
 )
 from hydra._internal.defaults_list import Overrides
-from hydra.core.default_element import DefaultsTreeNode, ResultDefault
+from hydra.core.default_element import DefaultsTreeNode, InputDefault, ResultDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.plugins.config_source import ConfigResult, ConfigSource
-from omegaconf import Container, DictConfig, _utils, base, grammar_parser
+from omegaconf import Container, DictConfig, OmegaConf, _utils, base, grammar_parser
 
 from kd_app.config.paths import CONF
 
 _load_config = ConfigRepository.load_config
 _list_defaults = defaults_list._create_defaults_list
+_map_choices = defaults_list._create_interpolation_map
 _merge_defaults = ConfigLoaderImpl._compose_config_from_defaults_list
+_load_single = ConfigLoaderImpl._load_single_config
 _copy_repository = CachingConfigRepository.__init__
 _parse_rule = OverridesParser.parse_rule
 _parsed: dict[tuple[object, ...], tuple[ConfigResult, "Kept"]] = {}
 _listed: dict[tuple[object, ...], tuple[list[ResultDefault], dict[str, Any]]] = {}
 _merged: dict[tuple[object, ...], "Kept"] = {}
+_placed: dict[tuple[object, ...], tuple[ConfigResult, "Kept"]] = {}
+_no_choices = OmegaConf.create()
 _rules: dict[tuple[str, str], Any] = {}
 _GROUPS = ("override_choices", "append_group_defaults", "deletions")
 _NOTES = (
@@ -130,6 +134,33 @@ def _merge_once(
     return copied
 
 
+def _place_once(
+    loader: ConfigLoaderImpl, default: ResultDefault, repo: IConfigRepository
+) -> ConfigResult:
+    """Put what a listed file has under the key of its group, once."""
+    sources = _describe_sources(repo)
+    if sources is None:
+        return _load_single(loader, default, repo)
+    key = (*sources, repr(default))
+    if key not in _placed:
+        result = _load_single(loader, default, repo)
+        _placed[key] = result, keep(result.config)
+        return result
+    result, kept = _placed[key]
+    fresh = copy(result)
+    fresh.config = copy_kept(kept)
+    return fresh
+
+
+def _map_choices_if_read(
+    overrides: Overrides, defaults: list[InputDefault], self_added: bool
+) -> DictConfig:
+    """Write the choices as a configuration only if the name of a file refers to one."""
+    if any(default.is_interpolation() for default in defaults):
+        return _map_choices(overrides, defaults, self_added)
+    return _no_choices
+
+
 def _share_sources(repository: CachingConfigRepository, delegate: IConfigRepository) -> None:
     """Copy the repository of a composition without its sources, which are replaced as a
     whole.
@@ -162,6 +193,8 @@ class Replaced(NamedTuple):
 REPLACED = (
     Replaced(ConfigRepository, "load_config", _load_config, _load_parsed),
     Replaced(defaults_list, "_create_defaults_list", _list_defaults, _list_once),
+    Replaced(defaults_list, "_create_interpolation_map", _map_choices, _map_choices_if_read),
+    Replaced(ConfigLoaderImpl, "_load_single_config", _load_single, _place_once),
     Replaced(ConfigLoaderImpl, "_compose_config_from_defaults_list", _merge_defaults, _merge_once),
     Replaced(CachingConfigRepository, "__init__", _copy_repository, _share_sources),
     Replaced(OverridesParser, "parse_rule", _parse_rule, _parse_rule_once),

@@ -96,7 +96,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def _prepare_process() -> None:
     """Compose from kept parts in each test process, look for copies among the same
     images once, list what is installed once (Lightning looks for callbacks of other
-    packages for each trainer), and let the system choose when files get to the disk.
+    packages for each trainer), look for a GPU once, and let the system choose when
+    files get to the disk.
     """
     # not above: jaxtyping has to see kd_app imported after this file
     import hypothesis
@@ -114,6 +115,12 @@ def _prepare_process() -> None:
     keep_contents()
     patch.object(registry, "entry_points", cache(entry_points)).start()
     patch.object(os, "fsync", lambda _: None).start()
+    count_devices = cache(torch.cuda._raw_device_count_nvml)
+    patch.object(torch.cuda, "_raw_device_count_nvml", count_devices).start()
+    if not torch.cuda.is_available():
+        for absent in (torch.cuda, torch.xpu, torch.mtia):
+            # torch would note a seed, and who set it, until such a device is there
+            patch.object(absent, "manual_seed_all", lambda _: None).start()
 
 
 def pytest_collection_finish() -> None:
@@ -123,6 +130,13 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
+
+
+def pytest_unconfigure() -> None:
+    """Leave out what pytest would collect at the end: it takes seconds of each process,
+    whose memory is freed as a whole.
+    """
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
