@@ -30,8 +30,7 @@ from kd_app.run.role_jobs import build_student_job
 from kd_app.run.spec import RunSpec, build_spec
 from kd_app.run.workspace import Workspace
 from kd_app.stages import Stages
-from kd_app.training.cpu_convolutions import correct_convolutions
-from kd_app.training.cpu_memory import keep_freed_memory
+from kd_app.training.cpu_convolutions import correct_convolutions, prepare_cpu
 from kd_app.training.fit import build
 from kd_app.training.job import JobTeacher, TrainingJob
 from kd_app.training.module import Distillation
@@ -138,8 +137,7 @@ def build_loop(
             max_epochs=1, folder=folder, callbacks=callbacks, loggers=[CurveLogger(folder)]
         )
         settings = workspace.spec.trainer
-        keep_freed_memory(settings.device)
-        with silence_lightning(), correct_convolutions(settings, module.student, module.loss):
+        with silence_lightning(), prepare_cpu(settings, module.student, module.loss):
             trainer.fit(module, datamodule=data)
         return clock.seconds
 

@@ -23,10 +23,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kd_app.training.cpu_memory import keep_freed_memory
 from kd_app.training.trainer import TrainerSettings
 
 _FEW_CHANNELS = 16
 """Channels that oneDNN computes at once with AVX-512."""
+
+
+@contextmanager
+def prepare_cpu(settings: TrainerSettings, *roots: nn.Module) -> Iterator[None]:
+    """Where a CPU trains, keep freed memory, and correct convolutions meanwhile."""
+    keep_freed_memory(settings.device)
+    with correct_convolutions(settings, *roots):
+        yield
 
 
 @contextmanager

@@ -50,8 +50,7 @@ from kd_app.signals import STOP_SIGNALS, raise_stop
 from kd_app.stages import hash_content, write_atomically
 from kd_app.teacher_outputs.teacher_cache import TeacherCache, TeacherLogits
 from kd_app.teacher_outputs.teacher_source import build_teacher_source
-from kd_app.training.cpu_convolutions import correct_convolutions
-from kd_app.training.cpu_memory import keep_freed_memory
+from kd_app.training.cpu_convolutions import prepare_cpu
 from kd_app.training.failures import explain_failures
 from kd_app.training.freeze import freeze_layers
 from kd_app.training.job import TrainingJob
@@ -391,9 +390,8 @@ def _run(
     """
     resume_from = checkpoints.folder / LAST if is_resumed else None
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    keep_freed_memory(settings.device)
     try:
-        with silence_lightning(), correct_convolutions(settings, module.student, module.loss):
+        with silence_lightning(), prepare_cpu(settings, module.student, module.loss):
             trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
     except TrainingInterrupted:
         pass

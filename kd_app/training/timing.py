@@ -24,8 +24,7 @@ from kd_app.data.base import RunData
 from kd_app.digest import hash_value
 from kd_app.reporting.console import Console
 from kd_app.stages import write_atomically
-from kd_app.training.cpu_convolutions import correct_convolutions
-from kd_app.training.cpu_memory import keep_freed_memory
+from kd_app.training.cpu_convolutions import prepare_cpu
 from kd_app.training.fit import fit
 from kd_app.training.job import TrainingJob
 from kd_app.training.module import CHECKED_STEPS
@@ -228,8 +227,7 @@ def estimate(
     key = hash_value([repr(model), vars(input_spec), batch_size, memory, train])
     if key in _ESTIMATES:
         return _ESTIMATES[key]
-    keep_freed_memory(settings.device)
-    with _refuse_shortage(batch_size, settings), correct_convolutions(settings, model):
+    with _refuse_shortage(batch_size, settings), prepare_cpu(settings, model):
         device, true_dtype = settings.device, _TRUE_DTYPES.get(settings.precision)
         memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
         model = model.to(device, true_dtype).to(memory_format=memory_format)
