@@ -40,19 +40,19 @@ from kd_app.models.taps import Taps
 from kd_app.reporting.console import Console
 from kd_app.reporting.results import read
 from kd_app.run_files import RESULTS
-from kd_app.teacher_outputs.cache_format import (
-    FORMATS,
-    MAX_LOST_SHARE,
-    CacheFormat,
-    EmbeddingFormat,
-    measure_lost_share,
-)
-from kd_app.teacher_outputs.teacher_cache import (
+from kd_app.teacher_outputs.cache import (
     CachedTeacherModel,
     CacheShard,
     ShardRecord,
     TeacherCache,
     write_record,
+)
+from kd_app.teacher_outputs.format import (
+    FORMATS,
+    MAX_LOST_SHARE,
+    CacheFormat,
+    EmbeddingFormat,
+    measure_lost_share,
 )
 
 CLASSES, SIDE, PHOTOGRAPHS = 1000, 224, 250

@@ -37,7 +37,7 @@ from kd_app.reporting.exports import RatioEstimate
 from kd_app.reporting.runs import write_curves
 from kd_app.run.spec import build_spec
 from kd_app.run_files import CURVES
-from kd_app.teacher_outputs.cache_format import FORMATS
+from kd_app.teacher_outputs.format import FORMATS
 from tests.builders import teacher_folder
 
 

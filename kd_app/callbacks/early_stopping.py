@@ -6,7 +6,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 from pydantic import NonNegativeFloat, PositiveInt
 
-from kd_app.callbacks.callback_rules import build_patience_need, check_monitor, list_all_metrics
+from kd_app.callbacks.rules import build_patience_need, check_monitor, list_all_metrics
 from kd_app.config import Typed
 from kd_app.config.length import LengthNeed
 

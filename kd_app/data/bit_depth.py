@@ -68,7 +68,7 @@ def find_deep_color(image: Image.Image) -> tuple[str, str] | None:
 
 
 def _read_layout(arguments: object) -> str:
-    """Return the first argument of a decoder, which is the layout for many of them."""
+    """The first argument of a decoder, which is the layout for many of them."""
     first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     return str(first)
 
@@ -155,7 +155,7 @@ def reduce_gray(image: Image.Image) -> Image.Image:
 
 
 def _choose_value_range(mode: str, least: float, greatest: float) -> tuple[float, float]:
-    """Return the values that are mapped to 0 and 255."""
+    """The values that are mapped to 0 and 255."""
     # Files of 16 bits often hold 8 or 12 bits, which would be black in 0..65535.
     for full in (1.0, 255.0, 4095.0, 65535.0)[mode != "F" :]:
         if least >= 0 and greatest <= full:

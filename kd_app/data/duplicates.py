@@ -46,24 +46,24 @@ def hash_picture(picture: UInt8[np.ndarray, "height width channels"]) -> int:
 
 
 def make_thumbnail(picture: np.ndarray) -> Float[Tensor, "1 32 32"]:
-    """Return the mean over the channels in each cell of a grid over ``[H, W, C]``."""
+    """The mean over the channels in each cell of a grid over ``[H, W, C]``."""
     return make_thumbnails(picture[None])[0]
 
 
 def make_thumbnails(pictures: np.ndarray) -> Float[Tensor, "images 1 32 32"]:
-    """Return the thumbnails of pictures of one size, ``[N, H, W, C]``."""
+    """The thumbnails of pictures of one size, ``[N, H, W, C]``."""
     channels = pictures.shape[3]
     gray = pictures.astype(np.float32) @ np.full(channels, 1 / channels, dtype=np.float32)
     return adaptive_avg_pool2d(torch.from_numpy(gray)[:, None], FINE)
 
 
 def correlate(first: Tensor, second: Tensor) -> Float[Tensor, "first second"]:
-    """Return the correlations of thumbnails; 0 for an image of one color."""
+    """The correlations of thumbnails; 0 for an image of one color."""
     return _normalize_contrast(first) @ _normalize_contrast(second).T
 
 
 def correlate_coarsely(first: Tensor, second: Tensor) -> Float[Tensor, "first second"]:
-    """Return the correlations at the coarse size."""
+    """The correlations at the coarse size."""
     return correlate(adaptive_avg_pool2d(first, _COARSE), adaptive_avg_pool2d(second, _COARSE))
 
 
@@ -132,7 +132,7 @@ class _ThumbnailFeatures(NamedTuple):
         return _ThumbnailFeatures(self.coarse[start:end], self.fine[start:end])
 
     def match(self, others: "_ThumbnailFeatures") -> tuple[np.ndarray, np.ndarray]:
-        """Return the rows of nearly identical images here and in `others`."""
+        """The rows of nearly identical images here and in `others`."""
         near = is_candidate(self.coarse @ others.coarse.T)
         rows, columns = near.nonzero(as_tuple=True)
         if len(rows) <= _FEW_PAIRS:
@@ -161,7 +161,7 @@ def _join(groups: Groups, first: np.ndarray, second: np.ndarray) -> Groups:
 
 
 def list_copies(groups: Groups) -> list[Sequence[int]]:
-    """Return the image numbers of each group of several images."""
+    """The image numbers of each group of several images."""
     order = np.argsort(groups, kind="stable")
     starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
     ends = np.append(starts[1:], len(order))
@@ -208,7 +208,7 @@ class PictureContents(NamedTuple):
         return group_identical(self.hashes)
 
     def find_copies(self, target: Int64[np.ndarray, " images"]) -> Groups:
-        """Return the groups of images to keep in one split: nearly identical ones. If a
+        """The groups of images to keep in one split: nearly identical ones. If a
         class would have fewer than three groups, only its identical images, so that
         splits stay possible.
         """

@@ -104,7 +104,7 @@ def _holds_images(folder: Path) -> bool:
 
 
 def _enter_wrapper(folder: Path) -> Path:
-    """Return the folder to read, one or more levels down if that can't be wrong.
+    """The folder to read, one or more levels down if that can't be wrong.
 
     That is the case for a folder that holds only a folder of the same name, or only a
     folder with splits.
@@ -195,7 +195,7 @@ def _note_left_out(folder: Path, names: Sequence[str]) -> list[str]:
 def _select_split_folders(
     folder: Path, names: Sequence[str], matches: Mapping[str, SplitMatch]
 ) -> tuple[list[str], list[str]]:
-    """Return the folders of splits, none if all are classes, and others with images.
+    """The folders of splits, none if all are classes, and others with images.
 
     matches: the result of `match_splits` for `names`.
     """

@@ -159,17 +159,17 @@ def read_split(path: Path) -> dict[str, SplitRow] | None:
 
 
 def shorten_digest(digest: bytes) -> str:
-    """Return the first 128 bits of an image's digest as text."""
+    """The first 128 bits of an image's digest as text."""
     return digest[:16].hex()
 
 
 def list_labels(listing: Listing) -> list[str]:
-    """Return the class name of each image, '' for none."""
+    """The class name of each image, '' for none."""
     return [listing.classes[number] if number >= 0 else "" for number in listing.target.tolist()]
 
 
 def _extend_splits_to_groups(listing: Listing) -> list[str]:
-    """Return the predefined splits, extended to all images of a group.
+    """The predefined splits, extended to all images of a group.
 
     Raises `RequestError` for a group in two predefined splits.
     """
@@ -237,7 +237,7 @@ def _draw(
     keep: int,
     salt: str,
 ) -> Iterable[int]:
-    """Return the numbers of images to draw from those that are allowed.
+    """The numbers of images to draw from those that are allowed.
 
     together: the group of each image. Of each class, at least one group is left, and
     `keep` groups if there are more.
@@ -358,7 +358,7 @@ def _build_groups(
     together: Sequence[tuple[str, str]],
     allowed: Sequence[bool],
 ) -> dict[tuple[str, str], _Group]:
-    """Return the groups with the images that are allowed."""
+    """The groups with the images that are allowed."""
     groups: dict[tuple[str, str], _Group] = {}
     for image, (number, key, free) in enumerate(
         zip(target.tolist(), together, allowed, strict=True)

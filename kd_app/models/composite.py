@@ -72,7 +72,7 @@ class ClassMappedTeacher(CompositeTeacher):
 
 
 def find_model_classes(spec: ModelSpec) -> ModelClasses:
-    """Return the classes of the model's weights. Raises `RequestError` if the number of
+    """The classes of the model's weights. Raises `RequestError` if the number of
     classes is unknown.
     """
     classes = spec.record.classes
@@ -156,7 +156,7 @@ class TeacherEnsemble(CompositeTeacher):
         return {"members": members, "weights": self.weights, "by": self.by}
 
     def expect_input(self, image_stats: ImageStats) -> InputSpec:
-        """Return the data's channels and statistics, at the size and crop of the
+        """The data's channels and statistics, at the size and crop of the
         largest member.
         """
         largest = max(
@@ -238,12 +238,12 @@ class EnsembleModel(LogitsOnly):
         return self.combine(image, {})
 
     def select_member(self, name: str) -> tuple[nn.Module, nn.Module]:
-        """Return the input adapter of a member, and the member."""
+        """The input adapter of a member, and the member."""
         number = self.names.index(name)
         return self.views[number], self.models[number]
 
     def combine(self, image: Tensor, logits: Mapping[str, Tensor]) -> Tensor:
-        """Return the output of `forward`. `logits`: precomputed logits of members, used
+        """The output of `forward`. `logits`: precomputed logits of members, used
         instead of running the member.
         """
         members = zip(self.names, self.models, self.views, strict=True)

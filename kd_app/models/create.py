@@ -34,7 +34,7 @@ _COMMON_SIZES = (16, 32, 48, 64, 96, 128, 160, 192, 224, 256, 288, 384)
 
 
 def resolve_input(spec: ModelSpec, image_stats: ImageStats) -> InputSpec:
-    """Return the input spec of a model: from the configuration of pretrained weights,
+    """The input spec of a model: from the configuration of pretrained weights,
     or from the attribute `pixels` of a factory. A model with random weights gets the
     statistics and the size of the data.
 
@@ -198,7 +198,7 @@ def _add_classes(report: WeightsReport, match: ClassMatch) -> WeightsReport:
 
 
 def _read_folder_config(origin: WeightsSource) -> dict[str, Any]:
-    """Return the config.json of a model folder, or nothing for other weights."""
+    """The config.json of a model folder, or nothing for other weights."""
     if origin.kind != "folder" or not origin.path:
         return {}
     config = read_model_config(origin.path).raw
@@ -209,7 +209,7 @@ def _read_folder_config(origin: WeightsSource) -> dict[str, Any]:
 def _load_checkpoint(
     origin: WeightsSource, name: str, kwargs: dict[str, Any]
 ) -> tuple[Checkpoint | None, str, str]:
-    """Return the weights with all classes, a description of the source, and the
+    """The weights with all classes, a description of the source, and the
     sha256.
     """
     if origin.kind == "random":
@@ -227,7 +227,7 @@ def _load_checkpoint(
 
 
 def _find_folder_weights(folder: Path) -> Path:
-    """Return the weights of a model folder; `timm.models.save_for_hf` writes a torch
+    """The weights of a model folder; `timm.models.save_for_hf` writes a torch
     file by default.
     """
     torch_file = folder / "pytorch_model.bin"

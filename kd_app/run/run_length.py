@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 
-from kd_app.callbacks.callback_rules import list_callback_needs
+from kd_app.callbacks.rules import list_callback_needs
 from kd_app.config.length import LengthNeed, TrainingLength, describe_shortage
 from kd_app.data.base import RunData
 from kd_app.data.unlabeled import UNLABELED

@@ -20,7 +20,7 @@ from kd_app.run.controls import ControlSettings
 from kd_app.run.known_images import KnownImagesRule
 from kd_app.schedules import LearningRate
 from kd_app.tasks.build import TaskName
-from kd_app.teacher_outputs.cache_choice import CacheSetting
+from kd_app.teacher_outputs.choice import CacheSetting
 
 Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
 Place = Annotated[str, Field(min_length=1)]

@@ -16,15 +16,15 @@ from kd_app.run.cache_plan import CachePlan, choose_cache_format, choose_max_vie
 from kd_app.run.run_model import RunModel
 from kd_app.run.workspace import Workspace
 from kd_app.stages import StagePart
-from kd_app.teacher_outputs.cache_choice import list_needs
-from kd_app.teacher_outputs.cache_fill import CacheFiller, check_space
-from kd_app.teacher_outputs.cache_format import (
+from kd_app.teacher_outputs.cache import CACHE_STAGE, CachedTeacherModel, TeacherCache
+from kd_app.teacher_outputs.choice import list_needs
+from kd_app.teacher_outputs.filling import CacheFiller, check_space
+from kd_app.teacher_outputs.format import (
     MAX_LOST_SHARE,
     CacheFormat,
     Int8Format,
     list_temperatures,
 )
-from kd_app.teacher_outputs.teacher_cache import CACHE_STAGE, CachedTeacherModel, TeacherCache
 from kd_app.training.job import CachedOutputs, Recipe
 from kd_app.training.timing import count_steps_per_epoch
 

@@ -16,7 +16,7 @@ from kd_app.models.spec import ModelSpec
 from kd_app.run.schema import TeacherOutputs
 from kd_app.tasks.base import Task
 from kd_app.tasks.classification import CLASSIFICATION
-from kd_app.teacher_outputs.cache_choice import check_format, check_task_format, list_needs
+from kd_app.teacher_outputs.choice import check_format, check_task_format, list_needs
 
 
 def check_data_use(

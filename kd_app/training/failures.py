@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.pytorch.callbacks import Callback
 
-from kd_app.callbacks.callback_rules import explain_callback_error
+from kd_app.callbacks.rules import explain_callback_error
 from kd_app.config import RequestError, RunError
 from kd_app.config.own_code import describe_own_error
 from kd_app.training.single_image import build_single_image_error

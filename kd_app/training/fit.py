@@ -48,8 +48,8 @@ from kd_app.models.teacher import FrozenTeacher
 from kd_app.reporting.console import Console
 from kd_app.signals import STOP_SIGNALS, raise_stop
 from kd_app.stages import hash_content, write_atomically
-from kd_app.teacher_outputs.teacher_cache import TeacherCache, TeacherLogits
-from kd_app.teacher_outputs.teacher_source import build_teacher_source
+from kd_app.teacher_outputs.cache import TeacherCache, TeacherLogits
+from kd_app.teacher_outputs.source import build_teacher_source
 from kd_app.training.cpu_convolutions import prepare_cpu
 from kd_app.training.failures import explain_failures
 from kd_app.training.freeze import freeze_layers

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 from lightning.pytorch.callbacks import Callback
 
-from kd_app.callbacks.callback_rules import build_callback, check_together
+from kd_app.callbacks.rules import build_callback, check_together
 from kd_app.config import InputSpec, RequestError
 from kd_app.config.make import make
 from kd_app.data.base import RunData

@@ -22,8 +22,8 @@ from kd_app.schedules import Schedule
 from kd_app.stages import write_atomically
 from kd_app.tasks.base import Task
 from kd_app.tasks.classification import CLASSIFICATION
-from kd_app.teacher_outputs.teacher_cache import TeacherLogits
-from kd_app.teacher_outputs.teacher_source import TeacherSource
+from kd_app.teacher_outputs.cache import TeacherLogits
+from kd_app.teacher_outputs.source import TeacherSource
 from kd_app.training.diagnostics import check_terms, compute_gradient_shares
 from kd_app.training.freeze import fix_frozen_modes
 from kd_app.training.loss_window import LossWindow, NonFinite

@@ -46,7 +46,7 @@ from kd_app.run.measurement import describe_training
 from kd_app.run.open_run import build_saved_spec, read_run
 from kd_app.search.study import suggest_next
 from kd_app.stages import Stages
-from kd_app.teacher_outputs.teacher_cache import CONTENT, TeacherCache
+from kd_app.teacher_outputs.cache import CONTENT, TeacherCache
 from kd_app.training.record import describe_outcome, read_training
 from tests.builders import teacher_folder
 from tests.faults.conftest import TABLE
@@ -54,7 +54,7 @@ from tests.faults.full_results import NAMES, build_full_results
 from tests.reporting.embedding_results import build_embedding_results
 from tests.reporting.html.folders import run_folder
 from tests.reporting.manifests import build_entry
-from tests.teacher_outputs.test_teacher_cache import shard
+from tests.teacher_outputs.test_cache import shard
 
 MANY = TABLE in os.environ
 

@@ -142,7 +142,7 @@ def test_a_run_needs_no_shared_memory(
 @pytest.mark.slow
 def test_a_full_disk_under_the_mapped_cache_is_one_paragraph(disk: Disk, fault: Fault) -> None:
     words = [*WORDS, "teacher.outputs=cached", "data.views=2", "controls=[]"]
-    with disk.full_from("kd_app.teacher_outputs.cache_fill.reserve_space"):
+    with disk.full_from("kd_app.teacher_outputs.filling.reserve_space"):
         end = call(*words, *places(disk.folder))
     assert end.code == 1
     assert "rows.bin" in paragraph(end.err)

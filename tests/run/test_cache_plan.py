@@ -6,7 +6,7 @@ import pytest
 
 from kd_app.config import RequestError
 from kd_app.run.cache_plan import CachePlan, choose_max_views
-from kd_app.teacher_outputs.cache_format import Int8Format, TopTenFormat
+from kd_app.teacher_outputs.format import Int8Format, TopTenFormat
 from tests.builders import build_workspace, teacher_folder
 
 PLAN = CachePlan(TopTenFormat(1000), views=4, images=1_000_000)

@@ -17,8 +17,8 @@ from kd_app.run import teacher_views
 from kd_app.run.role_jobs import build_control_job, build_student_job
 from kd_app.run.run_model import RunModel
 from kd_app.run.workspace import Workspace
-from kd_app.teacher_outputs.cache_fill import CacheFiller
-from kd_app.teacher_outputs.teacher_cache import TeacherCache
+from kd_app.teacher_outputs.cache import TeacherCache
+from kd_app.teacher_outputs.filling import CacheFiller
 from kd_app.training.job import CachedOutputs
 from tests.builders import build_workspace, teacher_folder
 
@@ -175,7 +175,7 @@ def test_a_disk_that_is_too_small_is_reported_before_the_teacher_runs(
 ) -> None:
     recorder = FillRecorder(monkeypatch)
     usage = type("Usage", (), {"free": 1000})()
-    monkeypatch.setattr("kd_app.teacher_outputs.cache_fill.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("kd_app.teacher_outputs.filling.shutil.disk_usage", lambda _: usage)
     with pytest.raises(RunError, match=r"2,590 views of images take .* lower data\.views"):
         cache(workspace)
     assert recorder.calls == []
@@ -200,7 +200,7 @@ def test_auto_replaces_a_format_that_loses_too_much(
     teacher_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lose(monkeypatch, embedding=0.03, int8=0.0)
-    monkeypatch.setattr("kd_app.teacher_outputs.cache_choice._SMALL", 4)
+    monkeypatch.setattr("kd_app.teacher_outputs.choice._SMALL", 4)
     monkeypatch.setattr("kd_app.run.cache_plan.measure_embedding_width", measure_one)
     assert cache(build_wide(teacher_path, tmp_path)).format == "int8"
 

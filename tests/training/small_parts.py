@@ -19,7 +19,7 @@ from kd_app.models.outputs import Outputs
 from kd_app.models.teacher import FrozenTeacher
 from kd_app.optimizers.optimizer import Optimizer
 from kd_app.schedules import Constant, Schedule
-from kd_app.teacher_outputs.teacher_source import LiveTeacher
+from kd_app.teacher_outputs.source import LiveTeacher
 from kd_app.training.module import Distillation, StepOptions
 
 CLASSES = 3

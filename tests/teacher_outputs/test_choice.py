@@ -8,14 +8,14 @@ from kd_app.losses.distillation_loss import DistillationLoss
 from kd_app.run.spec import build_spec
 from kd_app.tasks.classification import CLASSIFICATION
 from kd_app.tasks.embedding import Embedding
-from kd_app.teacher_outputs.cache_choice import (
+from kd_app.teacher_outputs.choice import (
     CacheSetting,
     check_task_format,
     choose_embedding_format,
     choose_format,
     list_needs,
 )
-from kd_app.teacher_outputs.cache_format import TermNeed
+from kd_app.teacher_outputs.format import TermNeed
 
 
 def losses(*words: str) -> dict[str, DistillationLoss]:

@@ -28,8 +28,7 @@ from kd_app.models.outputs import Outputs
 from kd_app.models.spec import LoadedModel
 from kd_app.models.teacher import FrozenTeacher
 from kd_app.stages import write_atomically
-from kd_app.teacher_outputs.cache_format import CacheFormat, measure_lost_share
-from kd_app.teacher_outputs.teacher_cache import (
+from kd_app.teacher_outputs.cache import (
     CACHE_STAGE,
     INDEX,
     ROWS,
@@ -38,6 +37,7 @@ from kd_app.teacher_outputs.teacher_cache import (
     TeacherCache,
     write_record,
 )
+from kd_app.teacher_outputs.format import CacheFormat, measure_lost_share
 
 _DONE = "done.json"
 _HASHED_BYTES = 2**26

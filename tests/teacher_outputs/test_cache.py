@@ -22,9 +22,7 @@ from kd_app.run.role_jobs import draft_role_job
 from kd_app.run.spec import build_spec
 from kd_app.run.workspace import Workspace
 from kd_app.stages import Stages
-from kd_app.teacher_outputs import cache_fill, teacher_cache
-from kd_app.teacher_outputs.cache_format import FORMATS, CacheFormat, Int8Format
-from kd_app.teacher_outputs.teacher_cache import (
+from kd_app.teacher_outputs.cache import (
     CachedTeacherModel,
     CacheShard,
     ShardRecord,
@@ -32,6 +30,7 @@ from kd_app.teacher_outputs.teacher_cache import (
     TeacherLogits,
     write_record,
 )
+from kd_app.teacher_outputs.format import FORMATS, CacheFormat, Int8Format
 from tests.builders import StudentTraining, compare_resumed, teacher_folder, train_student
 from tests.commands.call import call
 
@@ -255,7 +254,7 @@ def test_what_is_not_cached_is_an_error(tmp_path: Path, images: list[int], view:
 
 
 def test_few_shards_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(teacher_cache, "_MOST_OPEN", 2)
+    monkeypatch.setattr("kd_app.teacher_outputs.cache._MOST_OPEN", 2)
     shards = [CacheShard(shard(tmp_path / str(view), view, [3, 4])) for view in range(4)]
     cache = TeacherCache(shards)
     assert [select(cache, [4], view) for view in (0, 1, 2, 0)] == [[4], [104], [204], [4]]
@@ -324,7 +323,7 @@ def test_the_teachers_license_is_recorded(place: Path) -> None:
 def test_an_interrupted_cache_is_resumed(
     teacher: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache_fill, "_FLUSH_EVERY", 2)
+    monkeypatch.setattr("kd_app.teacher_outputs.filling._FLUSH_EVERY", 2)
     counter = BatchCounter(monkeypatch)
     counter.ends_at = 11  # 6 batches are a view: 10 are secured, one was answered after them
     with pytest.raises(RunError):
@@ -350,7 +349,7 @@ def test_a_training_on_an_approximate_cache_resumes_bit_for_bit(
 ) -> None:
     more = [f"teacher.cache={name}", "trainer.checkpoint_steps=1", "trainer.max_epochs=1"]
     if name == "top10":  # which is refused for so few classes
-        monkeypatch.setattr("kd_app.teacher_outputs.cache_choice.explain_width", lambda *_: "")
+        monkeypatch.setattr("kd_app.teacher_outputs.choice.explain_width", lambda *_: "")
         more += ["loss=[cross_entropy,soft_target]", "loss.soft_target.temperature=1"]
     whole = compare_resumed(teacher, tmp_path, *STORED, *more)
     assert load(tmp_path / "whole").format.name == name

@@ -6,7 +6,7 @@ import pytest
 from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor
 
 from kd_app.callbacks.averaging import EMA
-from kd_app.callbacks.callback_rules import (
+from kd_app.callbacks.rules import (
     build_callback,
     check_together,
     list_callback_needs,

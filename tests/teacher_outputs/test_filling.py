@@ -15,16 +15,16 @@ from kd_app.data.base import ViewReplay
 from kd_app.data.batch import Batch
 from kd_app.models.spec import LoadedModel
 from kd_app.models.weights import WeightsReport
-from kd_app.teacher_outputs import cache_fill
-from kd_app.teacher_outputs.cache_fill import CacheFiller, measure_embedding_width
-from kd_app.teacher_outputs.cache_format import (
+from kd_app.teacher_outputs import filling
+from kd_app.teacher_outputs.cache import CachedTeacherModel, TeacherCache
+from kd_app.teacher_outputs.filling import CacheFiller, measure_embedding_width
+from kd_app.teacher_outputs.format import (
     CacheFormat,
     EmbeddingFormat,
     ExactFormat,
     Int8Format,
     TopTenFormat,
 )
-from kd_app.teacher_outputs.teacher_cache import CachedTeacherModel, TeacherCache
 
 PIXELS = InputSpec(1, 4, 4, (0.0,), (1.0,))
 CLASSES, WIDTH = 200, 16
@@ -114,7 +114,7 @@ def test_a_sample_is_accepted_from_this_teacher_and_from_no_other(
 
 
 def test_an_interrupted_shard_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache_fill, "_FLUSH_EVERY", 1)
+    monkeypatch.setattr(filling, "_FLUSH_EVERY", 1)
     plain, calls = CacheFiller.infer, list[int]()
 
     def infer(self: CacheFiller, format: CacheFormat, view: int, rows: np.ndarray) -> Any:
@@ -134,15 +134,15 @@ def test_an_interrupted_shard_is_resumed(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_rows_that_were_damaged_between_two_attempts_are_computed_again(tmp_path: Path) -> None:
     messages: list[str] = []
-    rows, done, digest = cache_fill._open_rows(tmp_path, (3, 2), messages.append)
+    rows, done, digest = filling._open_rows(tmp_path, (3, 2), messages.append)
     rows[:2] = values = np.arange(4, dtype=np.uint8).reshape(2, 2)
     digest.update(values.data)
-    cache_fill._flush(tmp_path, rows, 2, digest)
-    assert cache_fill._open_rows(tmp_path, (3, 2), messages.append)[1] == 2
+    filling._flush(tmp_path, rows, 2, digest)
+    assert filling._open_rows(tmp_path, (3, 2), messages.append)[1] == 2
     rows[1, 1] = 7
     rows.flush()
     assert (done, messages) == (0, [])
-    assert cache_fill._open_rows(tmp_path, (3, 2), messages.append)[1] == 0
+    assert filling._open_rows(tmp_path, (3, 2), messages.append)[1] == 0
     assert "rows.bin is damaged; the teacher's outputs are computed again" in messages[0]
 
 
@@ -155,13 +155,13 @@ def test_a_full_disk_is_an_error_before_anything_is_mapped(
 
     monkeypatch.setattr(os, "posix_fallocate", fail)
     with pytest.raises(OSError, match="quota") as raised:
-        cache_fill._open_rows(tmp_path, (3, 5), print)
+        filling._open_rows(tmp_path, (3, 5), print)
     assert raised.value.filename == str(tmp_path / "rows.bin")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_space_of_a_shard_is_allocated(tmp_path: Path) -> None:
-    cache_fill._open_rows(tmp_path, (600, 50), print)
+    filling._open_rows(tmp_path, (600, 50), print)
     status = (tmp_path / "rows.bin").stat()
     assert status.st_blocks * 512 >= status.st_size == 600 * 50
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from kd_app.models.outputs import Outputs
-from kd_app.teacher_outputs.cache_format import (
+from kd_app.teacher_outputs.format import (
     FORMATS,
     MAX_LOST_SHARE,
     CacheFormat,

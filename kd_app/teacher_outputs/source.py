@@ -15,7 +15,7 @@ from kd_app.losses.adapters import apply_classifier
 from kd_app.models.outputs import Outputs
 from kd_app.models.taps import Taps
 from kd_app.models.teacher import FrozenTeacher
-from kd_app.teacher_outputs.teacher_cache import TeacherCache
+from kd_app.teacher_outputs.cache import TeacherCache
 
 
 class TeacherSource(nn.Module):

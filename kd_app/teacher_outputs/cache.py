@@ -28,7 +28,7 @@ from kd_app.data.batch import Batch
 from kd_app.metrics.record import Predictions
 from kd_app.models.outputs import Outputs
 from kd_app.stages import write_atomically
-from kd_app.teacher_outputs.cache_format import FORMATS, CacheFormat
+from kd_app.teacher_outputs.format import FORMATS, CacheFormat
 
 CACHE_STAGE: Final = "answers-teacher-views"
 """The name of the stages that hold the shards."""

@@ -6,7 +6,7 @@ from typing import Literal
 from kd_app.config import RequestError
 from kd_app.losses.distillation_loss import DistillationLoss
 from kd_app.tasks.base import Task
-from kd_app.teacher_outputs.cache_format import (
+from kd_app.teacher_outputs.format import (
     FORMATS,
     CacheFormat,
     EmbeddingFormat,

@@ -15,14 +15,14 @@ from kd_app.data.batch import Batch
 from kd_app.models.outputs import Outputs
 from kd_app.models.taps import Taps
 from kd_app.run.spec import build_spec
-from kd_app.teacher_outputs.cache_format import CacheFormat, EmbeddingFormat, ExactFormat
-from kd_app.teacher_outputs.teacher_cache import (
+from kd_app.teacher_outputs.cache import (
     CachedTeacherModel,
     ShardRecord,
     TeacherCache,
     write_record,
 )
-from kd_app.teacher_outputs.teacher_source import CachedTeacher, LiveTeacher, SecondView, StudentEma
+from kd_app.teacher_outputs.format import CacheFormat, EmbeddingFormat, ExactFormat
+from kd_app.teacher_outputs.source import CachedTeacher, LiveTeacher, SecondView, StudentEma
 from kd_app.training.module import Distillation
 from kd_app.training.trainer import silence_lightning
 from tests.builders import compare_resumed
