@@ -90,14 +90,14 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     is_worker = hasattr(config, "workerinput")
     if is_worker or not config.getoption("numprocesses"):
-        _prepare_process()
+        _prepare_process(examples=30 if "not slow" in config.getoption("markexpr") else 100)
 
 
-def _prepare_process() -> None:
+def _prepare_process(examples: int) -> None:
     """Compose from kept parts in each test process, look for copies among the same
     images once, list what is installed once (Lightning looks for callbacks of other
     packages for each trainer), look for a GPU once, and let the system choose when
-    files get to the disk.
+    files get to the disk. examples: of a property that states no number of its own.
     """
     # not above: jaxtyping has to see kd_app imported after this file
     import hypothesis
@@ -109,7 +109,7 @@ def _prepare_process() -> None:
 
     torch.set_num_threads(1)
     # how long an example takes says how busy the machine is
-    hypothesis.settings.register_profile("tests", deadline=None)
+    hypothesis.settings.register_profile("tests", deadline=None, max_examples=examples)
     hypothesis.settings.load_profile("tests")
     keep_compositions()
     keep_contents()
