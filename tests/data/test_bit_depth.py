@@ -1,4 +1,4 @@
-"""Tests of color of 16 bits a channel; `test_images` has those of gray."""
+"""Tests of color of 16 bits a channel; `test_deep_images` has those of gray."""
 
 import io
 import struct

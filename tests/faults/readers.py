@@ -54,7 +54,7 @@ from tests.faults.full_results import NAMES, build_full_results
 from tests.reporting.embedding_results import build_embedding_results
 from tests.reporting.html.folders import run_folder
 from tests.reporting.manifests import build_entry
-from tests.teacher_outputs.test_cache import shard
+from tests.teacher_outputs.shards import shard
 
 MANY = TABLE in os.environ
 

@@ -2,7 +2,6 @@
 student as the running teacher.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,8 @@ import torch
 
 from kd_app.config import RequestError, RunError
 from kd_app.config.compose import compose_config
-from kd_app.data.batch import Batch
 from kd_app.digest import hash_file
 from kd_app.metrics.record import Predictions
-from kd_app.models.outputs import Outputs
 from kd_app.models.teacher import FrozenTeacher
 from kd_app.reporting.console import Console
 from kd_app.run.role_jobs import draft_role_job
@@ -23,16 +20,13 @@ from kd_app.run.spec import build_spec
 from kd_app.run.workspace import Workspace
 from kd_app.stages import Stages
 from kd_app.teacher_outputs.cache import (
-    CachedTeacherModel,
     CacheShard,
-    ShardRecord,
     TeacherCache,
     TeacherLogits,
-    write_record,
 )
-from kd_app.teacher_outputs.format import FORMATS, CacheFormat, Int8Format
 from tests.builders import StudentTraining, compare_resumed, teacher_folder, train_student
 from tests.commands.call import call
+from tests.teacher_outputs.shards import view_batch
 
 VIEWS = (
     "data.batch_size=64",
@@ -75,44 +69,6 @@ def names(place: Path) -> set[str]:
 
 def load(place: Path) -> TeacherCache:
     return TeacherCache.load([path.parent for path in files(place)])
-
-
-def shard(folder: Path, view: int, images: list[int], *, sha256: str = "a") -> Path:
-    """A shard of made-up logits: ``100 * view + image`` for the first class."""
-    logits = torch.zeros(len(images), 3)
-    logits[:, 0] = 100.0 * view + torch.tensor(images)
-    return write_shard(folder, Int8Format(3), Outputs(logits=logits), view, images, sha256)
-
-
-def write_shard(
-    folder: Path,
-    format: CacheFormat,
-    outputs: Outputs,
-    view: int,
-    images: list[int],
-    sha256: str = "a",
-) -> Path:
-    folder.mkdir()
-    (folder / "rows.bin").write_bytes(format.encode(outputs).numpy().tobytes())
-    np.save(folder / "index.npy", np.array(images, np.int64))
-    model = CachedTeacherModel(name="net", sha256=sha256, license="mit")
-    record = ShardRecord(
-        format=format.name, width=format.width, view=view, images=len(images), teacher=model
-    )
-    write_record(folder, record)
-    return folder
-
-
-def view_batch(images: list[int], view: int = 0) -> Batch:
-    return Batch(
-        torch.zeros(len(images)), torch.zeros(len(images)), torch.tensor(images), view=view
-    )
-
-
-def select(cache: TeacherCache, images: list[int], view: int = 0) -> list[float]:
-    logits = cache.select(view_batch(images, view)).logits
-    assert logits is not None
-    return logits[:, 0].tolist()
 
 
 class BatchCounter:
@@ -200,119 +156,6 @@ def test_mixed_images_have_a_cache_of_their_own(teacher: Path, place: Path, tmp_
     read = train_student(teacher, tmp_path / "read", *STORED, *short)
     assert weights(read) == weights(live)
     assert not names(tmp_path / "read") & names(place)
-
-
-def test_a_batch_gets_the_rows_of_its_view_and_of_its_partner_images(tmp_path: Path) -> None:
-    folders = [
-        shard(tmp_path / "b", 0, [30, 31]),
-        shard(tmp_path / "a", 0, [2, 5, 9]),
-        shard(tmp_path / "c", 1, [2, 5]),
-    ]
-    cache = TeacherCache.load(folders)
-    assert select(cache, [31, 2, 9, 30, 2]) == [31, 2, 9, 30, 2]
-    assert select(cache, [5, 2], view=1) == [105, 102]
-    partners = view_batch([2, 2], view=0)
-    partners.other_index = torch.tensor([9, 30])
-    logits = cache.select(partners).logits
-    assert logits is not None
-    assert logits[:, 0].tolist() == [9, 30]
-    assert {view: images.tolist() for view, images in cache.images.items()} == {
-        0: [2, 5, 9, 30, 31],
-        1: [2, 5],
-    }
-
-
-@pytest.mark.parametrize("name", FORMATS)
-def test_ranks_and_resumed_trainings_read_what_one_process_reads(tmp_path: Path, name: str) -> None:
-    noise = torch.randn(10, 20, generator=torch.Generator().manual_seed(0))
-    outputs = Outputs(logits=noise, embedding=noise)
-    folder = write_shard(tmp_path / "a", FORMATS[name](20), outputs, 0, list(range(10)))
-
-    def read(images: list[int], cache: TeacherCache) -> torch.Tensor:
-        replayed = cache.select(view_batch(images))
-        tensor = replayed.embedding if replayed.logits is None else replayed.logits
-        assert tensor is not None
-        return tensor
-
-    cache = TeacherCache.load([folder])
-    whole = read([7, 1, 9, 4], cache)
-    for number, images in enumerate(([7, 9], [1, 4])):
-        assert torch.equal(read(images, cache), whole[number::2])
-        assert torch.equal(read(images, TeacherCache.load([folder])), whole[number::2])
-
-
-def test_views_of_the_same_images_share_their_numbers(tmp_path: Path) -> None:
-    cache = TeacherCache.load([shard(tmp_path / str(view), view, [3, 4]) for view in range(3)])
-    assert cache.images[0] is cache.images[1] is cache.images[2]
-
-
-@pytest.mark.parametrize(("images", "view"), [([3], 0), ([99], 0), ([2], 7)])
-def test_what_is_not_cached_is_an_error(tmp_path: Path, images: list[int], view: int) -> None:
-    cache = TeacherCache.load([shard(tmp_path / "a", 0, [2, 5])])
-    with pytest.raises(RunError, match=f"does not hold view {view} of all of the images"):
-        select(cache, images, view)
-
-
-def test_few_shards_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kd_app.teacher_outputs.cache._MOST_OPEN", 2)
-    shards = [CacheShard(shard(tmp_path / str(view), view, [3, 4])) for view in range(4)]
-    cache = TeacherCache(shards)
-    assert [select(cache, [4], view) for view in (0, 1, 2, 0)] == [[4], [104], [204], [4]]
-    assert [each.is_open for each in shards] == [True, False, True, False]
-
-
-def test_a_shard_that_is_truncated_while_it_is_read_is_an_error(tmp_path: Path) -> None:
-    folder = shard(tmp_path / "a", 0, [2, 5])
-    cache = TeacherCache.load([folder])
-    assert select(cache, [2]) == [2]
-    os.truncate(folder / "rows.bin", 3)
-    for _ in range(2):
-        with pytest.raises(RunError, match=r"has 3 bytes, expected 22: .* Repeat the command"):
-            select(cache, [2])
-
-
-def test_a_shard_that_is_gone_is_an_error_before_it_is_read_and_none_after(tmp_path: Path) -> None:
-    folder = shard(tmp_path / "a", 0, [2, 5])
-    cache, later = TeacherCache.load([folder]), TeacherCache.load([folder])
-    assert select(cache, [2]) == [2]
-    (folder / "rows.bin").unlink()
-    assert select(cache, [5]) == [5]
-    with pytest.raises(RunError, match=r"rows\.bin.*Repeat the command"):
-        select(later, [2])
-    (folder / "cache.json").unlink()
-    with pytest.raises(RunError, match=r"cache\.json"):
-        TeacherCache.load([folder])
-
-
-def test_shards_of_two_teachers_are_not_mixed(tmp_path: Path) -> None:
-    folders = [shard(tmp_path / "a", 0, [2]), shard(tmp_path / "b", 1, [2], sha256="b")]
-    with pytest.raises(RunError, match=r"different teachers .* net \(sha256 b\)"):
-        TeacherCache.load(folders)
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("index.npy", b"\x93NUMPY"),
-        ("cache.json", b'{"format": "pickle"}'),
-        ("cache.json", b"[]"),
-    ],
-)
-def test_a_cache_of_somebody_else_is_data(tmp_path: Path, name: str, content: bytes) -> None:
-    folder = shard(tmp_path / "a", 0, [2, 5])
-    (folder / name).write_bytes(content)
-    with pytest.raises(RunError, match="can't be read"):
-        TeacherCache.load([folder])
-
-
-def test_pickled_image_numbers_are_refused(tmp_path: Path) -> None:
-    folder = shard(tmp_path / "a", 0, [2, 5])
-    np.save(folder / "index.npy", np.array([{}, {}], dtype=object), allow_pickle=True)
-    with pytest.raises(RunError, match="pickle"):
-        TeacherCache.load([folder])
-    np.save(folder / "index.npy", np.array([5, 2]))
-    with pytest.raises(RunError, match="ascending image numbers"):
-        TeacherCache.load([folder])
 
 
 def test_the_teachers_license_is_recorded(place: Path) -> None:
