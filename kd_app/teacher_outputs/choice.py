@@ -14,7 +14,6 @@ from kd_app.teacher_outputs.format import (
     Float16Format,
     Int8Format,
     TermNeed,
-    TopTenFormat,
     explain_width,
 )
 
@@ -48,8 +47,9 @@ def choose_format(
     classes: int,
     measure_width: Callable[[], int | None],
 ) -> CacheFormat:
-    """The format that `setting` names, or for auto the smallest one that serves all
-    `needs`; exact logits where they take at most 256 bytes a view.
+    """The format that `setting` names. For auto, exact logits where they take at most
+    256 bytes a view, else the smaller of int8 and embedding that serves all `needs`:
+    top10 cost students accuracy (docs/measured.md), so it is only used by name.
 
     measure_width: returns the width of the teacher's embedding; None if it has none.
     Called only where the answer matters. Raises `RequestError` for a format that can't
@@ -65,8 +65,6 @@ def choose_format(
         check_format(setting, needs)
     if ExactFormat.name in candidates and 4 * classes <= _SMALL:
         return ExactFormat(classes)
-    if TopTenFormat.name in candidates and not explain_width(TopTenFormat.name, classes):
-        return TopTenFormat(classes)
     if Int8Format.name not in candidates:
         return _build(EmbeddingFormat.name, classes, measure_width)
     smallest: CacheFormat = Int8Format(classes)
