@@ -5,7 +5,7 @@ models.
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,12 @@ def make(name: str, **changed: Any) -> Any:
 def normal(
     *shape: int, seed: int, scale: float = 1.0, dtype: torch.dtype = torch.float64
 ) -> Tensor:
-    return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    return scale * _draw(shape, seed, dtype)
+
+
+@lru_cache(2048)
+def _draw(shape: tuple[int, ...], seed: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def logits(z: Tensor) -> Outputs:
