@@ -35,8 +35,8 @@ from benchmarks.training_loop import build_live_job, build_loop, read_clock
 from kd_app.config import RequestError
 from kd_app.config.compose import compose_config
 from kd_app.reporting.console import Console
-from kd_app.run.spec import build_spec
 from kd_app.run.workspace import Workspace
+from kd_app.specs.spec import build_spec
 from kd_app.stages import Stages
 
 PAGE: Final = Path("docs/gpu.md")

@@ -34,7 +34,7 @@ from kd_app.deployment.hardware import read_cpu_name
 from kd_app.models.outputs import Outputs
 from kd_app.models.taps import Taps
 from kd_app.models.teacher import FrozenTeacher
-from kd_app.run.loss_choice import list_terms
+from kd_app.specs.loss_choice import list_terms
 from kd_app.training.job import Recipe
 
 FILE = Path(__file__).parents[1] / "docs" / "methods-cost.csv"

@@ -21,8 +21,8 @@ from benchmarks.recipe_trials import (
     Trial,
 )
 from kd_app.config.compose import compose_config
-from kd_app.run.loss_choice import RULE
-from kd_app.run.loss_choice import read_defaults as read_term
+from kd_app.specs.loss_choice import RULE
+from kd_app.specs.loss_choice import read_defaults as read_term
 
 SCRATCH_PAIR: Final = "wrn_16_2 -> resnet8"
 OTHER_PAIR: Final = "resnet20 -> wrn_16_1"

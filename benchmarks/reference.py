@@ -13,7 +13,7 @@ import yaml
 
 from kd_app.config.paths import CONF
 from kd_app.reporting.results import Results
-from kd_app.run.loss_choice import list_terms
+from kd_app.specs.loss_choice import list_terms
 
 PAGES = Path(__file__).parents[1] / "docs" / "reference"
 COMMANDS = ("distill", "check", "evaluate", "compress", "export", "predict", "report")

@@ -61,9 +61,9 @@ def train(overrides: Sequence[str], trials: int) -> None:
     from kd_app.config.compose import compose_config
     from kd_app.reporting.console import Console
     from kd_app.run.role_jobs import build_student_job
-    from kd_app.run.spec import build_spec
     from kd_app.run.train import train as train_job
     from kd_app.run.workspace import Workspace
+    from kd_app.specs.spec import build_spec
     from kd_app.stages import Stages
     from kd_app.tracking import Tracker
 

@@ -27,8 +27,8 @@ from kd_app.data.module import ImageData
 from kd_app.models.create import create
 from kd_app.reporting.console import Console
 from kd_app.run.role_jobs import build_student_job
-from kd_app.run.spec import RunSpec, build_spec
 from kd_app.run.workspace import Workspace
+from kd_app.specs.spec import RunSpec, build_spec
 from kd_app.stages import Stages
 from kd_app.training.cpu_convolutions import correct_convolutions, prepare_cpu
 from kd_app.training.fit import build

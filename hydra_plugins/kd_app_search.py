@@ -41,9 +41,9 @@ class SearchSweeper(Sweeper):
         from omegaconf import OmegaConf
 
         from kd_app.config.compose import normalize_overrides
-        from kd_app.run.task_choice import name_task
         from kd_app.search.objectives import check_objectives
         from kd_app.search.trials import require_optuna
+        from kd_app.specs.task_choice import name_task
 
         require_optuna()
         from kd_app.search.space import parse_space

@@ -27,9 +27,9 @@ from kd_app.models.save import save_model
 from kd_app.reporting.console import Console
 from kd_app.run.role_jobs import build_student_job
 from kd_app.run.run_model import RunModel
-from kd_app.run.spec import build_spec
 from kd_app.run.train import train
 from kd_app.run.workspace import Workspace
+from kd_app.specs.spec import build_spec
 from kd_app.stages import Stages
 from kd_app.training.module import Distillation
 

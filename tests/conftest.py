@@ -51,7 +51,7 @@ EXPORTING = (
     "tests/compression/",
     "tests/deployment/",
     "tests/run/test_exported_files",
-    "tests/run/test_latency_budget",
+    "tests/run/test_latency_check",
     "tests/test_exports_table",
 )
 """Tests that share a process: importing what writes programs takes ten seconds of

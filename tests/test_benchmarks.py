@@ -35,8 +35,8 @@ from kd_app.config import RequestError, RunError
 from kd_app.config.compose import compose_config
 from kd_app.reporting.exports import RatioEstimate
 from kd_app.reporting.runs import write_curves
-from kd_app.run.spec import build_spec
 from kd_app.run_files import CURVES
+from kd_app.specs.spec import build_spec
 from kd_app.teacher_outputs.format import FORMATS
 from tests.builders import teacher_folder
 

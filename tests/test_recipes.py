@@ -41,7 +41,7 @@ from benchmarks.recipe_trials import (
 )
 from kd_app.config import RequestError
 from kd_app.config.compose import compose_config
-from kd_app.run.spec import build_spec
+from kd_app.specs.spec import build_spec
 
 SCRATCH, TUNED = REGIMES
 SCALE = "quick"

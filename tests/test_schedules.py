@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from kd_app.config import RequestError
 from kd_app.config.compose import compose_config
 from kd_app.losses.distillation_loss import DistillationLoss
-from kd_app.run.spec import build_spec
 from kd_app.schedules import Constant, Cosine, Linear, MultiStep, OneCycle, Ramp, Schedule
+from kd_app.specs.spec import build_spec
 from tests.builders import teacher_folder, train_student
 from tests.training.small_parts import terms
 from tests.training.small_terms import answers, batch, student

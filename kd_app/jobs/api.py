@@ -13,7 +13,7 @@ from kd_app.config.memory import explain_memory_error
 from kd_app.data.loader_module import wrap_loaders
 from kd_app.jobs.label_trials import distill_then_label
 from kd_app.reporting.runs import Run, load_run
-from kd_app.run.spec import ExternalParts
+from kd_app.specs.spec import ExternalParts
 
 
 def distill(

@@ -28,6 +28,7 @@ from kd_app.checks.teacher import (
 )
 from kd_app.config import RequestError, Typed
 from kd_app.config.make import make
+from kd_app.measurement.task_measurement import select_measurement
 from kd_app.metrics.verdict import VerdictRule
 from kd_app.reporting.console import Console
 from kd_app.run.plan import describe_forecast, describe_models
@@ -36,10 +37,9 @@ from kd_app.run.refit import is_refit_due
 from kd_app.run.role_jobs import check_batches, draft_role_job
 from kd_app.run.run_folder import check_stages
 from kd_app.run.run_length import list_length_notes
-from kd_app.run.spec import Config, ExternalParts, build_spec
-from kd_app.run.task_measurement import select_measurement
 from kd_app.run.train import find_trained
 from kd_app.run.workspace import Workspace
+from kd_app.specs.spec import Config, ExternalParts, build_spec
 from kd_app.stages import Stages
 from kd_app.tracking import Backend
 from kd_app.training.launch import check_places

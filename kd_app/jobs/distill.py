@@ -10,6 +10,9 @@ from kd_app.config.make import make
 from kd_app.config.memory import explain_memory_error
 from kd_app.config.redact import redact
 from kd_app.digest import hash_file
+from kd_app.measurement.classification import name_data, start_results
+from kd_app.measurement.results_builder import ResultsBuilder, SplitName
+from kd_app.measurement.task_measurement import select_measurement
 from kd_app.metrics.verdict import VerdictRule
 from kd_app.reporting.accuracy_plot import draw_accuracies
 from kd_app.reporting.console import Console
@@ -21,11 +24,10 @@ from kd_app.run.assistants import train_assistants
 from kd_app.run.forecast import forecast_run
 from kd_app.run.initial_models import build_initial_models
 from kd_app.run.inputs import RunInputs
-from kd_app.run.measurement import name_data, start_results
+from kd_app.run.latency_check import check_latency
 from kd_app.run.plan import write_plan
 from kd_app.run.pseudo_labels import check_images_to_label
 from kd_app.run.refit import is_refit_due, train_again
-from kd_app.run.results_builder import ResultsBuilder, SplitName
 from kd_app.run.role_jobs import (
     build_control_job,
     build_student_job,
@@ -38,14 +40,13 @@ from kd_app.run.run_folder import build_run_name, check_out, check_stages, claim
 from kd_app.run.run_length import list_length_notes
 from kd_app.run.run_model import RunModel
 from kd_app.run.run_output import list_uploads, write_models
-from kd_app.run.spec import Config, ExternalParts, RunSpec, build_spec
-from kd_app.run.task_choice import resolve_task
-from kd_app.run.task_measurement import select_measurement
 from kd_app.run.teacher_labels import find_teacher_labels
 from kd_app.run.train import Listeners, train
 from kd_app.run.workspace import Workspace
 from kd_app.run_files import CONFIG, CURVES, RESULTS, SPLIT
 from kd_app.search.pruning import MedianPruner, TrialPruned
+from kd_app.specs.spec import Config, ExternalParts, RunSpec, build_spec
+from kd_app.specs.task_choice import resolve_task
 from kd_app.stages import Stages
 from kd_app.tracking import Backend, Tracker
 from kd_app.tracking.report import name_run
@@ -315,7 +316,7 @@ def _prepare(
     check_pair(workspace, models)
     builder.notes += checks.check_run(teacher, forecast)
     if spec.budget is not None:
-        latency = spec.budget.check(workspace, trial=trial is not None)
+        latency = check_latency(workspace, spec.budget, is_trial=trial is not None)
         workspace.resolved["student"] = {"latency_ms": latency}
     return teacher
 

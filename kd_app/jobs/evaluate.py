@@ -7,15 +7,15 @@ from pathlib import Path
 from kd_app.config import RequestError
 from kd_app.data.base import RunData
 from kd_app.data.evaluation import Evaluation
+from kd_app.measurement.classification import start_results
+from kd_app.measurement.task_measurement import select_measurement
 from kd_app.reporting.console import Console
 from kd_app.reporting.tables import build_summary
 from kd_app.run.known_images import KnownImages, leave_out_used
-from kd_app.run.measurement import start_results
 from kd_app.run.open_run import SavedRun, load_models, open_run, read_run
 from kd_app.run.recorded_pixels import describe_normalization
-from kd_app.run.schema import EvaluationSettings
-from kd_app.run.spec import Config
-from kd_app.run.task_measurement import select_measurement
+from kd_app.specs.schema import EvaluationSettings
+from kd_app.specs.spec import Config
 
 
 def evaluate(config: Config, *, console: Console | None = None, trial: int | None = None) -> Path:

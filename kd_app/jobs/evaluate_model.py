@@ -9,6 +9,7 @@ from kd_app.config.compose import compose_config
 from kd_app.config.targets import FACTORY
 from kd_app.data.evaluation import Evaluation
 from kd_app.jobs.evaluate import select_split
+from kd_app.measurement.classification import measure_models, start_results
 from kd_app.metrics.verdict import VerdictRule
 from kd_app.models.composite import ArtifactTeacher
 from kd_app.models.spec import CompositeTeacher, ModelSpec
@@ -23,8 +24,6 @@ from kd_app.run.machine import (
     describe_unused,
     remove_machine,
 )
-from kd_app.run.measurement import measure_models, start_results
-from kd_app.run.model_specs import build_model_spec, open_artifact_teacher
 from kd_app.run.open_model import require_classes
 from kd_app.run.open_run import STAGES
 from kd_app.run.recorded_pixels import (
@@ -38,10 +37,11 @@ from kd_app.run.recorded_pixels import (
 )
 from kd_app.run.run_folder import check_out, check_stages, claim_folder
 from kd_app.run.run_model import RunModel
-from kd_app.run.schema import EvaluationSettings
-from kd_app.run.spec import Config, RunSpec, build_spec
 from kd_app.run.workspace import Workspace
 from kd_app.run_files import MANIFEST, REFERENCE, RESULTS
+from kd_app.specs.model_specs import build_model_spec, open_artifact_teacher
+from kd_app.specs.schema import EvaluationSettings
+from kd_app.specs.spec import Config, RunSpec, build_spec
 from kd_app.stages import Stages
 
 _WEIGHTS: Final = (".safetensors", ".pth", ".pt", ".tar", ".ckpt", ".bin", ".npz", ".pkl")

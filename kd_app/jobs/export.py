@@ -24,6 +24,9 @@ from kd_app.deployment.price import Price
 from kd_app.deployment.timing import Benchmark
 from kd_app.digest import hash_file
 from kd_app.files import replace_file
+from kd_app.measurement.exported_benchmark import measure_accuracy, time_files
+from kd_app.measurement.exported_embedding import measure_embedding_file, recommend_embedding_file
+from kd_app.measurement.recommend_file import list_remarks, recommend_file
 from kd_app.metrics.record import Predictions
 from kd_app.metrics.verdict import VerdictRule
 from kd_app.reporting.console import Console
@@ -34,16 +37,13 @@ from kd_app.reporting.export_tables import (
 )
 from kd_app.reporting.exports import Exports
 from kd_app.reporting.results import Results
-from kd_app.run.exported_benchmark import measure_accuracy, time_files
-from kd_app.run.exported_embedding import measure_embedding_file, recommend_embedding_file
 from kd_app.run.exported_files import ExportedFile, write_files
 from kd_app.run.open_run import OpenRun, load_models, open_run, read_run
-from kd_app.run.recommend_file import list_remarks, recommend_file
 from kd_app.run.run_model import RunModel
-from kd_app.run.schema import Group, Place
-from kd_app.run.spec import Config
-from kd_app.run.task_choice import NeighborSettings
 from kd_app.run.workspace import Workspace
+from kd_app.specs.schema import Group, Place
+from kd_app.specs.spec import Config
+from kd_app.specs.task_choice import NeighborSettings
 
 ROLES: dict[str, tuple[str, ...]] = {
     "student": ("student",),

@@ -34,8 +34,8 @@ from kd_app.reporting.embedding_file import (
 )
 from kd_app.run.machine import choose_device, describe_unused
 from kd_app.run.open_model import ImageClassifier, open_cascade, open_model
-from kd_app.run.spec import Config
 from kd_app.run_files import CASCADE
+from kd_app.specs.spec import Config
 
 _MAX_NAMES = 5
 

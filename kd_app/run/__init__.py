@@ -1,1 +1,1 @@
-"""The parts of one run: specification, trainings, measurement, folder and results."""
+"""One run: workspace, roles, trainings, plan, folder; finished runs are opened here."""

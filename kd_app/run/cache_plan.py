@@ -7,7 +7,7 @@ from kd_app.config import RequestError
 from kd_app.data.base import RunData
 from kd_app.models.create import create, measure_width, resolve_input
 from kd_app.models.spec import ImageStats, LoadedModel
-from kd_app.run.spec import RunSpec
+from kd_app.specs.spec import RunSpec
 from kd_app.teacher_outputs.choice import choose_embedding_format, choose_format, list_needs
 from kd_app.teacher_outputs.filling import measure_embedding_width
 from kd_app.teacher_outputs.format import CacheFormat

@@ -14,9 +14,9 @@ from kd_app.models.spec import ModelSpec
 from kd_app.run.initial_models import load_untrained
 from kd_app.run.pseudo_labels import LABELER
 from kd_app.run.refit import count_images
-from kd_app.run.schema import RefitSetting
 from kd_app.run.teacher_views import list_images_by_view
 from kd_app.run.workspace import Workspace
+from kd_app.specs.schema import RefitSetting
 from kd_app.training.timing import (
     StepEstimate,
     count_images_per_batch,

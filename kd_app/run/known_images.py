@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from torch import Tensor
 
@@ -17,8 +17,8 @@ from kd_app.data.splits import read_split, shorten_digest
 from kd_app.reporting.results import Results
 from kd_app.run.inputs import InputRecord, describe_image_changes
 from kd_app.run_files import SPLIT
+from kd_app.specs.schema import KnownImagesRule
 
-KnownImagesRule = Literal["leave_out", "leave_out_similar", "measure"]
 USED: Final = {
     "train": "to learn from",
     "validation": "to choose the best epoch",

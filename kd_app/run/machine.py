@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 
 from kd_app.config.paths import read_settings
-from kd_app.run.spec import Config
+from kd_app.specs.spec import Config
 from kd_app.training.trainer import TrainerSettings
 
 _MACHINE: Final = ("accelerator", "devices", "num_nodes", "precision")

@@ -36,7 +36,6 @@ from kd_app.run.machine import (
     describe_unused,
     remove_machine,
 )
-from kd_app.run.record_rules import check_record
 from kd_app.run.recorded_pixels import (
     RecordedPixels,
     describe_conversion,
@@ -47,12 +46,13 @@ from kd_app.run.recorded_pixels import (
 )
 from kd_app.run.run_folder import check_out, check_stages, claim_folder
 from kd_app.run.run_model import RunModel
-from kd_app.run.saved_config import fill_defaults
-from kd_app.run.schema import DistillSettings
-from kd_app.run.spec import Config, ExternalParts, RunSpec, assemble_spec, check_recipes
-from kd_app.run.task_choice import Purpose, fill_task, require_classifier
 from kd_app.run.workspace import Workspace
 from kd_app.run_files import CONFIG, MOMENTS, RESULTS, STUDENT, TEACHER
+from kd_app.specs.record_rules import check_record
+from kd_app.specs.saved_config import fill_defaults
+from kd_app.specs.schema import DistillSettings
+from kd_app.specs.spec import Config, ExternalParts, RunSpec, assemble_spec, check_recipes
+from kd_app.specs.task_choice import Purpose, fill_task, require_classifier
 from kd_app.stages import RECORD, Stages
 from kd_app.training.fit import MODEL
 

@@ -7,12 +7,12 @@ from kd_app.models.cost import count_params
 from kd_app.models.create import resolve_input
 from kd_app.models.spec import ModelSpec, suggest_pretrained_tag
 from kd_app.reporting.sentences import write_teacher_labels
-from kd_app.run.controls import Control
 from kd_app.run.forecast import Forecast
 from kd_app.run.initial_models import InitialModels
 from kd_app.run.refit import describe_refit
 from kd_app.run.teacher_labels import find_teacher_labels
 from kd_app.run.workspace import Workspace
+from kd_app.specs.controls import Control
 from kd_app.training.job import Recipe
 
 

@@ -14,12 +14,12 @@ from kd_app.data.base import RunData
 from kd_app.data.partners import PartnerKind
 from kd_app.models.create import resolve_input
 from kd_app.models.spec import ModelSpec
-from kd_app.run.controls import compute_mean_entropy
 from kd_app.run.initial_models import InitialModels, load_untrained
 from kd_app.run.pseudo_labels import cache_pseudo_labels
 from kd_app.run.run_model import RunModel
 from kd_app.run.teacher_views import cache_teacher_views
 from kd_app.run.workspace import Workspace
+from kd_app.specs.controls import compute_mean_entropy
 from kd_app.training.fit import build
 from kd_app.training.job import JobTeacher, Recipe, TrainingJob, is_imbalanced
 from kd_app.training.single_image import check_single_image

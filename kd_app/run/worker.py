@@ -104,7 +104,7 @@ def load_job(record: dict[str, Any], data: "RunData") -> "TrainingJob":
 
     The `data` must be loaded.
     """
-    from kd_app.run.model_specs import parse_model
+    from kd_app.specs.model_specs import parse_model
     from kd_app.tasks.build import parse_task
     from kd_app.training.job import Recipe, TrainingJob
 
@@ -128,7 +128,7 @@ def load_job(record: dict[str, Any], data: "RunData") -> "TrainingJob":
 def _load_teacher(record: dict[str, Any], data: "RunData", task: "Task") -> "JobTeacher":
     from kd_app.models.create import create
     from kd_app.models.spec import CompositeTeacher, ImageStats
-    from kd_app.run.model_specs import parse_model
+    from kd_app.specs.model_specs import parse_model
     from kd_app.training.job import CachedOutputs, JobTeacher
 
     model, classes = parse_model(record["model"]), tuple(data.classes)

@@ -25,14 +25,14 @@ from kd_app.models.embedding_ensemble import EmbeddingEnsemble
 from kd_app.models.spec import CompositeTeacher, ImageStats, ModelSpec
 from kd_app.reporting.console import Console
 from kd_app.run.cache_plan import CachePlan, choose_max_views, plan_cache
-from kd_app.run.controls import Control, select_nearest
 from kd_app.run.input_files import open_digests
 from kd_app.run.member_moments import measure_moments
 from kd_app.run.recorded_pixels import RecordedPixels
 from kd_app.run.run_model import RunModel, mark_unmeasured
-from kd_app.run.spec import RunSpec
-from kd_app.run.validation import check_scopes, check_teacher_logits
 from kd_app.signals import check_stop
+from kd_app.specs.controls import Control, select_nearest
+from kd_app.specs.spec import RunSpec
+from kd_app.specs.validation import check_scopes, check_teacher_logits
 from kd_app.stages import Stage, StagePart, Stages, write_atomically
 from kd_app.tasks.base import Task
 from kd_app.training.record import RECORD

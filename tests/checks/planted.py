@@ -22,8 +22,8 @@ from kd_app.losses.base import Level, LossTerm
 from kd_app.metrics.verdict import VerdictRule
 from kd_app.models.outputs import Outputs
 from kd_app.reporting.console import Console
-from kd_app.run.spec import ExternalParts, build_spec
 from kd_app.run.workspace import Workspace
+from kd_app.specs.spec import ExternalParts, build_spec
 from kd_app.stages import Stages
 
 HERE = "tests.checks.planted"

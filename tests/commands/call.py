@@ -71,7 +71,7 @@ def _restore_process() -> Iterator[None]:
     handler = signal.getsignal(signal.SIGTERM)
     with (
         patch.dict(os.environ, {"WANDB_MODE": "disabled"}),
-        patch("kd_app.run.measurement.measure_throughput", quick_speed),
+        patch("kd_app.measurement.classification.measure_throughput", quick_speed),
         patch("kd_app.training.timing._NOISE_STEPS", 0),
         patch("kd_app.jobs.compress.measure_latencies", quick_latency),
     ):

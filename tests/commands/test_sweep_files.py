@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from kd_app.config.compose import compose_config
-from kd_app.run.spec import build_spec
+from kd_app.specs.spec import build_spec
 from kd_app.tracking.weights_and_biases import BEST
 from tests.builders import results
 from tests.commands.call import TINY, succeed

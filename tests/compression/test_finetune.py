@@ -6,7 +6,7 @@ from torch import nn
 
 from kd_app.compression.finetune import Finetune
 from kd_app.config.compose import compose_config
-from kd_app.run.spec import build_spec
+from kd_app.specs.spec import build_spec
 
 STUDENT = nn.Linear(1, 1)
 

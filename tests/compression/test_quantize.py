@@ -15,7 +15,7 @@ from kd_app.compression.quantize import Quantize
 from kd_app.config import RequestError
 from kd_app.config.compose import compose_config
 from kd_app.digest import hash_file
-from kd_app.run.spec import build_spec
+from kd_app.specs.spec import build_spec
 from tests.builders import results
 from tests.commands.call import expect_refusal, succeed
 from tests.compression.tiny import (
@@ -204,7 +204,7 @@ def test_a_quantized_student_is_exported_as_its_program_or_from_its_float_weight
 ) -> None:
     overrides = (f"run={int8_run[0]}", f"stages={sample_run / 'stages'}", *QUICK)
     out = tmp_path / "export"
-    with patch("kd_app.run.exported_benchmark.measure_cold_start", lambda *_: {}):
+    with patch("kd_app.measurement.exported_benchmark.measure_cold_start", lambda *_: {}):
         output = succeed(
             *overrides,
             f"out={out}",

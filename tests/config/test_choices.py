@@ -15,11 +15,11 @@ from kd_app.config.paths import CONF, list_choices
 from kd_app.data.module import ImageData
 from kd_app.reporting.console import Console
 from kd_app.run.initial_models import build_initial_models
-from kd_app.run.loss_choice import resolve_loss
 from kd_app.run.role_jobs import check_pair
-from kd_app.run.spec import build_spec
 from kd_app.run.workspace import Workspace
 from kd_app.search.space import parse_space
+from kd_app.specs.loss_choice import resolve_loss
+from kd_app.specs.spec import build_spec
 from kd_app.stages import Stages
 from tests.builders import build_workspace, results, stage, train_student
 from tests.commands.call import call, succeed

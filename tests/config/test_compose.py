@@ -22,7 +22,7 @@ from kd_app.config.compose import (
 from kd_app.config.make import make
 from kd_app.config.paths import CONF, list_choices
 from kd_app.jobs.export import Export
-from kd_app.run.spec import build_spec
+from kd_app.specs.spec import build_spec
 from kd_app.tracking import Backend
 
 PRIMARY = {

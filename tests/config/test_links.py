@@ -7,9 +7,9 @@ import pytest
 from kd_app.config import RequestError
 from kd_app.config.links import check_links
 from kd_app.reporting.results import read
-from kd_app.run.model_specs import build_model_spec
 from kd_app.run.open_model import open_model
 from kd_app.run_files import READ
+from kd_app.specs.model_specs import build_model_spec
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from kd_app.jobs.compress import Compression
 from kd_app.jobs.export import Export
 from kd_app.jobs.predict import Prediction
 from kd_app.models.spec import ModelSpec
-from kd_app.run.schema import DistillSettings, EvaluationSettings, Licensing
+from kd_app.specs.schema import DistillSettings, EvaluationSettings, Licensing
 
 ODD = (
     *("photos (1)", "fotos-äöü", "bob's", 'say "hi"', "a&b", "a#b", "a=b", "[old]", "日本", "🐱"),

@@ -23,6 +23,7 @@ from kd_app.config.records import load_record
 from kd_app.data.scan import HASHES, SHAPES, SIMILAR, SIZES, read_scan
 from kd_app.deployment.cascade import ModelCascade
 from kd_app.deployment.manifest import read_entry
+from kd_app.measurement.classification import describe_training
 from kd_app.models.create import create, resolve_input
 from kd_app.models.embedding_ensemble import EmbeddingEnsembleModel, Moments, read_moments
 from kd_app.models.license import POLICY, Policy
@@ -42,7 +43,6 @@ from kd_app.reporting.runs import load_run, load_runs
 from kd_app.reporting.tables import Trial, build_summary, build_sweep_table
 from kd_app.reporting.teacher_reference import read_teacher_reference
 from kd_app.run.inputs import InputRecord
-from kd_app.run.measurement import describe_training
 from kd_app.run.open_run import build_saved_spec, read_run
 from kd_app.search.study import suggest_next
 from kd_app.stages import Stages

@@ -46,7 +46,7 @@ def test_a_changed_record_is_values_or_an_error(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault
 ) -> None:
     reader = READERS[name]
-    monkeypatch.setattr("kd_app.run.saved_config.compose_config", compose)
+    monkeypatch.setattr("kd_app.specs.saved_config.compose_config", compose)
     record = reader.prepare(tmp_path)
     path, is_yaml = tmp_path / reader.file, reader.file.endswith(".yaml")
     plain = json.dumps(record).encode()

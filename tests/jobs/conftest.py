@@ -72,7 +72,7 @@ def start_once() -> Iterator[None]:
         files.append(file)
         return measure_once()
 
-    with patch("kd_app.run.exported_benchmark.measure_cold_start", measure):
+    with patch("kd_app.measurement.exported_benchmark.measure_cold_start", measure):
         yield
 
 

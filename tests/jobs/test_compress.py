@@ -214,7 +214,7 @@ def test_a_pruned_student_is_exported_with_its_own_widths(
         "formats=[onnx]",
         *QUICK,
     )
-    with patch("kd_app.run.exported_benchmark.measure_cold_start", lambda *_: {}):
+    with patch("kd_app.measurement.exported_benchmark.measure_cold_start", lambda *_: {}):
         succeed(*overrides, command="kd-export")
     file = json.loads(Path("export/manifest.json").read_text(encoding="utf-8"))["files"][
         "model.onnx"
@@ -235,7 +235,7 @@ def test_a_pruned_student_is_exported_in_int8_for_both_runtimes(
         "formats=[onnx_int8,executorch_int8]",
         *QUICK,
     )
-    with patch("kd_app.run.exported_benchmark.measure_cold_start", lambda *_: {}):
+    with patch("kd_app.measurement.exported_benchmark.measure_cold_start", lambda *_: {}):
         succeed(*overrides, command="kd-export")
     files = json.loads(Path("export/manifest.json").read_text(encoding="utf-8"))["files"]
     assert list(files) == ["model_int8.onnx", "model_int8.pte"]

@@ -112,7 +112,7 @@ def test_a_second_command_reuses_files_and_predictions_and_reads_no_test_with_ne
     source: Path, both: tuple[Path, str], tmp_path: Path
 ) -> None:
     before = {path.name for path in (source / "stages").iterdir()}
-    with patch("kd_app.run.exported_benchmark.measure_cold_start", lambda *_: {}):
+    with patch("kd_app.measurement.exported_benchmark.measure_cold_start", lambda *_: {}):
         export_files(
             f"run={source / 'run'}",
             f"stages={source / 'stages'}",
@@ -150,7 +150,7 @@ def test_another_run_with_the_same_teacher_reuses_the_teachers_files(
     stages = f"stages={source / 'stages'}"
     succeed(*TINY, "seed=1", f"out={tmp_path / 'other'}", stages)
     before = {path.name for path in (source / "stages").iterdir()}
-    with patch("kd_app.run.exported_benchmark.measure_cold_start", lambda *_: {}):
+    with patch("kd_app.measurement.exported_benchmark.measure_cold_start", lambda *_: {}):
         export_files(
             f"run={tmp_path / 'other'}", stages, f"out={tmp_path / 'export'}", "role=teacher"
         )
@@ -239,7 +239,7 @@ def test_a_command_that_stopped_at_its_second_file_reuses_the_first(
         assert call(*overrides, command="kd-export").code != 0
     assert not (tmp_path / "export" / "manifest.json").exists()
     with (
-        patch("kd_app.run.exported_benchmark.measure_cold_start", lambda *_: {}),
+        patch("kd_app.measurement.exported_benchmark.measure_cold_start", lambda *_: {}),
         patch.object(Onnx, "write", side_effect=AssertionError("not reused")),
     ):
         export_files(*overrides)

@@ -11,10 +11,10 @@ from kd_app.config import InputSpec, RequestError
 from kd_app.jobs.label_trials import distill_then_label
 from kd_app.reporting.console import Console
 from kd_app.reporting.results import write
-from kd_app.run.spec import ExternalParts
+from kd_app.specs.spec import ExternalParts
 from tests.builders import image_folder, teacher_folder
 from tests.reporting.run_folders import build_results
-from tests.run.test_label_trials import _compose
+from tests.specs.test_label_trials import _compose
 
 
 def test_the_run_comes_first_and_the_table_last(tmp_path: Path) -> None:

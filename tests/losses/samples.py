@@ -18,7 +18,7 @@ from kd_app.data.batch import Batch
 from kd_app.losses.base import LossTerm
 from kd_app.models.heads import Head
 from kd_app.models.outputs import Attention, Outputs, Tokens
-from kd_app.run.loss_choice import list_terms
+from kd_app.specs.loss_choice import list_terms
 
 CONF = Path(__file__).parents[2] / "conf" / "loss"
 TERMS = list_terms()

@@ -14,7 +14,7 @@ from kd_app.models.class_names import ClassMatch, ModelClasses
 from kd_app.models.create import create
 from kd_app.models.save import save_model
 from kd_app.models.spec import ModelSpec, suggest_pretrained_tag
-from kd_app.run.model_specs import parse_model
+from kd_app.specs.model_specs import parse_model
 from tests.builders import GRAY, teacher_folder
 
 

@@ -12,7 +12,7 @@ from kd_app.config import RequestError
 from kd_app.config.compose import compose_config
 from kd_app.losses.distillation_loss import DistillationLoss
 from kd_app.optimizers.dot import TwoMomenta
-from kd_app.run.spec import build_spec
+from kd_app.specs.spec import build_spec
 from kd_app.training.module import Distillation
 from kd_app.training.trainer import silence_lightning
 from tests.builders import compare_resumed, teacher_folder

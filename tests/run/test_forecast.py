@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from kd_app.run.forecast import forecast_run
-from kd_app.run.model_specs import AssistantSpec
-from kd_app.run.schema import TeacherOutputs
 from kd_app.run.workspace import Workspace
+from kd_app.specs.model_specs import AssistantSpec
+from kd_app.specs.schema import TeacherOutputs
 from kd_app.training.timing import StepEstimate, count_steps_per_epoch
 
 

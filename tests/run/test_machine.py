@@ -22,7 +22,7 @@ from kd_app.run.machine import (
     load_defaults,
     remove_machine,
 )
-from kd_app.run.schema import EvaluationSettings
+from kd_app.specs.schema import EvaluationSettings
 
 WORDS = {
     "evaluate": ["run=r", "out=o"],

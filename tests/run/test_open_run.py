@@ -33,8 +33,8 @@ from kd_app.run.open_run import (
     read_run,
 )
 from kd_app.run.run_model import RunModel
-from kd_app.run.task_choice import Purpose
 from kd_app.run.workspace import Workspace
+from kd_app.specs.task_choice import Purpose
 from tests.builders import DIGITS, accept_changes, image_folder, results, teacher_folder
 from tests.commands.conftest import _cwd
 from tests.jobs.conftest import QUICK

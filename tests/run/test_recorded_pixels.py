@@ -15,7 +15,6 @@ from kd_app.deployment.manifest import describe_decoding
 from kd_app.models.composite import TeacherEnsemble
 from kd_app.models.create import resolve_input
 from kd_app.models.spec import ImageStats, ModelSpec
-from kd_app.run.model_specs import build_model_spec, open_artifact_teacher
 from kd_app.run.recorded_pixels import (
     RecordedPixels,
     choose_model_decoding,
@@ -27,6 +26,7 @@ from kd_app.run.recorded_pixels import (
     read_decoding,
     set_channels,
 )
+from kd_app.specs.model_specs import build_model_spec, open_artifact_teacher
 from tests.builders import GRAY, teacher_folder
 from tests.deployment.graphs import write_linear
 

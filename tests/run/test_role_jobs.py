@@ -10,7 +10,6 @@ import pytest
 
 from kd_app.config import RequestError
 from kd_app.run import role_jobs
-from kd_app.run.controls import compute_label_entropy
 from kd_app.run.initial_models import build_initial_models
 from kd_app.run.role_jobs import (
     build_control_job,
@@ -23,9 +22,10 @@ from kd_app.run.role_jobs import (
 )
 from kd_app.run.run_model import RunModel
 from kd_app.run.workspace import Workspace
+from kd_app.specs.controls import compute_label_entropy
 from kd_app.training.job import TrainingJob
 from tests.builders import build_workspace, image_folder, teacher_folder
-from tests.run.test_controls import FEW_CANDIDATES
+from tests.specs.test_controls import FEW_CANDIDATES
 
 ALL = "controls=[labels_only,smoothed_labels,shuffled_teacher,match_wall_time,other_family]"
 

@@ -18,8 +18,8 @@ from kd_app.jobs.compress import Compression, check_order
 from kd_app.jobs.export import Export
 from kd_app.jobs.predict import Prediction
 from kd_app.metrics.verdict import VerdictRule
-from kd_app.run.schema import EvaluationSettings
-from kd_app.run.spec import build_spec
+from kd_app.specs.schema import EvaluationSettings
+from kd_app.specs.spec import build_spec
 from kd_app.tracking import Backend
 
 OVERRIDES = (

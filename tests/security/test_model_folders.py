@@ -15,7 +15,7 @@ import kd_app
 from kd_app.config import RequestError
 from kd_app.config.compose import compose_config
 from kd_app.models.create import create
-from kd_app.run.spec import build_spec
+from kd_app.specs.spec import build_spec
 from tests.builders import GRAY, teacher_folder
 from tests.commands.call import call, snapshot
 from tests.security.payloads import write_zip

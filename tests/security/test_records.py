@@ -23,9 +23,9 @@ from kd_app.digest import SELF
 from kd_app.jobs.sweep import merge_trial
 from kd_app.reporting.results import write
 from kd_app.run.open_run import build_saved_spec, read_run
-from kd_app.run.spec import build_spec
-from kd_app.run.task_choice import Purpose
 from kd_app.search.study import Search, SearchSettings
+from kd_app.specs.spec import build_spec
+from kd_app.specs.task_choice import Purpose
 from tests import composition_cache
 from tests.builders import DIGITS, teacher_folder
 from tests.reporting.run_folders import build_model, build_results

@@ -16,8 +16,8 @@ from kd_app.metrics.record import Predictions
 from kd_app.models.teacher import FrozenTeacher
 from kd_app.reporting.console import Console
 from kd_app.run.role_jobs import draft_role_job
-from kd_app.run.spec import build_spec
 from kd_app.run.workspace import Workspace
+from kd_app.specs.spec import build_spec
 from kd_app.stages import Stages
 from kd_app.teacher_outputs.cache import (
     CacheShard,

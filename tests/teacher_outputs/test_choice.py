@@ -5,7 +5,7 @@ import pytest
 from kd_app.config import RequestError
 from kd_app.config.compose import compose_config
 from kd_app.losses.distillation_loss import DistillationLoss
-from kd_app.run.spec import build_spec
+from kd_app.specs.spec import build_spec
 from kd_app.tasks.classification import CLASSIFICATION
 from kd_app.tasks.embedding import Embedding
 from kd_app.teacher_outputs.choice import (

@@ -14,7 +14,7 @@ from kd_app.config.compose import compose_config
 from kd_app.data.batch import Batch
 from kd_app.models.outputs import Outputs
 from kd_app.models.taps import Taps
-from kd_app.run.spec import build_spec
+from kd_app.specs.spec import build_spec
 from kd_app.teacher_outputs.cache import (
     CachedTeacherModel,
     ShardRecord,

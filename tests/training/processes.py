@@ -100,7 +100,7 @@ def _distill(
         signal.signal(signal.SIGUSR2, lambda number, frame: sys.exit(144))
     for name, count in moments:
         _signal_at(name, count, sign)
-    with patch("kd_app.run.measurement.measure_throughput", quick_speed):
+    with patch("kd_app.measurement.classification.measure_throughput", quick_speed):
         config = compose_config("distill", choose_all_labels(overrides))
         sys.exit(run_to_exit_code(lambda: distill(config)))
 

@@ -17,8 +17,8 @@ from kd_app.models.class_map import ClassMap
 from kd_app.models.composite import ClassMappedTeacher, EmaTeacher, TeacherEnsemble
 from kd_app.models.create import create
 from kd_app.models.spec import CompositeTeacher, ImageStats, ModelSpec
-from kd_app.run.model_specs import build_model_spec, parse_model
 from kd_app.run.worker import load_job
+from kd_app.specs.model_specs import build_model_spec, parse_model
 from kd_app.training.job import CachedOutputs, JobTeacher, Recipe, TrainingJob
 from kd_app.training.trainer import TrainerSettings
 from tests.builders import DIGITS, GRAY, teacher_folder

@@ -13,9 +13,9 @@ from kd_app.data.module import ImageData
 from kd_app.reporting.console import Console
 from kd_app.run.plan import describe_models
 from kd_app.run.role_jobs import build_control_job, build_student_job, build_teacher_job
-from kd_app.run.spec import build_spec
 from kd_app.run.train import train
 from kd_app.run.workspace import Workspace
+from kd_app.specs.spec import build_spec
 from kd_app.stages import Stages
 from kd_app.training.module import Distillation
 from tests.builders import image_folder, results, stage, teacher_folder

@@ -40,7 +40,7 @@ def places(folder: Path) -> list[str]:
 @pytest.fixture(scope="module", autouse=True)
 def _measure_briefly() -> Iterator[None]:
     """Measure the speed for a moment only."""
-    with patch("kd_app.run.measurement.measure_throughput", quick_speed):
+    with patch("kd_app.measurement.classification.measure_throughput", quick_speed):
         yield
 
 

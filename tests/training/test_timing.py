@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kd_app.config import RequestError
 from kd_app.config.compose import compose_config
-from kd_app.run.spec import build_spec
+from kd_app.specs.spec import build_spec
 from kd_app.training import timing
 from kd_app.training.module import CHECKED_STEPS
 from kd_app.training.timing import (

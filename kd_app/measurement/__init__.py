@@ -1,0 +1,1 @@
+"""Measurement of the models of a run, of exported files and of cascades."""

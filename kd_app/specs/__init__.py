@@ -1,0 +1,1 @@
+"""Configuration of a run, validated: what it is made of, and what ``auto`` chooses."""

@@ -1,0 +1,5 @@
+"""Fixtures of these tests."""
+
+from tests.digits_workspace import digits, models, out
+
+__all__ = ["digits", "models", "out"]
