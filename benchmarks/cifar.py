@@ -21,7 +21,7 @@ from timm.models.mlp_mixer import MlpMixer
 from torch import nn
 
 from benchmarks.headline import ALONE, DISTILLED, STUDENT, run_command
-from kd_app.reporting.measurement_results import Split
+from kd_app.reporting.metrics import Split
 from kd_app.reporting.results import read
 from kd_app.reporting.sentences import format_difference, format_interval, format_percent
 

@@ -27,7 +27,7 @@ from kd_app.metrics.embedding_report import (
     ModelEmbeddings,
 )
 from kd_app.metrics.record import Predictions
-from kd_app.reporting.measurement_results import Estimate
+from kd_app.reporting.metrics import Estimate
 from kd_app.reporting.results import read
 from kd_app.run_files import RESULTS
 

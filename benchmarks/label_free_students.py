@@ -24,7 +24,7 @@ from benchmarks.headline import run_command
 from benchmarks.image_sets import Size, copy_cifar
 from benchmarks.lines import read_lines, round_value, write_lines
 from kd_app.reporting.exports import read_exports
-from kd_app.reporting.measurement_results import Estimate
+from kd_app.reporting.metrics import Estimate
 from kd_app.reporting.results import read
 from kd_app.run_files import CURVES, RESULTS
 

@@ -11,7 +11,7 @@ mpl.use("svg")
 
 import matplotlib.pyplot as plt
 
-from kd_app.reporting.measurement_results import ModelMetrics
+from kd_app.reporting.metrics import ModelMetrics
 from kd_app.reporting.results import ModelRecord, Results, read
 
 NAMES = {"teacher": "teacher", "labels_only": "labels only", "student": "distilled"}

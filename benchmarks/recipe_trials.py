@@ -27,8 +27,8 @@ from kd_app.metrics.record import Predictions
 from kd_app.models import weights
 from kd_app.models.create import create
 from kd_app.reporting.console import Console
+from kd_app.run.model import RunModel
 from kd_app.run.role_jobs import build_control_job, build_student_job, build_teacher_job
-from kd_app.run.run_model import RunModel
 from kd_app.run.train import train
 from kd_app.run.workspace import Workspace
 from kd_app.specs.spec import build_spec

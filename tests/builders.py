@@ -25,8 +25,8 @@ from kd_app.digest import hash_file, seal
 from kd_app.models.create import measure_width
 from kd_app.models.save import save_model
 from kd_app.reporting.console import Console
+from kd_app.run.model import RunModel
 from kd_app.run.role_jobs import build_student_job
-from kd_app.run.run_model import RunModel
 from kd_app.run.train import train
 from kd_app.run.workspace import Workspace
 from kd_app.specs.spec import build_spec

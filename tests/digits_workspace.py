@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kd_app.run.run_model import RunModel
+from kd_app.run.model import RunModel
 from kd_app.run.workspace import Workspace
 from tests.builders import build_workspace, teacher_folder
 

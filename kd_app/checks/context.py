@@ -22,8 +22,8 @@ from kd_app.metrics.verdict import VerdictRule
 from kd_app.models.create import create, resolve_input
 from kd_app.models.spec import LoadedModel
 from kd_app.run.forecast import Forecast, forecast_run
+from kd_app.run.model import RunModel
 from kd_app.run.role_jobs import build_teacher_job
-from kd_app.run.run_model import RunModel
 from kd_app.run.train import find_trained
 from kd_app.run.workspace import Workspace
 

@@ -25,7 +25,7 @@ from kd_app.config.records import read_record
 from kd_app.digest import round_trip_json
 from kd_app.metrics.verdict import VerdictRule
 from kd_app.run.forecast import Forecast
-from kd_app.run.run_model import RunModel
+from kd_app.run.model import RunModel
 from kd_app.run.workspace import Workspace
 from kd_app.stages import write_atomically
 

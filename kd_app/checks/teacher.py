@@ -20,7 +20,7 @@ from kd_app.models.spec import LoadedModel, ModelSpec
 from kd_app.models.teacher import FrozenTeacher
 from kd_app.models.weights import hash_state
 from kd_app.reporting.results import read
-from kd_app.run.run_model import RunModel
+from kd_app.run.model import RunModel
 from kd_app.run_files import RESULTS
 
 _DETERMINISM_IMAGES = 32

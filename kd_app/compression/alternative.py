@@ -7,8 +7,8 @@ from typing import Any
 
 from kd_app.config import RequestError
 from kd_app.models.spec import ModelSpec
+from kd_app.run.model import RunModel
 from kd_app.run.role_jobs import build_student_job
-from kd_app.run.run_model import RunModel
 from kd_app.run.train import train
 from kd_app.run.workspace import Workspace
 from kd_app.specs.controls import list_candidates, select_closest

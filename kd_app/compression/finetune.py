@@ -6,8 +6,8 @@ from torch import nn
 
 from kd_app.compression.step import Step
 from kd_app.config.typed import Epochs
+from kd_app.run.model import RunModel
 from kd_app.run.role_jobs import build_student_job
-from kd_app.run.run_model import RunModel
 from kd_app.run.train import train
 from kd_app.run.workspace import Workspace
 from kd_app.schedules import LearningRate

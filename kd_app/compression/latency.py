@@ -11,7 +11,7 @@ from torch import nn
 from kd_app.config import InputSpec, RequestError, RunError
 from kd_app.deployment.timing import Floats, time_interleaved
 from kd_app.deployment.xnnpack import Lowered, lower
-from kd_app.run.run_model import RunModel
+from kd_app.run.model import RunModel
 from kd_app.run.workspace import Workspace
 
 PROGRAM = "program.pte"

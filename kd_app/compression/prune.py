@@ -22,8 +22,8 @@ from kd_app.models.layer_widths import find_changes, read_layer_sizes
 from kd_app.models.save import save_model
 from kd_app.models.simkd_student import SimKDStudent
 from kd_app.models.spec import LoadedModel
+from kd_app.run.model import RunModel
 from kd_app.run.role_jobs import balance_classes
-from kd_app.run.run_model import RunModel
 from kd_app.run.workspace import Workspace
 from kd_app.stages import write_atomically
 from kd_app.training.fit import MODEL, build, build_trained_spec

@@ -31,8 +31,8 @@ from kd_app.deployment.formats.base import UInt8Model
 from kd_app.deployment.xnnpack import lower
 from kd_app.models.save import CONVERTED, INT8, INT8_OF_BYTES, save_model
 from kd_app.models.spec import ModelSpec
+from kd_app.run.model import RunModel
 from kd_app.run.role_jobs import build_student_job
-from kd_app.run.run_model import RunModel
 from kd_app.run.train import train
 from kd_app.run.workspace import Workspace
 from kd_app.schedules import LearningRate

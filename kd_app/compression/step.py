@@ -4,7 +4,7 @@ from abc import abstractmethod
 from typing import Any, ClassVar
 
 from kd_app.config import Typed
-from kd_app.run.run_model import RunModel
+from kd_app.run.model import RunModel
 from kd_app.run.workspace import Workspace
 
 

@@ -19,6 +19,7 @@ from kd_app.deployment.cascade_choice import (
 from kd_app.deployment.logits import name_images
 from kd_app.deployment.predictions import predict_with_artifact
 from kd_app.digest import hash_file
+from kd_app.measurement.builder import ResultsBuilder, SplitName
 from kd_app.measurement.cascade_record import CASCADE as WHOLE
 from kd_app.measurement.cascade_record import (
     ImageCall,
@@ -30,7 +31,6 @@ from kd_app.measurement.cascade_record import (
     time_calls,
 )
 from kd_app.measurement.classification import add_data, start_results
-from kd_app.measurement.results_builder import ResultsBuilder, SplitName
 from kd_app.metrics.model_pair import CASCADE
 from kd_app.metrics.record import Predictions
 from kd_app.metrics.report_metrics import measure_split
@@ -43,7 +43,7 @@ from kd_app.reporting.results import Results
 from kd_app.run.machine import choose_device
 from kd_app.run.open_model import OpenModel, check_same_classes, open_model
 from kd_app.run.open_run import open_run, read_run
-from kd_app.run.run_output import list_groups, write_predictions
+from kd_app.run.output import list_groups, write_predictions
 from kd_app.run.workspace import Workspace
 from kd_app.run_files import CASCADE as FILE
 from kd_app.specs.schema import EvaluationSettings

@@ -31,12 +31,12 @@ from kd_app.config.make import make
 from kd_app.measurement.task_measurement import select_measurement
 from kd_app.metrics.verdict import VerdictRule
 from kd_app.reporting.console import Console
+from kd_app.run.folder import check_stages
+from kd_app.run.length import list_length_notes
 from kd_app.run.plan import describe_forecast, describe_models
 from kd_app.run.pseudo_labels import check_images_to_label
 from kd_app.run.refit import is_refit_due
 from kd_app.run.role_jobs import check_batches, draft_role_job
-from kd_app.run.run_folder import check_stages
-from kd_app.run.run_length import list_length_notes
 from kd_app.run.train import find_trained
 from kd_app.run.workspace import Workspace
 from kd_app.specs.spec import Config, ExternalParts, build_spec

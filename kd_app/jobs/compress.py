@@ -18,24 +18,24 @@ from kd_app.config import RequestError, RunError, Typed, build_unknown_error
 from kd_app.config.make import make
 from kd_app.config.redact import redact
 from kd_app.digest import round_trip_json
+from kd_app.measurement.builder import ResultsBuilder, SplitName
 from kd_app.measurement.classification import (
     describe_model,
     measure_models,
     name_data,
     start_results,
 )
-from kd_app.measurement.results_builder import ResultsBuilder, SplitName
 from kd_app.metrics.record import Predictions
 from kd_app.metrics.verdict import Judgment, VerdictRule
 from kd_app.reporting.console import Console
 from kd_app.reporting.html import write_report
-from kd_app.reporting.measurement_results import Difference
+from kd_app.reporting.metrics import Difference
 from kd_app.reporting.results import CompressionStep as StepPart
 from kd_app.reporting.tables import build_summary, build_waterfall
-from kd_app.reporting.top1_estimate import estimate_top1, format_top1
+from kd_app.reporting.top1 import estimate_top1, format_top1
+from kd_app.run.model import RunModel, describe_reference
 from kd_app.run.open_run import COMPRESSED, OpenRun, load_models, open_run, read_run
-from kd_app.run.run_model import RunModel, describe_reference
-from kd_app.run.run_output import list_uploads, write_models
+from kd_app.run.output import list_uploads, write_models
 from kd_app.run.workspace import Workspace
 from kd_app.run_files import SPLIT
 from kd_app.specs.schema import Group, Place

@@ -10,8 +10,8 @@ from kd_app.config.make import make
 from kd_app.config.memory import explain_memory_error
 from kd_app.config.redact import redact
 from kd_app.digest import hash_file
+from kd_app.measurement.builder import ResultsBuilder, SplitName
 from kd_app.measurement.classification import name_data, start_results
-from kd_app.measurement.results_builder import ResultsBuilder, SplitName
 from kd_app.measurement.task_measurement import select_measurement
 from kd_app.metrics.verdict import VerdictRule
 from kd_app.reporting.accuracy_plot import draw_accuracies
@@ -21,10 +21,14 @@ from kd_app.reporting.results import FileRecord, Results, read
 from kd_app.reporting.runs import write_curves
 from kd_app.reporting.tables import build_summary
 from kd_app.run.assistants import train_assistants
+from kd_app.run.folder import build_run_name, check_out, check_stages, claim_folder
 from kd_app.run.forecast import forecast_run
 from kd_app.run.initial_models import build_initial_models
 from kd_app.run.inputs import RunInputs
 from kd_app.run.latency_check import check_latency
+from kd_app.run.length import list_length_notes
+from kd_app.run.model import RunModel
+from kd_app.run.output import list_uploads, write_models
 from kd_app.run.plan import write_plan
 from kd_app.run.pseudo_labels import check_images_to_label
 from kd_app.run.refit import is_refit_due, train_again
@@ -36,10 +40,6 @@ from kd_app.run.role_jobs import (
     check_pair,
     note_class_weights,
 )
-from kd_app.run.run_folder import build_run_name, check_out, check_stages, claim_folder
-from kd_app.run.run_length import list_length_notes
-from kd_app.run.run_model import RunModel
-from kd_app.run.run_output import list_uploads, write_models
 from kd_app.run.teacher_labels import find_teacher_labels
 from kd_app.run.train import Listeners, train
 from kd_app.run.workspace import Workspace

@@ -17,6 +17,7 @@ from kd_app.reporting.console import Console
 from kd_app.reporting.results import read
 from kd_app.reporting.tables import build_summary
 from kd_app.reporting.teacher_reference import read_teacher_reference
+from kd_app.run.folder import check_out, check_stages, claim_folder
 from kd_app.run.known_images import KnownImages, leave_out_used
 from kd_app.run.machine import (
     adapt_trainer,
@@ -24,6 +25,7 @@ from kd_app.run.machine import (
     describe_unused,
     remove_machine,
 )
+from kd_app.run.model import RunModel
 from kd_app.run.open_model import require_classes
 from kd_app.run.open_run import STAGES
 from kd_app.run.recorded_pixels import (
@@ -35,8 +37,6 @@ from kd_app.run.recorded_pixels import (
     read_recorded_pixels,
     set_channels,
 )
-from kd_app.run.run_folder import check_out, check_stages, claim_folder
-from kd_app.run.run_model import RunModel
 from kd_app.run.workspace import Workspace
 from kd_app.run_files import MANIFEST, REFERENCE, RESULTS
 from kd_app.specs.model_specs import build_model_spec, open_artifact_teacher

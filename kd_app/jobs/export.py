@@ -38,8 +38,8 @@ from kd_app.reporting.export_tables import (
 from kd_app.reporting.exports import Exports
 from kd_app.reporting.results import Results
 from kd_app.run.exported_files import ExportedFile, write_files
+from kd_app.run.model import RunModel
 from kd_app.run.open_run import OpenRun, load_models, open_run, read_run
-from kd_app.run.run_model import RunModel
 from kd_app.run.workspace import Workspace
 from kd_app.specs.schema import Group, Place
 from kd_app.specs.spec import Config

@@ -10,7 +10,7 @@ from kd_app.jobs import distill as job
 from kd_app.reporting.console import Console
 from kd_app.reporting.label_trials import TrialResult, write_trials_table
 from kd_app.reporting.results import read
-from kd_app.run.run_folder import build_run_name
+from kd_app.run.folder import build_run_name
 from kd_app.run_files import RESULTS
 from kd_app.specs.label_trials import KEY, STARTS, LabelTrial, check_label_trials, list_label_trials
 from kd_app.specs.spec import ExternalParts

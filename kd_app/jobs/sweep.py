@@ -17,7 +17,7 @@ from kd_app.reporting.refusals import list_refusals
 from kd_app.reporting.runs import load_run
 from kd_app.reporting.selection import read_selection
 from kd_app.reporting.tables import Trial, build_sweep_table
-from kd_app.run.run_folder import find_differences
+from kd_app.run.folder import find_differences
 from kd_app.run_files import CONFIG
 from kd_app.search.trials import read_proposals, read_trial_results, require_optuna
 from kd_app.specs.record_rules import check_record

@@ -21,7 +21,7 @@ from kd_app.deployment.timing import (
 from kd_app.digest import hash_file
 from kd_app.metrics.record import Predictions
 from kd_app.metrics.verdict import VerdictRule
-from kd_app.reporting.top1_estimate import estimate_top1
+from kd_app.reporting.top1 import estimate_top1
 from kd_app.run.open_model import OpenModel
 from kd_app.run.workspace import Workspace
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from kd_app.deployment.predictions import measure_throughput
+from kd_app.measurement.builder import ResultsBuilder, SplitName
 from kd_app.measurement.dark_knowledge import measure_teacher_knowledge, show_examples
-from kd_app.measurement.results_builder import ResultsBuilder, SplitName
 from kd_app.measurement.robustness import measure_robustness
 from kd_app.metrics.verdict import VerdictRule
 from kd_app.models.composite import RuntimeModel
@@ -22,11 +22,11 @@ from kd_app.reporting.results import (
     Speed,
     TrainingRecord,
 )
+from kd_app.run.model import RunModel
 from kd_app.run.open_model import ARTIFACTS
+from kd_app.run.output import list_groups, write_predictions
 from kd_app.run.recorded_pixels import describe_stats
 from kd_app.run.refit import describe_outcome as describe_refitted
-from kd_app.run.run_model import RunModel
-from kd_app.run.run_output import list_groups, write_predictions
 from kd_app.run.workspace import Workspace
 from kd_app.run_files import SPLIT
 from kd_app.training.record import describe_outcome

@@ -12,11 +12,11 @@ import numpy as np
 
 from kd_app.callbacks.curve_log import FILE
 from kd_app.config import RequestError, RunError
+from kd_app.measurement.builder import ResultsBuilder, SplitName
 from kd_app.measurement.classification import add_data, describe_model, find_license, measure_speed
 from kd_app.measurement.embedding_map import write_embedding_map
 from kd_app.measurement.member_overlap import measure_members
 from kd_app.measurement.neighbor_images import write_neighbor_images
-from kd_app.measurement.results_builder import ResultsBuilder, SplitName
 from kd_app.metrics.embedding_report import (
     GALLERY,
     OF_QUERIES,
@@ -37,8 +37,8 @@ from kd_app.reporting.embedding_results import (
     EmbeddingSplit,
     EmbeddingVerdict,
 )
-from kd_app.reporting.measurement_results import Estimate
-from kd_app.run.run_model import RunModel
+from kd_app.reporting.metrics import Estimate
+from kd_app.run.model import RunModel
 from kd_app.run.workspace import Workspace
 from kd_app.run_files import EMBEDDING_MAP, NEIGHBORS
 from kd_app.specs.task_choice import EmbeddingSettings, NeighborSettings

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from kd_app.config import RequestError
+from kd_app.measurement.builder import ResultsBuilder
 from kd_app.measurement.classification import add_data, describe_model, measure_speed
 from kd_app.measurement.embedding import (
     compare,
@@ -14,11 +15,10 @@ from kd_app.measurement.embedding import (
 from kd_app.measurement.embedding_map import write_embedding_map
 from kd_app.measurement.member_overlap import measure_members
 from kd_app.measurement.neighbor_images import write_neighbor_images
-from kd_app.measurement.results_builder import ResultsBuilder
 from kd_app.metrics.embedding_report import GALLERY, STUDENT, TEACHER
 from kd_app.reporting.results import Results
 from kd_app.run.known_images import list_measured
-from kd_app.run.run_model import RunModel
+from kd_app.run.model import RunModel
 from kd_app.run.workspace import Workspace
 from kd_app.run_files import EMBEDDING_MAP, NEIGHBORS
 from kd_app.specs.task_choice import NeighborSettings

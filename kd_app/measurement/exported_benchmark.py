@@ -23,7 +23,7 @@ from kd_app.metrics.report_metrics import measure_split
 from kd_app.metrics.verdict import VerdictRule
 from kd_app.reporting.results import Results
 from kd_app.run.exported_files import ExportedFile, sample_images
-from kd_app.run.run_model import RunModel
+from kd_app.run.model import RunModel
 from kd_app.run.workspace import Workspace
 
 TIMED = 128

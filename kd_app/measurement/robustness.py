@@ -10,8 +10,8 @@ from kd_app.data.corruptions import SETTINGS, Corruption
 from kd_app.data.stage_array import read_classes
 from kd_app.files import replace_file
 from kd_app.metrics.blocks import slice_rows
-from kd_app.reporting.measurement_results import CorruptionMetrics
-from kd_app.run.run_model import RunModel
+from kd_app.reporting.metrics import CorruptionMetrics
+from kd_app.run.model import RunModel
 from kd_app.run.workspace import Workspace
 
 UNDECIDED = -1

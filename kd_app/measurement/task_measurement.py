@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
+from kd_app.measurement.builder import ResultsBuilder, SplitName
 from kd_app.measurement.classification import measure_models
 from kd_app.measurement.dark_knowledge import measure_teacher_knowledge
 from kd_app.measurement.embedding import check_queries, measure_embeddings
 from kd_app.measurement.embedding_evaluation import measure_embeddings_again
-from kd_app.measurement.results_builder import ResultsBuilder, SplitName
 from kd_app.reporting.results import Results
-from kd_app.reporting.top1_estimate import format_top1
-from kd_app.run.run_model import RunModel
+from kd_app.reporting.top1 import format_top1
+from kd_app.run.model import RunModel
 from kd_app.run.workspace import Workspace
 from kd_app.tasks.classification import Classification
 from kd_app.tasks.embedding import Embedding

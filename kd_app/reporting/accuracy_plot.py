@@ -5,7 +5,7 @@ from typing import Final
 
 from rich.text import Text
 
-from kd_app.reporting.measurement_results import ModelMetrics, Split
+from kd_app.reporting.metrics import ModelMetrics, Split
 from kd_app.reporting.sentences import format_percent
 
 _COLUMNS: Final = 44

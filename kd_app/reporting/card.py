@@ -17,7 +17,7 @@ from kd_app.reporting.card_usage import write_usage
 from kd_app.reporting.distillation_gain import describe_gains
 from kd_app.reporting.embedding_card import build_embedding_card
 from kd_app.reporting.markdown import escape_code, escape_text, to_list_items, to_table
-from kd_app.reporting.measurement_results import Estimate, PerClass, Split
+from kd_app.reporting.metrics import Estimate, PerClass, Split
 from kd_app.reporting.results import ModelRecord, Results
 from kd_app.reporting.sentences import (
     build_pair_rows,

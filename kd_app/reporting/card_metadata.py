@@ -6,7 +6,7 @@ from typing import Final
 from kd_app.metrics.model_metrics import MODEL_METRICS
 from kd_app.reporting.card_usage import is_external
 from kd_app.reporting.markdown import escape_text
-from kd_app.reporting.measurement_results import Split
+from kd_app.reporting.metrics import Split
 from kd_app.reporting.results import Results
 
 _TASK: Final = "image-classification"

@@ -13,7 +13,7 @@ from kd_app.reporting.constraints import (
     Probability,
     check_lengths,
 )
-from kd_app.reporting.measurement_results import Estimate, Measurement, ModelMetrics
+from kd_app.reporting.metrics import Estimate, Measurement, ModelMetrics
 
 
 class LatencyStats(Part):

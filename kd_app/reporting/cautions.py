@@ -5,7 +5,7 @@ learned anything.
 from typing import Final
 
 from kd_app.metrics.paired import is_shown_above
-from kd_app.reporting.measurement_results import Split
+from kd_app.reporting.metrics import Split
 from kd_app.reporting.results import Data
 from kd_app.reporting.sentences import format_percent
 

@@ -5,7 +5,7 @@ teacher's knowledge, and whether plain training does as well.
 from collections.abc import Sequence
 from typing import Final
 
-from kd_app.reporting.measurement_results import Difference, Split
+from kd_app.reporting.metrics import Difference, Split
 from kd_app.reporting.results import Results
 from kd_app.reporting.sentences import format_difference, format_margin, format_points
 

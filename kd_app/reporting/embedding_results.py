@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from kd_app.reporting.constraints import Count, Finite, Number, Part, Probability
-from kd_app.reporting.measurement_results import Estimate
+from kd_app.reporting.metrics import Estimate
 
 Outcome = Literal["kept", "lost", "not shown"]
 

@@ -8,7 +8,7 @@ from kd_app.reporting.embedding_results import (
     EmbeddingRecord,
     EmbeddingSplit,
 )
-from kd_app.reporting.measurement_results import Estimate
+from kd_app.reporting.metrics import Estimate
 from kd_app.reporting.results import ModelRecord, Results
 from kd_app.reporting.sentences import format_count, format_difference, format_percent
 

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 
 from kd_app.config.records import read_record
 from kd_app.reporting.constraints import Count, Finite, NonNegative, Number, Rate
-from kd_app.reporting.measurement_results import Verdict
+from kd_app.reporting.metrics import Verdict
 from kd_app.run_files import EXPORT, MANIFEST
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from kd_app.reporting.markdown import to_table
-from kd_app.reporting.measurement_results import Estimate
+from kd_app.reporting.metrics import Estimate
 
 
 class TrialResult(NamedTuple):

@@ -28,7 +28,7 @@ from kd_app.reporting.constraints import (
 )
 from kd_app.reporting.embedding_results import EmbeddingRecord
 from kd_app.reporting.knowledge_results import Knowledge
-from kd_app.reporting.measurement_results import Difference, Estimate, Split, Verdict
+from kd_app.reporting.metrics import Difference, Estimate, Split, Verdict
 from kd_app.run_files import READ
 from kd_app.stages import write_atomically
 

@@ -5,7 +5,7 @@ of the best epoch.
 from typing import Any, Final, NamedTuple
 
 from kd_app.reporting.embedding_results import EmbeddingSplit, EmbeddingVerdict
-from kd_app.reporting.measurement_results import Split, Verdict
+from kd_app.reporting.metrics import Split, Verdict
 from kd_app.reporting.results import Results
 
 SELECTION: Final = "selection"

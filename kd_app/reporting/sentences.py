@@ -9,7 +9,7 @@ from kd_app.config.errors import quote_some
 from kd_app.metrics.model_metrics import MODEL_METRICS
 from kd_app.metrics.pair_metrics import PAIR_METRICS
 from kd_app.metrics.spec import Format, MetricSpec, Place
-from kd_app.reporting.measurement_results import Difference, Estimate, Measurement, Split, Verdict
+from kd_app.reporting.metrics import Difference, Estimate, Measurement, Split, Verdict
 from kd_app.reporting.results import LicenseRecord, Results, TeacherLabels
 
 _VERDICT_METRICS: Final = {

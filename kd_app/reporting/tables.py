@@ -16,7 +16,7 @@ from kd_app.reporting.embedding_table import (
     build_embedding_table,
     list_embedding_sentences,
 )
-from kd_app.reporting.measurement_results import ModelMetrics, Split
+from kd_app.reporting.metrics import ModelMetrics, Split
 from kd_app.reporting.results import CompressionStep, ModelRecord, Results
 from kd_app.reporting.selection import Score, read_selection
 from kd_app.reporting.sentences import (

@@ -8,9 +8,9 @@ Furlanello et al., "Born-again neural networks", ICML 2018, arXiv 1805.04770.
 
 from dataclasses import replace
 
-from kd_app.reporting.top1_estimate import format_top1
+from kd_app.reporting.top1 import format_top1
+from kd_app.run.model import RunModel
 from kd_app.run.role_jobs import build_student_job
-from kd_app.run.run_model import RunModel
 from kd_app.run.train import train
 from kd_app.run.workspace import Workspace
 

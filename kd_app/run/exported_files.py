@@ -22,7 +22,7 @@ from kd_app.deployment.predictions import to_uint8_input
 from kd_app.digest import hash_file
 from kd_app.models.save import INT8_OF_BYTES
 from kd_app.reporting.results import Results
-from kd_app.run.run_model import RunModel
+from kd_app.run.model import RunModel
 from kd_app.run.workspace import Workspace
 from kd_app.stages import RECORD
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from kd_app.models.create import create, resolve_input
 from kd_app.models.spec import LoadedModel, ModelSpec
-from kd_app.run.run_model import RunModel
+from kd_app.run.model import RunModel
 from kd_app.run.workspace import Workspace
 
 

@@ -14,7 +14,7 @@ from kd_app.config import RequestError
 from kd_app.metrics.blocks import slice_rows
 from kd_app.metrics.record import Predictions
 from kd_app.models.embedding_ensemble import EmbeddingEnsemble, Moments
-from kd_app.run.run_model import RunModel
+from kd_app.run.model import RunModel
 from kd_app.run_files import MOMENTS
 from kd_app.stages import Stage, write_atomically
 

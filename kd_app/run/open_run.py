@@ -30,12 +30,14 @@ from kd_app.reporting.console import Console
 from kd_app.reporting.results import Results, read
 from kd_app.reporting.teacher_reference import read_teacher_reference
 from kd_app.run.environment import FOLDER
+from kd_app.run.folder import check_out, check_stages, claim_folder
 from kd_app.run.machine import (
     adapt_trainer,
     choose_limit,
     describe_unused,
     remove_machine,
 )
+from kd_app.run.model import RunModel
 from kd_app.run.recorded_pixels import (
     RecordedPixels,
     describe_conversion,
@@ -44,8 +46,6 @@ from kd_app.run.recorded_pixels import (
     read_recorded_pixels,
     set_channels,
 )
-from kd_app.run.run_folder import check_out, check_stages, claim_folder
-from kd_app.run.run_model import RunModel
 from kd_app.run.workspace import Workspace
 from kd_app.run_files import CONFIG, MOMENTS, RESULTS, STUDENT, TEACHER
 from kd_app.specs.record_rules import check_record

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from kd_app.config import RequestError
 from kd_app.data.base import RunData
-from kd_app.run.run_model import RunModel
+from kd_app.run.model import RunModel
 from kd_app.run.train import train
 from kd_app.run.workspace import Workspace
 from kd_app.specs.schema import RefitSetting

@@ -15,8 +15,8 @@ from kd_app.data.partners import PartnerKind
 from kd_app.models.create import resolve_input
 from kd_app.models.spec import ModelSpec
 from kd_app.run.initial_models import InitialModels, load_untrained
+from kd_app.run.model import RunModel
 from kd_app.run.pseudo_labels import cache_pseudo_labels
-from kd_app.run.run_model import RunModel
 from kd_app.run.teacher_views import cache_teacher_views
 from kd_app.run.workspace import Workspace
 from kd_app.specs.controls import compute_mean_entropy

@@ -13,7 +13,7 @@ from kd_app.config import InputSpec, RunError
 from kd_app.data.base import ViewReplay
 from kd_app.models.license import UNKNOWN
 from kd_app.run.cache_plan import CachePlan, choose_cache_format, choose_max_views
-from kd_app.run.run_model import RunModel
+from kd_app.run.model import RunModel
 from kd_app.run.workspace import Workspace
 from kd_app.stages import StagePart
 from kd_app.teacher_outputs.cache import CACHE_STAGE, CachedTeacherModel, TeacherCache

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from kd_app.callbacks.curve_log import read_points
 from kd_app.models.create import create
-from kd_app.run.run_model import RunModel, describe_reference
+from kd_app.run.model import RunModel, describe_reference
 from kd_app.run.workspace import Workspace
 from kd_app.training.fit import build_trained_spec, fit, prepare_resume
 from kd_app.training.job import TrainingJob

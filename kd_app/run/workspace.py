@@ -27,8 +27,8 @@ from kd_app.reporting.console import Console
 from kd_app.run.cache_plan import CachePlan, choose_max_views, plan_cache
 from kd_app.run.input_files import open_digests
 from kd_app.run.member_moments import measure_moments
+from kd_app.run.model import RunModel, mark_unmeasured
 from kd_app.run.recorded_pixels import RecordedPixels
-from kd_app.run.run_model import RunModel, mark_unmeasured
 from kd_app.signals import check_stop
 from kd_app.specs.controls import Control, select_nearest
 from kd_app.specs.spec import RunSpec

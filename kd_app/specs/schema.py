@@ -15,7 +15,7 @@ from kd_app.config.compose import explain_not_chosen, is_choice
 from kd_app.config.paths import list_choices
 from kd_app.config.typed import Epochs
 from kd_app.models.license import Policy
-from kd_app.reporting.measurement_results import Split
+from kd_app.reporting.metrics import Split
 from kd_app.schedules import LearningRate
 from kd_app.specs.controls import ControlSettings
 from kd_app.tasks.build import TaskName

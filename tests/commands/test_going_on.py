@@ -12,7 +12,7 @@ from filelock import FileLock
 from kd_app.config import RequestError
 from kd_app.config.compose import choose_all_labels, compose_config
 from kd_app.reporting.results import read
-from kd_app.run.run_folder import build_run_name, claim_folder
+from kd_app.run.folder import build_run_name, claim_folder
 from kd_app.specs.spec import build_spec
 from tests.builders import results, student_sha256
 from tests.commands.call import (

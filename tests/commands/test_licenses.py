@@ -15,7 +15,7 @@ import kd_app
 from kd_app.config import RequestError
 from kd_app.config.compose import compose_config
 from kd_app.data.module import ImageData
-from kd_app.run.run_folder import build_run_name
+from kd_app.run.folder import build_run_name
 from kd_app.run.workspace import Workspace
 from kd_app.tracking import Tracker
 from kd_app.tracking.outcome import build_outcome

@@ -21,11 +21,11 @@ WRITES = (
     ("the best weights", "kd_app.callbacks.resumable_checkpoint.save", 2),
     ("a stage's model", "kd_app.training.fit.save_model", 1),
     ("a stage's answers", "kd_app.deployment.predictions.Predictions.save", 1),
-    ("predictions.parquet", "kd_app.run.run_output.write_table", 1),
+    ("predictions.parquet", "kd_app.run.output.write_table", 1),
     ("examples.parquet", "kd_app.measurement.dark_knowledge.write_examples", 1),
-    ("metrics.csv", "kd_app.run.run_output.write_curves", 1),
-    ("the copy of the student", "kd_app.run.run_output.copy_labeled", 1),
-    ("the model card", "kd_app.measurement.results_builder.write_card", 1),
+    ("metrics.csv", "kd_app.run.output.write_curves", 1),
+    ("the copy of the student", "kd_app.run.output.copy_labeled", 1),
+    ("the model card", "kd_app.measurement.builder.write_card", 1),
     ("results.json", "kd_app.reporting.results.write_atomically", 2),
 )
 """What is being written, and the call before which the disk gets full, in the order in

@@ -51,7 +51,7 @@ def test_two_runs_of_the_same_stages_at_a_time_make_each_once(
     )
 
 
-@pytest.mark.slow  # a lock file that nobody holds: tests/run/test_run_folder.py
+@pytest.mark.slow  # a lock file that nobody holds: tests/run/test_folder.py
 def test_a_lock_whose_holder_died_is_no_lock(
     tmp_path: Path, reference_run: Path, fault: Fault
 ) -> None:

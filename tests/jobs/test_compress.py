@@ -15,7 +15,7 @@ from kd_app.config.compose import compose_config
 from kd_app.jobs.compress import Compression, check_order, compute_loss, select_recorded
 from kd_app.reporting.html import write_report
 from kd_app.run import train, workspace
-from kd_app.run.run_model import RunModel
+from kd_app.run.model import RunModel
 from kd_app.training import fit
 from tests.builders import results
 from tests.commands.call import call, expect_refusal, paragraph, succeed

@@ -7,7 +7,7 @@ import pytest
 
 from kd_app.config.compose import compose_config
 from kd_app.jobs.distill import _read_results, find_results, select_splits
-from kd_app.measurement.results_builder import SplitName
+from kd_app.measurement.builder import SplitName
 from kd_app.reporting.console import Console
 from kd_app.reporting.results import write
 from kd_app.specs.spec import RunSpec, build_spec

@@ -18,7 +18,7 @@ from kd_app.measurement.classification import (
 from kd_app.metrics.verdict import VerdictRule
 from kd_app.models.cost import count_params
 from kd_app.models.create import create
-from kd_app.run.run_model import RunModel
+from kd_app.run.model import RunModel
 from kd_app.run.workspace import Workspace
 from kd_app.specs.model_specs import open_artifact_teacher
 from tests.builders import GRAY, quick_speed

@@ -3,7 +3,7 @@
 from typing import Any
 
 from kd_app.reporting.accuracy_plot import draw_accuracies
-from kd_app.reporting.measurement_results import ModelMetrics, Split
+from kd_app.reporting.metrics import ModelMetrics, Split
 
 
 def metrics(top1: float, low: float | None, high: float | None) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from kd_app.reporting.cautions import describe_cautions
-from kd_app.reporting.measurement_results import Split
+from kd_app.reporting.metrics import Split
 from kd_app.reporting.results import Data, Results
 from kd_app.reporting.sentences import write_verdict
 from kd_app.reporting.tables import build_summary

@@ -12,7 +12,7 @@ import pytest
 
 from kd_app.config import RequestError
 from kd_app.reporting.comparison import MethodComparison, compare
-from kd_app.reporting.measurement_results import Estimate
+from kd_app.reporting.metrics import Estimate
 from kd_app.reporting.results import Data, FileRecord, Results
 from kd_app.reporting.runs import Run, write_predictions
 from tests.reporting.embedding_results import build_embedding_results

@@ -1,7 +1,7 @@
 """Sentences about the controls claim no more than the metrics show."""
 
 from kd_app.reporting.distillation_gain import describe_gains
-from kd_app.reporting.measurement_results import Difference
+from kd_app.reporting.metrics import Difference
 from kd_app.reporting.results import Results
 from kd_app.reporting.tables import build_summary
 from tests.reporting.run_folders import build_results

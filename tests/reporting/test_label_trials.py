@@ -1,7 +1,7 @@
 """The table of trainings on shares of the labels."""
 
 from kd_app.reporting.label_trials import TrialResult, write_trials_table
-from kd_app.reporting.measurement_results import Estimate
+from kd_app.reporting.metrics import Estimate
 
 
 def test_starts_are_rows_and_shares_of_the_labels_columns() -> None:

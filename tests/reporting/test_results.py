@@ -5,7 +5,7 @@ import pytest
 
 from kd_app.config import RequestError
 from kd_app.metrics.report_metrics import measure_split
-from kd_app.reporting.measurement_results import ModelMetrics
+from kd_app.reporting.metrics import ModelMetrics
 from kd_app.reporting.results import Results, build_json_schema, read, write
 from tests.metrics.records import to_records
 from tests.reporting.run_folders import THREE, build_results, draw_logits

@@ -8,7 +8,7 @@ import pytest
 from kd_app.models.create import create
 from kd_app.run import assistants
 from kd_app.run.assistants import train_assistants
-from kd_app.run.run_model import RunModel
+from kd_app.run.model import RunModel
 from kd_app.run.workspace import Workspace
 from kd_app.training.job import TrainingJob
 from tests.builders import build_workspace, teacher_folder

@@ -12,7 +12,7 @@ from kd_app.deployment.formats.base import Format
 from kd_app.deployment.formats.executorch import ExecuTorchInt8
 from kd_app.deployment.formats.onnx import Onnx
 from kd_app.run.exported_files import sample_images, write_files
-from kd_app.run.run_model import RunModel
+from kd_app.run.model import RunModel
 from kd_app.run.workspace import Workspace
 from tests.deployment.graphs import reuse_graph, write_linear
 from tests.reporting.run_folders import build_results

@@ -23,6 +23,7 @@ from kd_app.jobs.evaluate import evaluate
 from kd_app.jobs.export import export_run
 from kd_app.reporting.console import Console
 from kd_app.reporting.results import write
+from kd_app.run.model import RunModel
 from kd_app.run.open_run import (
     STAGES,
     SavedRun,
@@ -32,7 +33,6 @@ from kd_app.run.open_run import (
     open_run,
     read_run,
 )
-from kd_app.run.run_model import RunModel
 from kd_app.run.workspace import Workspace
 from kd_app.specs.task_choice import Purpose
 from tests.builders import DIGITS, accept_changes, image_folder, results, teacher_folder

@@ -10,9 +10,9 @@ from kd_app.config import RequestError
 from kd_app.data.pseudo_labels import assign_pseudo_labels, read_pseudo_labels
 from kd_app.models.create import create
 from kd_app.run import pseudo_labels
+from kd_app.run.model import RunModel
 from kd_app.run.pseudo_labels import check_images_to_label
 from kd_app.run.role_jobs import build_control_job, draft_role_job
-from kd_app.run.run_model import RunModel
 from kd_app.run.workspace import Workspace
 from kd_app.training.job import TrainingJob
 from tests.builders import build_workspace, results, teacher_folder

@@ -11,10 +11,10 @@ from kd_app.config import RequestError
 from kd_app.config.compose import choose_all_labels, compose_config
 from kd_app.jobs.check import inspect_setup
 from kd_app.reporting.console import Console
+from kd_app.run.model import RunModel
 from kd_app.run.plan import describe_models
 from kd_app.run.refit import build_refit_job, describe_outcome, describe_refit, is_refit_due
 from kd_app.run.role_jobs import build_student_job
-from kd_app.run.run_model import RunModel
 from kd_app.run.workspace import Workspace
 from kd_app.specs.spec import ExternalParts, build_spec
 from tests.builders import build_workspace, results

@@ -11,6 +11,7 @@ import pytest
 from kd_app.config import RequestError
 from kd_app.run import role_jobs
 from kd_app.run.initial_models import build_initial_models
+from kd_app.run.model import RunModel
 from kd_app.run.role_jobs import (
     build_control_job,
     build_student_job,
@@ -20,7 +21,6 @@ from kd_app.run.role_jobs import (
     draft_role_job,
     note_class_weights,
 )
-from kd_app.run.run_model import RunModel
 from kd_app.run.workspace import Workspace
 from kd_app.specs.controls import compute_label_entropy
 from kd_app.training.job import TrainingJob

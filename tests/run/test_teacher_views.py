@@ -14,8 +14,8 @@ from filelock import FileLock
 from kd_app.config import RunError
 from kd_app.models.spec import LoadedModel
 from kd_app.run import teacher_views
+from kd_app.run.model import RunModel
 from kd_app.run.role_jobs import build_control_job, build_student_job
-from kd_app.run.run_model import RunModel
 from kd_app.run.workspace import Workspace
 from kd_app.teacher_outputs.cache import TeacherCache
 from kd_app.teacher_outputs.filling import CacheFiller

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from kd_app.run.model import RunModel
 from kd_app.run.role_jobs import build_student_job
-from kd_app.run.run_model import RunModel
 from kd_app.run.train import Listeners, find_trained, train
 from kd_app.run.workspace import Workspace
 from tests.builders import RecordingListener, build_workspace

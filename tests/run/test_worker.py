@@ -8,8 +8,8 @@ import pytest
 
 from kd_app.config import RequestError, RunError
 from kd_app.run import worker
+from kd_app.run.model import RunModel
 from kd_app.run.role_jobs import build_student_job
-from kd_app.run.run_model import RunModel
 from kd_app.run.worker import load_job, read_order
 from kd_app.run.workspace import Workspace
 from kd_app.tasks.embedding import Embedding

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kd_app.config import Decoding, RequestError, RunError
-from kd_app.run.run_model import RunModel
+from kd_app.run.model import RunModel
 from kd_app.run.workspace import Workspace
 from kd_app.stages import Stage
 from tests.builders import DIGITS, build_workspace, image_folder, teacher_folder

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 
 from kd_app.config import RequestError
 from kd_app.config.compose import compose_config
-from kd_app.run.run_folder import build_run_name
+from kd_app.run.folder import build_run_name
 from kd_app.specs.spec import build_spec
 from tests.builders import results
 from tests.commands.call import succeed

@@ -14,7 +14,7 @@ import pytest
 from kd_app.config import RequestError
 from kd_app.jobs.export import copy_whole
 from kd_app.models.save import copy_labeled
-from kd_app.run.run_folder import check_out, claim_folder
+from kd_app.run.folder import check_out, claim_folder
 from tests.builders import teacher_folder
 
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ import pytest
 
 from kd_app.config import RequestError
 from kd_app.config.compose import compose_config
-from kd_app.run.run_folder import build_run_name
+from kd_app.run.folder import build_run_name
 from kd_app.specs.task_choice import EmbeddingSettings, require_classifier, resolve_task
 from kd_app.tasks.classification import CLASSIFICATION
 from kd_app.tasks.embedding import Embedding

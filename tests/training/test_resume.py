@@ -35,7 +35,7 @@ KILLS: Sequence[Moment] = (
     (f"{CHECKPOINT}.on_train_epoch_end", 1),
     ("kd_app.training.fit:save_model", 1),  # the training is finished, but not saved
     ("kd_app.training.fit:_tidy", 1),
-    ("kd_app.run.run_output:write_student", 1),
+    ("kd_app.run.output:write_student", 1),
     ("kd_app.reporting.results:write_atomically", 2),
 )
 

@@ -20,7 +20,7 @@ from kd_app.reporting.html.charts import (
 )
 from kd_app.reporting.html.palette import SeriesStyle
 from kd_app.reporting.html.tables import Cell, Table, build_cell
-from kd_app.reporting.measurement_results import Estimate
+from kd_app.reporting.metrics import Estimate
 
 _FIRST, _BETWEEN, _LAST, _TEST = SeriesStyle(1), SeriesStyle(2), SeriesStyle(0), SeriesStyle(2)
 _MEASURES = (SeriesStyle(3), SeriesStyle(4), SeriesStyle(5), SeriesStyle(2))

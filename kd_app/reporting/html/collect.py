@@ -22,7 +22,7 @@ from kd_app.reporting.html.run_section import (
     write_question,
 )
 from kd_app.reporting.html.schema import ComparisonPart, Point, Report, RunRow
-from kd_app.reporting.measurement_results import Estimate
+from kd_app.reporting.metrics import Estimate
 from kd_app.reporting.refusals import TrialRefusedError
 from kd_app.reporting.results import Results
 from kd_app.reporting.runs import Run, flatten, load_run

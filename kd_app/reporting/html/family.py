@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from kd_app.config import RequestError
 from kd_app.reporting.exports import Exports, FileMetrics, ModelMeasurement, read_exports
 from kd_app.reporting.html.schema import Choice, FamilyPart, FilePart
-from kd_app.reporting.measurement_results import Estimate
+from kd_app.reporting.metrics import Estimate
 from kd_app.reporting.pareto import select_pareto_front
 from kd_app.reporting.runs import Run
 from kd_app.reporting.sentences import format_margin, format_percent

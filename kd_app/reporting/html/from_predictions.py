@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int64
 
 from kd_app.metrics.model_pair import find_pair
 from kd_app.reporting.html.schema import Bin, ClassPart, ConfusedPair, Confusion, Reliability
-from kd_app.reporting.measurement_results import Estimate, Measurement, PerClass
+from kd_app.reporting.metrics import Estimate, Measurement, PerClass
 
 if TYPE_CHECKING:
     from pandas import DataFrame

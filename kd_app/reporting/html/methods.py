@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from kd_app.metrics.seeds import SeedDifference, SeedSummary
 from kd_app.reporting.comparison import Method, compare
 from kd_app.reporting.html.schema import ComparisonPart, MethodPart, SeedStatistics
-from kd_app.reporting.measurement_results import Estimate
+from kd_app.reporting.metrics import Estimate
 from kd_app.reporting.runs import Run
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from kd_app.config.errors import list_some
 from kd_app.config.redact import redact
 from kd_app.reporting.html.schema import ClassPart, Provenance
-from kd_app.reporting.measurement_results import Measurement
+from kd_app.reporting.metrics import Measurement
 from kd_app.reporting.results import Results
 from kd_app.reporting.runs import flatten
 from kd_app.reporting.sentences import format_points

@@ -36,7 +36,7 @@ from kd_app.reporting.html.schema import (
     QueryPart,
     RunPart,
 )
-from kd_app.reporting.measurement_results import Estimate, Measurement, Split
+from kd_app.reporting.metrics import Estimate, Measurement, Split
 from kd_app.reporting.neighbor_examples import read_neighbors
 from kd_app.reporting.results import Results
 from kd_app.reporting.runs import Run

@@ -17,7 +17,7 @@ from kd_app.reporting.embedding_map import MapRow
 from kd_app.reporting.embedding_results import EmbeddingRecord
 from kd_app.reporting.embedding_table import EmbeddingTable
 from kd_app.reporting.knowledge_results import Knowledge
-from kd_app.reporting.measurement_results import CorruptionMetrics, Estimate, Group, Verdict
+from kd_app.reporting.metrics import CorruptionMetrics, Estimate, Group, Verdict
 from kd_app.reporting.results import CompressionStep
 
 VERSION: Final = 1

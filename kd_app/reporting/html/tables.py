@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kd_app.metrics.spec import Format
-from kd_app.reporting.measurement_results import Estimate
+from kd_app.reporting.metrics import Estimate
 from kd_app.reporting.sentences import format_count, format_interval, format_percent, format_points
 
 OUTCOMES = {"kept": "✓ kept", "lost": "✗ lost", "not shown": "? not shown"}

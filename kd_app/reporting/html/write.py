@@ -18,7 +18,7 @@ from kd_app.reporting.html.run_section import label_models
 from kd_app.reporting.html.schema import FilePart, Report, RunPart
 from kd_app.reporting.html.sections import Section, build_overview, build_sections
 from kd_app.reporting.html.tables import Table
-from kd_app.reporting.measurement_results import Estimate
+from kd_app.reporting.metrics import Estimate
 from kd_app.stages import write_atomically
 
 if TYPE_CHECKING:

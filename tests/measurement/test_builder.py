@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from kd_app.measurement.results_builder import ResultsBuilder
+from kd_app.measurement.builder import ResultsBuilder
 from kd_app.metrics.record import Predictions
 from kd_app.metrics.verdict import VerdictRule
 from kd_app.reporting.results import Data, ModelRecord, read

@@ -17,7 +17,7 @@ from kd_app.reporting.html import PAGE
 from kd_app.reporting.predictions import write_predictions as write_table
 from kd_app.reporting.results import FileRecord
 from kd_app.reporting.runs import write_curves
-from kd_app.run.run_model import RunModel, describe_reference
+from kd_app.run.model import RunModel, describe_reference
 from kd_app.run.workspace import Workspace
 from kd_app.run_files import (
     CONFIG,

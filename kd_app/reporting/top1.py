@@ -4,7 +4,7 @@ import numpy as np
 
 from kd_app.metrics.measure import estimate_rate
 from kd_app.metrics.record import Predictions
-from kd_app.reporting.measurement_results import Estimate
+from kd_app.reporting.metrics import Estimate
 
 
 def estimate_top1(predictions: Predictions, confidence: float) -> Estimate:

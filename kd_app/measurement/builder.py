@@ -13,8 +13,8 @@ from kd_app.reporting.cascade_results import CascadeRecord
 from kd_app.reporting.cautions import describe_cautions
 from kd_app.reporting.embedding_results import EmbeddingRecord
 from kd_app.reporting.knowledge_results import Knowledge
-from kd_app.reporting.measurement_results import Split
-from kd_app.reporting.measurement_results import Verdict as VerdictPart
+from kd_app.reporting.metrics import Split
+from kd_app.reporting.metrics import Verdict as VerdictPart
 from kd_app.reporting.results import (
     CompressionStep,
     Data,
@@ -29,7 +29,7 @@ from kd_app.reporting.results import (
     write,
 )
 from kd_app.run.environment import describe_environment
-from kd_app.run.run_output import list_files
+from kd_app.run.output import list_files
 from kd_app.run_files import RESULTS, STUDENT
 from kd_app.stages import Stage
 from kd_app.training.trainer import TrainerSettings

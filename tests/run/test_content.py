@@ -9,7 +9,7 @@ import yaml
 from kd_app.config import RequestError
 from kd_app.config.compose import compose_config
 from kd_app.reporting.results import write
-from kd_app.run.run_content import is_run, list_left
+from kd_app.run.content import is_run, list_left
 from tests.reporting.run_folders import build_results
 
 

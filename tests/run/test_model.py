@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kd_app.run.run_model import RunModel, describe_reference, mark_unmeasured
+from kd_app.run.model import RunModel, describe_reference, mark_unmeasured
 
 Models = dict[str, RunModel]
 
@@ -20,7 +20,7 @@ def test_a_model_is_referred_to_by_name_and_hash(models: Models) -> None:
 def test_an_int8_program_runs_in_place_of_the_module(
     models: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kd_app.run.run_model.Lowered", lambda path: path)
+    monkeypatch.setattr("kd_app.run.model.Lowered", lambda path: path)
     quantized = replace(models["student"], program=Path("int8.pt2"))
     assert quantized.load_runner() == Path("int8.pt2")  # type: ignore[comparison-overlap]
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from kd_app.metrics.record import Predictions
-from kd_app.reporting.top1_estimate import estimate_top1, format_top1
+from kd_app.reporting.top1 import estimate_top1, format_top1
 
 
 def test_top1_has_an_interval() -> None:

@@ -20,7 +20,7 @@ from kd_app.config.records import parse_with, read_record
 from kd_app.digest import hash_value
 from kd_app.files import is_outside, list_regular_files, remove
 from kd_app.reporting.runs import flatten
-from kd_app.run.run_content import is_run, list_left
+from kd_app.run.content import is_run, list_left
 from kd_app.run_files import CONFIG, READ, RESULTS
 from kd_app.specs.saved_config import fill_defaults
 from kd_app.stages import RECORD, sweep_leftovers, write_atomically

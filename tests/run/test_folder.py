@@ -11,7 +11,7 @@ import yaml
 from kd_app.config import RequestError
 from kd_app.config.compose import compose_config
 from kd_app.digest import hash_file
-from kd_app.run.run_folder import (
+from kd_app.run.folder import (
     build_run_name,
     check_out,
     check_stages,

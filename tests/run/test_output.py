@@ -8,8 +8,8 @@ import pandas as pd
 
 from kd_app.digest import hash_file
 from kd_app.metrics.record import Predictions
-from kd_app.run.run_model import RunModel
-from kd_app.run.run_output import (
+from kd_app.run.model import RunModel
+from kd_app.run.output import (
     list_files,
     list_groups,
     list_uploads,

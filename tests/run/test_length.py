@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from kd_app.run.run_length import list_length_notes
+from kd_app.run.length import list_length_notes
 from tests.builders import build_workspace, teacher_folder
 
 
